@@ -1,0 +1,26 @@
+"""Reward fine-tuning of diffusion models: the denoising chain as an MDP with exact log-probabilities.
+
+    run = ddpo.finetune(ddpo.Config(...))
+    images = ddpo.load("runs/demo").sample(["a fox"], seeds=[0])
+
+Importing ddpo costs nothing: each name below is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddpo.build import Run as load
+    from ddpo.config import Config
+    from ddpo.finetuning import finetune
+
+_PLACES = {"Config": ("config", "Config"), "finetune": ("finetuning", "finetune"), "load": ("build", "Run")}
+
+__all__ = ["Config", "finetune", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'ddpo' has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    return getattr(import_module(f"ddpo.{module}"), attribute)

@@ -1,0 +1,48 @@
+"""Reward fine-tuning of diffusion models."""
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+from ddpo import command
+from ddpo.errors import UserError, nearest
+
+COMMANDS = {
+    "train": "train",
+    "evaluate": "evaluate",
+    "sample": "sample",
+    "grid": "compare",
+    "score": "score",
+    "list": "catalogue",
+}
+"""Command -> module of this package, whose `main(argv)` it is."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`ddpo COMMAND [...]`: the exit code."""
+    return command.run(_dispatch, sys.argv[1:] if argv is None else argv)
+
+
+def _dispatch(argv: list[str]) -> int | None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        raise UserError(f"{argv[0]}: no such command{nearest(argv[0], COMMANDS)}")
+    return importlib.import_module(f"ddpo.{COMMANDS[argv[0]]}").main(argv[1:])
+
+
+def _help() -> str:
+    lines = [f"  {name:10}{_summary(module)}" for name, module in COMMANDS.items()]
+    return "\n".join([f"{__doc__}\n\nusage: ddpo COMMAND [--help] [--debug] ...\n", *lines])
+
+
+def _summary(module: str) -> str:
+    """The first docstring line, read without importing: help must not wait for torch."""
+    source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,45 @@
+"""What every command has in common: one line for an error, the exit code, and --debug for the traceback.
+
+A command's module ends with `raise SystemExit(command.run(main, sys.argv[1:]))`.
+"""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from ddpo.errors import Stopped, UserError
+
+Main = Callable[[list[str]], int | None]
+
+
+def run(main: Main, argv: Sequence[str]) -> int:
+    """Calls `main` with `argv` less --debug and gives the exit code.
+
+    0 done, 1 a defect of ours, 2 the user's mistake (nothing was written), 3 stopped in flight (the state is
+    saved). On several processes rank 0 speaks, but a defect is told by the rank that met it.
+    """
+    debug, first = "--debug" in argv, os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("ddpo").setLevel(logging.INFO if first else logging.ERROR)
+    try:
+        return main([word for word in argv if word != "--debug"]) or 0
+    except (Exception, KeyboardInterrupt) as error:
+        code, line = _verdict(error)
+        if debug:
+            traceback.print_exc()
+        if first or code == 1:
+            print(f"ddpo: {line}", file=sys.stderr)
+        return code
+
+
+def _verdict(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, UserError):
+        return 2, str(error)
+    if isinstance(error, Stopped):
+        return 3, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 3, "interrupted; a training run goes on with `ddpo train --resume RUN_DIR`"
+    told = " ".join(f"{type(error).__name__}: {error}".split())
+    return 1, f"internal error: {told}; run again with --debug for the traceback"

@@ -1,0 +1,369 @@
+"""What can be set, in one dataclass a section; the strings under the fields are what --help prints.
+
+A configuration comes from a YAML file and dotted flags (`parse`), from a mapping (`load`) or from Python. A
+section with a `name` takes, flat beside its own fields, the keyword-only parameters of what it names, as in
+`objective: {name: ddpo, clip_range: 1e-4}`; in Python these stand in `options`. Names are looked up by
+`parse` and `load`, which fill in every default; importing this module is cheap.
+"""
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+
+from ddpo import parsing, plugins
+from ddpo.errors import UserError, nearest
+
+TRACKERS = ("jsonl", "tensorboard", "wandb")
+GROUP_ADVANTAGES = ("group",)
+KINDS = {"model": "models", "objective": "objectives", "rewards": "rewards", "eval_rewards": "rewards"}
+
+
+@dataclass
+class Model:
+    """The diffusion model that is fine-tuned."""
+
+    name: str = "stable_diffusion"
+    """an adapter of `ddpo list models`"""
+    pretrained: str = "emoji"
+    """Hub name or folder of the weights; `emoji` is the small model that comes with ddpo"""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """precision of the network; log-probabilities and the trained weights are always fp32"""
+    loras: list[str] = field(default_factory=list)
+    """LoRA files or Hub names fused into the weights before training"""
+    gradient_checkpointing: bool = False
+    """less memory and more time: activations are computed again in the backward pass"""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Lora:
+    """The low-rank adapter that is trained; `lora: null` trains the whole denoiser."""
+
+    rank: int = 16
+    """rank of the update, >= 1"""
+    alpha: float | None = None
+    """the update is scaled by alpha / rank; null: alpha = rank, the only choice every program reads alike"""
+    target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    """ends of the names of the layers that get an adapter"""
+    text_encoder: bool = False
+    """adapt the text encoder too"""
+
+
+@dataclass
+class Sampler:
+    """How images are sampled, in training and evaluation."""
+
+    name: str = "ddim"
+    """ddim or ddpm"""
+    num_steps: int = 50
+    """denoising steps an image, >= 1"""
+    guidance_scale: float = 5.0
+    """classifier-free guidance, >= 0; 1 is none and takes half the time"""
+    batch_size: int = 8
+    """images a network call; sets speed and memory, never the result"""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Prompts:
+    """The prompts of training: a named set, or a file of one's own."""
+
+    name: str | None = "animals"
+    """a set of `ddpo list prompts`"""
+    path: str | None = None
+    """a txt, jsonl, csv or py file; takes the place of name"""
+    template: str | None = None
+    """text around each prompt, as in "A painting of a {prompt}" """
+
+    def __post_init__(self) -> None:
+        self.name = None if self.path else self.name
+
+
+@dataclass
+class Reward:
+    """One term of the reward, or one judge of the evaluation."""
+
+    name: str
+    """a reward of `ddpo list rewards`, package.module:attribute or path/file.py:function"""
+    weight: float = 1.0
+    """factor in the sum of rewards"""
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Objective:
+    """The loss."""
+
+    name: str = "ddpo"
+    """an objective of `ddpo list objectives`"""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Advantage:
+    """What a sample's reward is compared with."""
+
+    name: str = "per_prompt"
+    """batch, per_prompt or group"""
+    clip: float = 5.0
+    """advantages are clipped to [-clip, clip]"""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Trainer:
+    """The loop. All sizes are global: they do not depend on the number of processes."""
+
+    iterations: int = 100
+    """rounds of sampling and learning"""
+    prompts_per_iteration: int = 32
+    """prompts drawn an iteration"""
+    samples_per_prompt: int = 8
+    """images of each of them; an iteration makes prompts_per_iteration x samples_per_prompt"""
+    minibatches: int = 2
+    """optimiser steps a pass; divides prompts_per_iteration, since the samples of a prompt stay together"""
+    epochs: int = 1
+    """passes over the images of an iteration"""
+    micro_batch: int = 16
+    """(sample, step) pairs a network call; sets speed and memory, never the result"""
+    lr: float = 3e-4
+    """learning rate of AdamW, > 0"""
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """cosine and linear go down to 0 at the last iteration"""
+    warmup_steps: int = 0
+    """optimiser steps in which the learning rate rises from 0"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averages of the gradient and of its square, each in [0, 1)"""
+    adam_eps: float = 1e-8
+    """AdamW's epsilon, > 0"""
+    weight_decay: float = 1e-4
+    """AdamW's decoupled weight decay, >= 0"""
+    max_grad_norm: float = 1.0
+    """gradients with a larger norm are scaled down to it"""
+
+
+@dataclass
+class Ema:
+    """A running average of the trained weights."""
+
+    decay: float = 0.0
+    """weight of the past at each optimiser step, in [0, 1); 0: no average is kept"""
+
+
+@dataclass
+class Checkpoint:
+    """The state from which `--resume` goes on."""
+
+    every: int = 10
+    """iterations from one checkpoint to the next; the last iteration always makes one"""
+    keep_last: int = 3
+    """older checkpoints are deleted"""
+
+
+@dataclass
+class Evaluation:
+    """Base and tuned model side by side at matched seeds."""
+
+    prompts: str | None = None
+    """a held-out set judged besides the training prompts"""
+    every: int = 0
+    """iterations between evaluations during training; 0: only at the end"""
+    samples_per_prompt: int = 2
+    """images of each prompt"""
+    num_prompts: int | None = None
+    """the first so many prompts of each set; null: all"""
+
+
+@dataclass
+class Log:
+    """What is written down on the way."""
+
+    trackers: list[str] = field(default_factory=lambda: ["jsonl"])
+    """any of jsonl, tensorboard, wandb; metrics.jsonl is always written"""
+    images: int = 8
+    """pictures in samples/ each time"""
+    every: int = 10
+    """iterations from one set of pictures to the next"""
+
+
+@dataclass
+class Config:
+    """A run, completely described."""
+
+    model: Model = field(default_factory=Model)
+    lora: Lora | None = field(default_factory=Lora)
+    sampler: Sampler = field(default_factory=Sampler)
+    prompts: Prompts = field(default_factory=Prompts)
+    rewards: list[Reward] = field(default_factory=list)
+    eval_rewards: list[Reward] = field(default_factory=list)
+    objective: Objective = field(default_factory=Objective)
+    advantage: Advantage = field(default_factory=Advantage)
+    trainer: Trainer = field(default_factory=Trainer)
+    ema: Ema = field(default_factory=Ema)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    log: Log = field(default_factory=Log)
+    plugins: list[str] = field(default_factory=list)
+    """folders with rewards/ prompts/ objectives/ models/ of your own"""
+    seed: int = 0
+    """all randomness is a function of (seed, iteration, sample)"""
+    run_dir: str = "runs/default"
+    """the folder everything is written into"""
+
+
+def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[str] = ()) -> Config:
+    """The configuration of `--config FILE_OR_NAME [--section.key value ...]`; `--help` prints that.
+
+    `command` and `flags` (the command's own, as in `--resume RUN_DIR`) are for the help text and suggestions;
+    the caller has taken the flags out of `argv`. Raises UserError with the place, the value and the nearest
+    valid one.
+    """
+    source, changes, wants_help = parsing.arguments(Config, argv, flags)
+    if source is None and not wants_help:
+        names = ", ".join(plugins.names("configs"))
+        raise UserError(f"--config: needs a YAML file, or the name of a bundled one: {names}")
+    values = parsing.normal(Config, parsing.read(_file(source)) if source else {})
+    for key, other in (("prompts.name", "path"), ("prompts.path", "name")):
+        if key in dict(changes) and values.get("prompts"):
+            values["prompts"].pop(other, None)
+    parsing.change(Config, values, changes)
+    _add_plugins(values)
+    if wants_help:
+        usage = f"{command} --config FILE_OR_NAME [--section.key value ...]"
+        parsing.print_help(Config, values, _find, " ".join([usage, *(f"[{flag}]" for flag in flags)]))
+        raise SystemExit(0)
+    return parsing.resolve(Config, values, _find)
+
+
+def load(source: str | Path | Mapping[str, Any] | Config) -> Config:
+    """The configuration in a YAML file (or bundled under a name), in such a mapping, or built in Python.
+
+    Every option is resolved: the named things' defaults are filled in. Raises UserError as `parse` does.
+    """
+    given = parsing.flat(source) if isinstance(source, Config) else source
+    values = parsing.normal(Config, given if isinstance(given, Mapping) else parsing.read(_file(given)))
+    _add_plugins(values)
+    return parsing.resolve(Config, values, _find)
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML, every option resolved: `load` of it equals `load(config)`."""
+    return yaml.safe_dump(parsing.flat(load(config)), sort_keys=False, default_flow_style=None, width=110)
+
+
+def changed(old: Config, new: Config) -> list[str]:
+    """The dotted names whose values differ, as `trainer.lr`; a list of rewards counts as one."""
+    return list(_differences("", parsing.flat(old), parsing.flat(new)))
+
+
+def check(config: Config) -> None:
+    """What types cannot say: ranges, arithmetic, trackers. Raises UserError with the nearest valid values."""
+    for place, value, wanted, valid in _ranges(config):
+        if not valid:
+            raise UserError(f"{place}: must be {wanted}, got {value}")
+    if not config.rewards:
+        raise UserError("rewards: needs at least one, as in --rewards '[{name: jpeg_compressibility}]'")
+    if not any(reward.weight for reward in config.rewards):
+        raise UserError("rewards: all weights are 0; give one another weight")
+    names = [reward.name for reward in config.rewards]
+    for i, reward in enumerate(config.rewards):
+        if names.index(reward.name) < i:
+            raise UserError(f"rewards.{i}.name: {reward.name} is there twice; give it once, with one weight")
+    trainer = config.trainer
+    if trainer.prompts_per_iteration % trainer.minibatches:
+        prompts, parts = trainer.prompts_per_iteration, trainer.minibatches
+        divisors = [n for n in range(1, prompts + 1) if prompts % n == 0]
+        near = [max(n for n in divisors if n < parts), *[n for n in divisors if n > parts][:1]]
+        raise UserError(
+            f"trainer.minibatches: {parts} does not divide prompts_per_iteration {prompts}, and the samples "
+            f"of a prompt stay together; take {' or '.join(map(str, near))}, or prompts_per_iteration "
+            f"{prompts + -prompts % parts}"
+        )
+    if config.advantage.name in GROUP_ADVANTAGES and trainer.samples_per_prompt < 2:
+        raise UserError(
+            f"trainer.samples_per_prompt: {trainer.samples_per_prompt} leaves nothing to compare with, "
+            f"and advantage {config.advantage.name} compares within a prompt; take 2 or more"
+        )
+    for i, tracker in enumerate(config.log.trackers):
+        if tracker not in TRACKERS:
+            raise UserError(f"log.trackers.{i}: no such tracker as {tracker!r}{nearest(tracker, TRACKERS)}")
+        if tracker != "jsonl" and importlib.util.find_spec(tracker) is None:
+            raise UserError(f"log.trackers.{i}: {tracker} is not installed; pip install 'ddpo[{tracker}]'")
+
+
+def _ranges(config: Config) -> Iterator[tuple[str, float | str, str, bool]]:
+    """Place, value, the words for what is valid, and whether it is."""
+    at_least = {
+        1: "sampler.num_steps sampler.batch_size trainer.iterations trainer.prompts_per_iteration "
+        "trainer.samples_per_prompt trainer.minibatches trainer.epochs trainer.micro_batch checkpoint.every "
+        "checkpoint.keep_last evaluation.samples_per_prompt evaluation.num_prompts log.every lora.rank",
+        0: "sampler.guidance_scale trainer.warmup_steps trainer.weight_decay evaluation.every log.images "
+        "seed",
+    }
+    above_0 = "trainer.lr trainer.adam_eps trainer.max_grad_norm advantage.clip lora.alpha"
+    below_1 = "ema.decay trainer.betas.0 trainer.betas.1"
+    values = dict(parsing.leaves(parsing.flat(config)))
+    present = {place for place, value in values.items() if value is not None}
+    for bound, places in at_least.items():
+        for place in filter(present.__contains__, places.split()):
+            yield place, values[place], f"at least {bound}", bound <= values[place] < math.inf
+    for place in filter(present.__contains__, above_0.split()):
+        yield place, values[place], "above 0 and finite", 0 < values[place] < math.inf
+    for place in below_1.split():
+        yield place, values[place], "at least 0 and below 1", 0 <= values[place] < 1
+    for i, reward in enumerate(config.rewards):
+        yield f"rewards.{i}.weight", reward.weight, "finite", math.isfinite(reward.weight)
+    yield "run_dir", repr(config.run_dir), "the path of a folder", bool(config.run_dir.strip())
+
+
+def _differences(place: str, old: Any, new: Any) -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in {**old, **new}:
+            yield from _differences(f"{place}.{key}".lstrip("."), old.get(key), new.get(key))
+    elif old != new:
+        yield place
+
+
+def _file(source: str | Path) -> Path:
+    """A path is one that looks like one or exists; anything else is the name of a bundled configuration."""
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file():
+        if not path.is_file():
+            raise UserError(f"--config: {source}: no such file")
+        return path
+    return Path(str(_load("configs", str(source), "--config: ")))
+
+
+def _load(kind: str, name: str, place: str = "") -> object:
+    try:
+        return plugins.load(kind, name)
+    except UserError as error:
+        raise UserError(place + str(error).removeprefix(f"{kind}: ")) from error
+
+
+def _add_plugins(values: Mapping[str, Any]) -> None:
+    """Before any name is looked up."""
+    folders = values.get("plugins", [])
+    folders = yaml.safe_load(folders) if isinstance(folders, str) else folders
+    if not isinstance(folders, list):
+        raise UserError(f"plugins: expected a list of folders, as [a, b], got {folders!r}")
+    for folder in folders:
+        plugins.add_folder(folder)
+
+
+def _find(section: str, name: str) -> Callable[..., object]:
+    """What `name` names in this section; its keyword-only parameters are the section's open options."""
+    if section in KINDS:
+        return cast(Callable[..., object], _load(KINDS[section], name))
+    if section == "sampler":  # torch comes with these two, and `import ddpo.config` must not bring it
+        from ddpo.transitions import SAMPLERS as table
+    else:
+        from ddpo.advantages import ADVANTAGES as table
+    if name not in table:
+        raise UserError(f"nothing is called {name!r}{nearest(name, table)}")
+    return table[name]

@@ -1,0 +1,23 @@
+"""Compare base and tuned model at matched seeds; write evaluation/ and index.html."""
+
+import argparse
+import sys
+
+from ddpo import command, config
+
+
+def main(argv: list[str]) -> None:
+    """`ddpo evaluate RUN_DIR [--section.key value ...]`."""
+    parser = argparse.ArgumentParser(prog="ddpo evaluate", description=__doc__, allow_abbrev=False)
+    parser.add_argument("run_dir", help="folder of a run")
+    arguments, changes = parser.parse_known_args(argv)
+    settings = config.parse(
+        ["--config", f"{arguments.run_dir}/config.yaml", "--run_dir", arguments.run_dir, *changes], command="ddpo evaluate"
+    )
+    from ddpo.judging import judge
+
+    judge(settings)
+
+
+if __name__ == "__main__":
+    raise SystemExit(command.run(main, sys.argv[1:]))

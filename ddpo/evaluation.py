@@ -1,0 +1,94 @@
+"""The same prompts at the same seeds under several weights: pictures, scores, and the paired differences."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ddpo import ranks, stats
+from ddpo.images import GUARDS, to_pil
+from ddpo.models import Policy
+from ddpo.prompts import Prompt, PromptSet
+from ddpo.rewards import Reward
+from ddpo.rollout import Sampler, sample
+
+SEEDS = 4
+"""First number of every evaluation key: keeps its noise apart from the training's."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture of an evaluation: what was asked, from which noise, and what it scored (NaN: no value)."""
+
+    prompt: str
+    seed: int
+    image: Image.Image
+    scores: dict[str, float]
+
+
+def shoot(
+    policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seeds: Sequence[int], rewards: Sequence[Reward]
+) -> Iterator[Shot]:
+    """One picture for each prompt and seed, in order, scored by every reward and guard.
+
+    A picture depends on its prompt, its seed and the weights alone.
+    """
+    keys = [(SEEDS, seed) for seed in seeds]
+    for part in sample(policy, sampler, [prompt.text for prompt in prompts], keys):
+        metadata = [prompts[i].metadata for i in part.samples]
+        scores = {reward.name: reward(part.images, part.prompts, metadata).tolist() for reward in rewards}
+        scores |= {name: guard(part.images).tolist() for name, guard in GUARDS.items()}
+        for row, (i, image) in enumerate(zip(part.samples, to_pil(part.images), strict=True)):
+            yield Shot(part.prompts[row], seeds[i], image, {name: column[row] for name, column in scores.items()})
+
+
+def all_shots(
+    policy: Policy, sampler: Sampler, prompts: PromptSet, per_prompt: int, rewards: Sequence[Reward]
+) -> list[Shot]:
+    """`per_prompt` pictures of every prompt, each with a seed of its own; shared among ranks, whole on each of them."""
+    asked = [prompt for prompt in prompts for _ in range(per_prompt)]
+    mine = ranks.share(len(asked), ranks.state().process_index, ranks.state().num_processes)
+    shots = list(shoot(policy, sampler, [asked[i] for i in mine], list(mine), rewards))
+    return ranks.gather(shots)
+
+
+def compare(base: Sequence[Shot], tuned: Sequence[Shot]) -> dict[str, dict[str, Any]]:
+    """For each score: both columns' mean, standard error and n, the difference paired by seed, and the win rate."""
+    found = {}
+    for name in base[0].scores:
+        before, after = (np.array([shot.scores[name] for shot in shots]) for shots in (base, tuned))
+        found[name] = {
+            "base": stats.summary(before), "tuned": stats.summary(after),
+            "difference": stats.paired(before, after), "win_rate": stats.win_rate(before, after),
+        }  # fmt: skip
+    return found
+
+
+def write(
+    folder: Path,
+    columns: Mapping[str, Mapping[str, Sequence[Shot]]],
+    versions: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
+    """evaluation/: images/*.png, samples.jsonl and results.json, from columns[set name][column name]."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for set_name, shots_of in columns.items():
+        for column, shots in shots_of.items():
+            for shot in shots:
+                image = f"images/{set_name}_{shot.seed:05d}_{column}.png"
+                shot.image.save(folder / image)
+                scores = {name: None if value != value else value for name, value in shot.scores.items()}
+                row = {"set": set_name, "prompt": shot.prompt, "seed": shot.seed, "column": column}
+                lines.append(json.dumps({**row, "image": image, "scores": scores}))
+    (folder / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    results = {
+        "sets": {name: compare(shots["base"], shots["tuned"]) for name, shots in columns.items()},
+        "versions": dict(versions), "config": dict(config),
+    }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    return results

@@ -1,0 +1,228 @@
+"""A fine-tuning from its configuration to its folder: what `ddpo train` and `ddpo.finetune` do."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ddpo import build, checkpoint, config, evaluation, metrics, parsing, ranks, runs
+from ddpo.build import Run
+from ddpo.config import Config
+from ddpo.errors import Stopped
+from ddpo.grid import table
+from ddpo.tracking import Trackers
+from ddpo.trainer import Trainer
+
+log = logging.getLogger("ddpo")
+
+
+def finetune(settings: Config, resume: bool = False, overwrite: bool = False) -> Run:
+    """Fine-tune as the configuration says and return the run, to sample from.
+
+    `resume` continues the run in `run_dir`, if it holds one; `overwrite` replaces it. Raises UserError before anything
+    is written, Stopped when a run ends early with its state saved.
+    """
+    Session(settings, resume, overwrite).train()
+    ranks.state().wait_for_everyone()
+    return Run(settings.run_dir)
+
+
+class Session:
+    """A run in progress: the trainer, its folder, and what is written when."""
+
+    def __init__(self, settings: Config, resume: bool = False, overwrite: bool = False) -> None:
+        self.settings = config.load(settings)
+        config.check(self.settings)
+        self.folder = Path(self.settings.run_dir)
+        self.main = ranks.state().is_main_process
+        runs.check(self.folder, resume, overwrite)
+        continues = resume and (self.folder / "config.yaml").exists()
+        if continues:
+            runs.check_changes(self.folder, self.settings)
+        self.trainer = build.trainer(self.settings)
+        self.sets = build.evaluation_sets(self.settings)
+        self.judges = build.all_rewards(self.settings, self.trainer.policy)
+        if self.main:
+            provenance = runs.provenance(self.trainer.prompts.hash, self.judges)
+            runs.create(self.folder, self.settings, overwrite, provenance)
+        ranks.state().wait_for_everyone()
+        if continues:
+            self.restore()
+        wanted = self.settings.log.trackers if self.main else []
+        self.trackers = Trackers(wanted, self.folder, parsing.flat(self.settings))
+        self._asked_to_stop = False
+
+    def train(self) -> None:
+        """All iterations that are left. A finished run says so and does nothing."""
+        total, trainer = self.settings.trainer.iterations, self.trainer
+        if trainer.iteration >= total:
+            log.info("%s has finished its %d iterations; give --trainer.iterations to go further", self.folder, total)
+            return
+        with self.signals(), self.bars(total) as bar:
+            if trainer.iteration == 0:
+                self.pictures()
+            while trainer.iteration < total:
+                try:
+                    row = trainer.iterate()
+                except Stopped as error:
+                    self.save()
+                    raise Stopped(f"{error} (state saved; go on with --resume {self.folder})") from error
+                if self.due(self.settings.evaluation.every):
+                    row |= self.evaluate()
+                self.record(row, bar)
+                if self.due(self.settings.checkpoint.every) or trainer.iteration == total:
+                    self.save()
+                if any(ranks.gather([self._asked_to_stop])) and trainer.iteration < total:
+                    self.save()
+                    raise Stopped(f"stopped after iteration {trainer.iteration}; go on with --resume {self.folder}")
+        self.finish()
+
+    def due(self, every: int) -> bool:
+        return bool(every) and self.trainer.iteration % every == 0
+
+    def record(self, row: dict[str, Any], bar: tqdm) -> None:
+        """metrics.jsonl, trackers, pictures, and a word to whoever watches."""
+        bar.update()
+        bar.set_postfix(reward=f"{row['reward/mean']:.3f}", clip=f"{row.get('clip_frac', 0):.2f}")
+        if self.main:
+            metrics.write(self.folder / "metrics.jsonl", row)
+            self.trackers.log(row, self.trainer.iteration)
+        if self.due(self.settings.log.every):
+            self.pictures()
+            if bar.disable:
+                text = "iteration %d of %d: reward %.4f, clip_frac %.2f, %.1f s"
+                log.info(text, row["iteration"], bar.total, row["reward/mean"], row["clip_frac"], row["time/total"])
+
+    def pictures(self) -> None:
+        """samples/000010/: the same prompts at the same seeds each time, and all of them in one captioned picture."""
+        count, prompts = min(self.settings.log.images, len(self.sets[0])), self.sets[0]
+        if not self.main or not count:
+            return
+        seeds = [len(prompts) * i // count for i in range(count)]
+        with self.averaged():
+            chosen = [prompts[i] for i in seeds]
+            shots = list(evaluation.shoot(self.trainer.policy, self.trainer.sampler, chosen, seeds, self.judges[:1]))
+        folder = self.folder / "samples" / f"{self.trainer.iteration:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        captions = [f"{shot.prompt} | {shot.scores[self.judges[0].name]:.3f}" for shot in shots]
+        for i, shot in enumerate(shots):
+            shot.image.save(folder / f"{i:02d}.png")
+        cells, labels = [[shot.image for shot in shots]], [[caption.split(" | ")[1] for caption in captions]]
+        picture = table(cells, [f"iteration {self.trainer.iteration}"], [shot.prompt for shot in shots], labels)
+        picture.save(folder.with_suffix(".png"))
+        self.trackers.log_images([shot.image for shot in shots], captions, self.trainer.iteration)
+
+    def evaluate(self) -> dict[str, float]:
+        """Means of all rewards over the evaluation prompts (the held-out ones, if there are any) at fixed seeds."""
+        per_prompt = self.settings.evaluation.samples_per_prompt
+        with self.averaged():
+            shots = evaluation.all_shots(self.trainer.policy, self.trainer.sampler, self.sets[-1], per_prompt, self.judges)
+        columns = {judge.name: torch.tensor([shot.scores[judge.name] for shot in shots]) for judge in self.judges}
+        return {f"eval/{name}": column.nanmean().item() for name, column in columns.items()}
+
+    def save(self) -> None:
+        """A checkpoint of everything that the next iteration depends on, and the adapter for diffusers."""
+        if not self.main:
+            return
+        trainer, parameters = self.trainer, self.trainer.policy.parameters()
+        tensors = {
+            "parameters": parameters,
+            "optimizer": checkpoint.optimizer_tensors(trainer.optimizer, parameters),
+        }
+        state: dict[str, Any] = {
+            "iteration": trainer.iteration, "images_seen": trainer.images_seen,
+            "skipped_in_a_row": trainer.skipped_in_a_row, "advantage": trainer.advantage.state_dict(),
+            "lr_scheduler": trainer.lr_scheduler.state_dict(),
+        }  # fmt: skip
+        if trainer.ema is not None:
+            tensors["ema"] = dict(zip(parameters, trainer.ema.shadow_params, strict=True))
+            state["ema_steps"] = trainer.ema.optimization_step
+        checkpoint.save(self.folder / "checkpoints" / f"{trainer.iteration:06d}", tensors, state)
+        checkpoint.keep(self.folder, self.settings.checkpoint.keep_last)
+
+    def restore(self) -> None:
+        """Go back to the newest whole checkpoint, or to the start, and cut the metrics to it."""
+        found = None
+        for folder in reversed(checkpoint.all_of(self.folder)):
+            try:
+                found = checkpoint.load(folder)
+                break
+            except ValueError as error:
+                log.warning("%s; going back to the one before", error)
+        if found is not None:
+            self.apply(*found)
+        if self.main:
+            metrics.cut(self.folder / "metrics.jsonl", self.trainer.iteration)
+        log.info("going on from iteration %d of %s", self.trainer.iteration, self.folder)
+
+    def apply(self, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
+        """Put a checkpoint's content in place."""
+        trainer, parameters = self.trainer, self.trainer.policy.parameters()
+        checkpoint.restore_parameters(parameters, tensors["parameters"])
+        checkpoint.restore_optimizer(trainer.optimizer, parameters, tensors["optimizer"])
+        trainer.advantage.load_state_dict(state["advantage"])
+        trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        for group, lr in zip(trainer.optimizer.param_groups, trainer.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = lr
+        trainer.iteration, trainer.images_seen = state["iteration"], state["images_seen"]
+        trainer.skipped_in_a_row = state["skipped_in_a_row"]
+        if trainer.ema is not None:
+            trainer.ema.shadow_params = [tensors["ema"][name].to(p.device) for name, p in parameters.items()]
+            trainer.ema.optimization_step = state["ema_steps"]
+
+    def finish(self) -> None:
+        """lora/ and the model card."""
+        if self.main:
+            with self.averaged():
+                self.trainer.policy.save(self.folder / "lora")
+            runs.write_card(self.folder, self.settings)
+            self.trackers.finish()
+            log.info("done: %s holds the LoRA; see what changed with: ddpo evaluate %s", self.folder / "lora", self.folder)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the weights are their running average, where one is kept."""
+        ema, parameters = self.trainer.ema, list(self.trainer.policy.parameters().values())
+        if ema is None:
+            yield
+            return
+        ema.store(parameters)
+        ema.copy_to(parameters)
+        yield
+        ema.restore(parameters)
+
+    @contextmanager
+    def bars(self, total: int) -> Iterator[tqdm]:
+        """A bar of iterations, and under it one of the phase that runs; both silent without a terminal."""
+        quiet = None if self.main else True
+        with tqdm(total=total, initial=self.trainer.iteration, desc="iterations", disable=quiet) as outer:
+            inner = tqdm(total=1, leave=False, disable=quiet)
+
+            def progress(phase: str, done: int, total: int) -> None:
+                inner.set_description(phase)
+                inner.total, inner.n = total, done
+                inner.refresh()
+
+            self.trainer.progress = progress if not inner.disable else self.trainer.progress
+            yield outer
+            inner.close()
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM saves and stops after the iteration; the second stops at once."""
+
+        def ask(number: int, frame: object) -> None:
+            if self._asked_to_stop:
+                raise KeyboardInterrupt
+            self._asked_to_stop = True
+            log.info("stopping after this iteration (once more to stop at once)")
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        yield
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,70 @@
+"""The evaluation of a run folder: what `ddpo evaluate` does."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from ddpo import build, evaluation, parsing, prompts, ranks, report, runs
+from ddpo.build import Run
+from ddpo.config import Config
+from ddpo.grid import table
+from ddpo.prompts import PromptSet
+from ddpo.rewards import short_name
+
+log = logging.getLogger("ddpo")
+
+
+def judge(settings: Config) -> dict[str, Any]:
+    """Base and tuned model on the seen and the held-out prompts at the same seeds; returns what results.json holds."""
+    run = Run(settings.run_dir)
+    run.use("tuned")
+    rewards = build.all_rewards(settings, run.policy)
+    columns: dict[str, dict[str, list[evaluation.Shot]]] = {}
+    sets = build.evaluation_sets(settings)
+    with tqdm(total=2 * len(sets), desc="evaluating", disable=None) as bar:
+        for wanted in sets:
+            arguments = (run.policy, run.sampler, wanted, settings.evaluation.samples_per_prompt, rewards)
+            with run.policy.reference():
+                base = evaluation.all_shots(*arguments)
+            bar.update()
+            columns[wanted.name] = {"base": base, "tuned": evaluation.all_shots(*arguments)}
+            bar.update()
+    if not ranks.state().is_main_process:
+        return {}
+    folder = Path(settings.run_dir)
+    results = evaluation.write(folder / "evaluation", columns, runs.versions(), parsing.flat(settings))
+    runs.write_card(folder, settings)
+    page = report.write(folder)
+    for set_name, scores in results["sets"].items():
+        for reward in [*settings.rewards, *settings.eval_rewards]:
+            name = short_name(reward.name)
+            log.info("%s", report.sentence(set_name, name, scores[name]))
+    log.info("open %s", page)
+    return results
+
+
+def grid(run_dir: str, prompt_source: str | None, count: int, seed: int) -> Image.Image:
+    """Prompts down; base, every kept checkpoint across; the trained reward's scores under each picture."""
+    run = Run(run_dir)
+    chosen = build.prompt_set(run.config) if prompt_source is None else named_or_file(prompt_source)
+    chosen = [chosen[len(chosen) * i // count] for i in range(min(count, len(chosen)))]
+    rewards = build.reward_list(run.config.rewards, run.policy.device, run.config.model.dtype)
+    columns: dict[str, list[evaluation.Shot]] = {}
+    arguments = (run.policy, run.sampler, chosen, [seed] * len(chosen), rewards)
+    with run.policy.reference():
+        columns["base"] = list(evaluation.shoot(*arguments))
+    for name in run.checkpoints:
+        run.use(name)
+        columns[f"iteration {int(name)}"] = list(evaluation.shoot(*arguments))
+    rows = list(zip(*columns.values(), strict=True))
+    captions = [["  ".join(f"{shot.scores[r.name]:.3f}" for r in rewards) for shot in row] for row in rows]
+    cells: list[list[Image.Image | None]] = [[shot.image for shot in row] for row in rows]
+    return table(cells, [prompt.text for prompt in chosen], list(columns), captions)
+
+
+def named_or_file(source: str) -> PromptSet:
+    """A bundled set by name, or a file by its path."""
+    return prompts.load(path=source) if Path(source).suffix else prompts.load(source)

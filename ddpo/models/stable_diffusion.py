@@ -1,0 +1,254 @@
+"""Stable Diffusion 1.x and 2.x (and the embedded emoji model) behind the policy protocol: a diffusers pipeline and LoRA."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import _collate_lora_metadata
+from diffusers.utils import logging as diffusers_logging
+from jaxtyping import Float, Int
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from ddpo.errors import UserError
+from ddpo.transitions import NoiseSchedule
+
+EMBEDDED = Path(__file__).parent / "emoji" / "weights" / "pipeline"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+log = logging.getLogger("ddpo")
+
+
+class StableDiffusion:
+    """A StableDiffusionPipeline whose UNet carries a LoRA (or is trained whole, without one).
+
+    pretrained  a folder or hub id that diffusers loads, "emoji" for the embedded model, or a pipeline
+    dtype       of the frozen weights and of the arithmetic; trained weights, latents and log-probabilities stay fp32
+    lora        None trains the whole UNet
+    loras       LoRA files or folders to start from; they become part of the reference
+    """
+
+    def __init__(
+        self,
+        pretrained: str | StableDiffusionPipeline = "emoji",
+        device: torch.device | str = "cpu",
+        dtype: str = "fp32",
+        loras: Sequence[str] = (),
+        lora: LoraConfig | None = None,
+        train_text_encoder: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self.device, self.dtype = torch.device(device), DTYPES[dtype]
+        self.half_precision = dtype != "fp32"
+        pipeline = _load(pretrained, self.dtype) if isinstance(pretrained, str) else pretrained.to(self.dtype)
+        for file in loras:
+            _merge_lora(pipeline, file)
+        pipeline.to(self.device)
+        self.pipeline, self.unet, self.vae = pipeline, pipeline.unet, pipeline.vae
+        self.text_encoder, self.train_text_encoder = pipeline.text_encoder, train_text_encoder
+        size = self.unet.config.sample_size
+        self.latent_shape = (self.unet.config.in_channels, size, size)
+        self._embeds: dict[str, Float[Tensor, "L D"]] = {}
+        for module in (self.unet, self.vae, self.text_encoder):
+            module.requires_grad_(False).eval()
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        self._frozen: list[Tensor] | None = None
+        self._adapted = [self.unet]
+        if lora is None:
+            self.unet.float().requires_grad_(True)
+            self._frozen = [parameter.detach().clone() for parameter in self.unet.parameters()]
+        else:
+            self.unet.add_adapter(lora)
+            if train_text_encoder:
+                targets = {**lora.to_dict(), "target_modules": TEXT_ENCODER_TARGETS}
+                self.text_encoder.add_adapter(LoraConfig(**targets))
+                self._adapted.append(self.text_encoder)
+        for parameter in self.parameters().values():
+            parameter.data = parameter.data.float()
+        self.prepare([""])
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {
+            f"{kind}.{name}": parameter
+            for kind, module in (("unet", self.unet), ("text_encoder", self.text_encoder))
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def schedule(self, num_steps: int, sampler: str) -> NoiseSchedule:
+        """As diffusers' own schedulers would visit them. Raises UserError for a scheduler that clips predictions."""
+        config = self.pipeline.scheduler.config
+        if config.get("clip_sample", False) or config.get("thresholding", False):
+            raise UserError(
+                "model.pretrained: its scheduler clips predicted images, so that a step is no longer the Gaussian "
+                "whose log-probability is trained on; set clip_sample and thresholding to false in its scheduler_config"
+            )
+        total = config.num_train_timesteps
+        if not 1 <= num_steps <= total:
+            raise UserError(f"sampler.num_steps: {num_steps} is not between 1 and the model's {total}")
+        scheduler = DDIMScheduler.from_config(config, clip_sample=False)
+        scheduler.set_timesteps(num_steps)
+        timesteps, alphas = scheduler.timesteps.long(), scheduler.alphas_cumprod.double()
+        following = timesteps - total // num_steps
+        alpha_next = torch.where(following >= 0, alphas[following.clamp(min=0)], scheduler.final_alpha_cumprod.double())
+        return NoiseSchedule(timesteps, alphas[timesteps], alpha_next, config.prediction_type)
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        new = [text for text in dict.fromkeys(prompts) if text not in self._embeds]
+        limit = self.pipeline.tokenizer.model_max_length
+        for text in new:
+            length = len(self.pipeline.tokenizer(text).input_ids)
+            if length > limit:
+                log.warning("prompt of %d tokens is cut to the model's %d: %.80s", length, limit, text)
+        with torch.no_grad():
+            for i in range(0, len(new), 64):
+                self._embeds.update(zip(new[i : i + 64], self._encode(new[i : i + 64]), strict=True))
+
+    def _encode(self, prompts: Sequence[str]) -> Float[Tensor, "N L D"]:
+        tokens = self.pipeline.tokenizer(
+            list(prompts), padding="max_length", truncation=True,
+            max_length=self.pipeline.tokenizer.model_max_length, return_tensors="pt",
+        )  # fmt: skip
+        with self._autocast():
+            return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+
+    def _condition(self, prompts: Sequence[str]) -> Float[Tensor, "N L D"]:
+        """Prompt embeddings: from the table, or, where the text encoder is trained, through it."""
+        if not self.train_text_encoder:
+            return torch.stack([self._embeds[text] for text in prompts])
+        distinct = list(dict.fromkeys(prompts))
+        embeds = self._encode(distinct)
+        return embeds[[distinct.index(text) for text in prompts]]
+
+    def predict(
+        self,
+        latents: Float[Tensor, "N C H W"],
+        timesteps: Int[Tensor, " N"],
+        prompts: Sequence[str],
+        guidance_scale: float,
+    ) -> Float[Tensor, "N C H W"]:
+        """epsilon(x, "") + guidance_scale * (epsilon(x, c) - epsilon(x, "")): both halves in one call."""
+        if guidance_scale == 1.0:
+            return self._unet(latents, timesteps, self._condition(prompts))
+        embeds = self._condition([*[""] * len(prompts), *prompts])
+        both = self._unet(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), embeds)
+        unconditional, conditional = both.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    def _unet(self, latents: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
+        with self._autocast():
+            return self.unet(latents.to(self.dtype), timesteps, embeds, return_dict=False)[0].float()
+
+    def decode(self, latents: Float[Tensor, "N C H W"]) -> Float[Tensor, "N 3 height width"]:
+        with torch.no_grad(), self._autocast():
+            images = self.vae.decode(latents.to(self.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def _autocast(self) -> torch.autocast:
+        """Half precision computes the fp32 adapter in the type of the frozen weights; fp32 computes everything in fp32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.half_precision)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The adapter switched off; after full fine-tuning, the weights from before it."""
+        if self._frozen is not None:
+            trained = [parameter.data for parameter in self.unet.parameters()]
+            for parameter, frozen in zip(self.unet.parameters(), self._frozen, strict=True):
+                parameter.data = frozen
+            yield
+            for parameter, data in zip(self.unet.parameters(), trained, strict=True):
+                parameter.data = data
+            return
+        for module in self._adapted:
+            module.disable_adapters()
+        yield
+        for module in self._adapted:
+            module.enable_adapters()
+
+    def save(self, folder: Path) -> None:
+        """pytorch_lora_weights.safetensors with its metadata, or the whole UNet."""
+        if self._frozen is not None:
+            self.unet.save_pretrained(folder / "unet")
+            return
+        modules = {"unet": self.unet, **({"text_encoder": self.text_encoder} if self.train_text_encoder else {})}
+        layers = {f"{name}_lora_layers": get_peft_model_state_dict(module) for name, module in modules.items()}
+        StableDiffusionPipeline.save_lora_weights(folder, **layers, **_collate_lora_metadata(modules))
+
+
+stable_diffusion = StableDiffusion
+
+
+def _load(pretrained: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """A pipeline by name, without its safety checker (whose black pictures would be the best compressible ones)."""
+    folder = str(EMBEDDED) if pretrained == "emoji" else pretrained
+    if pretrained == "emoji" and not (EMBEDDED / "model_index.json").is_file():
+        raise UserError(f"model.pretrained: the embedded model is not at {EMBEDDED}; reinstall ddpo")
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        return StableDiffusionPipeline.from_pretrained(
+            folder, dtype=dtype, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    except (OSError, ValueError) as error:
+        where = "folder" if Path(folder).exists() else "folder, nor a hub id that can be reached"
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"model.pretrained: {pretrained!r} is no {where} of a StableDiffusionPipeline ({reason})") from error
+    finally:
+        diffusers_logging.set_verbosity(level)
+
+
+def _merge_lora(pipeline: StableDiffusionPipeline, file: str) -> None:
+    """Make a LoRA part of the weights. Raises UserError where the file changes nothing, which diffusers would not say."""
+    try:
+        pipeline.load_lora_weights(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.loras: {file!r} cannot be read as a LoRA of this model ({error})") from error
+    if not pipeline.get_list_adapters():
+        raise UserError(f"model.loras: {file!r} holds no weights in the diffusers format; nothing was loaded from it")
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+
+
+def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
+    """A random pipeline of the true classes under 1 MB, for tests: 16x16 pictures, 4x8x8 latents."""
+    torch.manual_seed(seed)
+    alphabet = _alphabet()
+    tokenizer = CLIPTokenizer(vocab=alphabet, merges=[], model_max_length=24)
+    text = CLIPTextConfig(
+        vocab_size=len(alphabet), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=24, projection_dim=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4, sample_size=16,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, mid_block_add_attention=False,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type=prediction_type,
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae, CLIPTextModel(text), tokenizer, unet, scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def _alphabet() -> dict[str, int]:
+    """Special tokens, then every printable ASCII character, alone and at the end of a word."""
+    characters = [chr(i) for i in range(33, 127)]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *characters, *(character + "</w>" for character in characters)]
+    return {token: i for i, token in enumerate(tokens)}

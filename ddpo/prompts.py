@@ -1,0 +1,177 @@
+"""What a prompt set is, and where prompt files are found: `animals` is the file prompts/animals.jsonl.
+
+A prompt file is .txt (a line a prompt), .jsonl or .csv (`prompt`, and whatever else as metadata), or .py (a
+function of the file's name that returns a list of strings or of such rows). The metadata goes to the rewards
+beside the prompt; in a .csv every value is text.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, overload
+
+from ddpo import plugins
+from ddpo.errors import UserError, nearest
+
+__path__ = plugins.folders("prompts")  # a module with __path__ is a package: prompts/x.py is ddpo.prompts.x
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: the words for the model, and what else is known of it, for the rewards."""
+
+    text: str
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PromptSet(Sequence[Prompt]):
+    """Prompts in a fixed order, no two alike; a slice of a set is a set."""
+
+    name: str
+    prompts: tuple[Prompt, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> "PromptSet": ...
+    def __getitem__(self, index: int | slice) -> "Prompt | PromptSet":
+        return PromptSet(self.name, self.prompts[index]) if isinstance(index, slice) else self.prompts[index]
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the texts and the metadata in their order, whatever the set's name and format."""
+        content = [[prompt.text, dict(prompt.metadata)] for prompt in self.prompts]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+Row = tuple[str, dict[str, Any]]
+"""A place for messages (`mine.jsonl, line 7`) and the columns found there, `prompt` among them."""
+
+
+def load(name: str | None = None, path: str | Path | None = None, template: str | None = None) -> PromptSet:
+    """The prompt set of that name (a bundled or user's file, an entry point, `module:function`) or at `path`.
+
+    `template` is a str.format template over `prompt` and the metadata: "A painting of a {animal}". Raises
+    UserError, naming file and line, for an unknown name, a missing or broken file, an empty set, a column
+    that the template asks for and a row lacks, and two prompts that are the same text.
+    """
+    if (name is None) == (path is None):
+        raise UserError(
+            f"prompts: give a name or a path, one of the two; got name {name!r} and path {path!r}"
+        )
+    prompts: dict[str, Prompt] = {}
+    places: dict[str, str] = {}
+    for place, columns in _of_file(Path(path).expanduser()) if path is not None else _of_name(str(name)):
+        text = _text(columns, template, place)
+        if text in places:
+            raise UserError(
+                f"{place}: the prompt {text!r} stands already at {places[text]}; every prompt must differ"
+            )
+        places[text] = place
+        prompts[text] = Prompt(text, {key: value for key, value in columns.items() if key != "prompt"})
+    title = str(name) if path is None else Path(path).stem
+    if not prompts:
+        raise UserError(f"prompts: {path or name} holds no prompt; it needs at least one")
+    return PromptSet(title, tuple(prompts.values()))
+
+
+def _of_name(name: str) -> Iterable[Row]:
+    found = plugins.load("prompts", name)
+    return _of_file(found) if isinstance(found, Path) else _called(found, name)
+
+
+def _of_file(file: Path) -> Iterable[Row]:
+    if file.suffix not in plugins.PROMPT_SUFFIXES:
+        raise UserError(
+            f"prompts.path: {file} is no prompt file; use one of {', '.join(plugins.PROMPT_SUFFIXES)}"
+        )
+    if not file.is_file():
+        raise UserError(f"prompts.path: {file}: no such file")
+    if file.suffix == ".py":
+        return _called(plugins.load("prompts", str(file)), str(file))
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    return {".txt": _of_txt, ".jsonl": _of_jsonl, ".csv": _of_csv}[file.suffix](text, str(file))
+
+
+def _of_txt(text: str, file: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"{file}, line {number}", {"prompt": line}
+
+
+def _of_jsonl(text: str, file: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"{file}, line {number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{place}: broken JSON: {error.msg} (column {error.colno})") from error
+            if not isinstance(row, dict):
+                raise UserError(
+                    f'{place}: not an object; a line reads like {{"prompt": "a fox", "animal": "fox"}}'
+                )
+            yield place, row
+
+
+def _of_csv(text: str, file: str) -> Iterator[Row]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    try:
+        for row in reader:
+            place = f"{file}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise UserError(
+                    f"{place}: not as many cells as the first line has columns; quote a cell with a comma"
+                )
+            yield place, dict(row)
+    except csv.Error as error:  # an unclosed quote, which else would swallow the rest of the file
+        raise UserError(f"{file}, line {reader.line_num + 1}: broken CSV: {error}") from error
+
+
+def _called(function: object, file: str) -> Iterator[Row]:
+    """The rows that a prompt function returns; they must be what JSON can hold, for runs record them."""
+    if not callable(function):
+        raise UserError(f"prompts: {file}: not a function that returns a list of prompts")
+    returned = cast(Callable[[], list[str | dict[str, Any]]], function)()
+    try:
+        rows = json.loads(json.dumps(list(returned)))
+    except TypeError as error:
+        raise UserError(
+            f"prompts: {file}: returned something else than a list of strings or dicts: {error}"
+        ) from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, str | dict):
+            raise UserError(f"{file}, item {number}: {row!r} is neither a string nor a dict with a prompt")
+        yield f"{file}, item {number}", {"prompt": row} if isinstance(row, str) else row
+
+
+def _text(columns: Mapping[str, Any], template: str | None, place: str) -> str:
+    """The stripped prompt of a row, through the template if there is one."""
+    if "prompt" not in columns:
+        raise UserError(f"{place}: no column is called 'prompt'{nearest('prompt', columns)}")
+    prompt = columns["prompt"]
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"{place}: the prompt is {prompt!r}; it must be text that is not empty")
+    if template is None:
+        return prompt.strip()
+    try:
+        return template.format(**{**columns, "prompt": prompt.strip()}).strip()
+    except KeyError as error:
+        missing = str(error.args[0])
+        raise UserError(
+            f"{place}: no column {missing!r} for prompts.template{nearest(missing, columns)}"
+        ) from error
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        example = "A painting of {prompt}"
+        raise UserError(f"prompts.template {template!r}: {error}; it must read like {example!r}") from error

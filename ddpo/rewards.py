@@ -1,0 +1,92 @@
+"""What a reward is, and where reward files are found: `ddpo.rewards.jpeg_compressibility` is a file in rewards/.
+
+A reward is a function
+
+    def redness(images, prompts, metadata, *, power: float = 1.0): ...
+
+of images (Float[Tensor, "B 3 H W"] in [0, 1], fp32), B prompts and B metadata mappings that returns B numbers
+(Float[Tensor, "B"]; NaN means "no value"), or a class with __init__(*, device, dtype, **options) and the same __call__.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddpo import plugins
+from ddpo.errors import UserError, nearest
+
+__path__ = plugins.folders("rewards")  # a module with __path__ is a package; its files may live in several folders
+
+Score = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]]], Tensor]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward ready for use: its name in metrics, its weight in the sum, and what computes it."""
+
+    name: str
+    weight: float
+    score: Score
+    version: str = field(default="", compare=False)
+
+    def __call__(
+        self,
+        images: Float[Tensor, "B 3 height width"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
+    ) -> Float[Tensor, " B"]:
+        """B values on the CPU in fp32. Raises ValueError when the reward returns anything else."""
+        values = torch.as_tensor(self.score(images, prompts, metadata), dtype=torch.float32).detach().cpu()
+        if values.shape != (len(images),):
+            raise ValueError(
+                f"reward {self.name} returned shape {tuple(values.shape)} for {len(images)} images; return one number each"
+            )
+        return values
+
+
+def build(
+    name: str,
+    weight: float = 1.0,
+    params: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Reward:
+    """Find a reward by name, `module:attribute` or `file.py:function` and give it its options."""
+    target, options = plugins.load("rewards", name), dict(params or {})
+    is_class = inspect.isclass(target)
+    known = [
+        parameter.name
+        for parameter in inspect.signature(target).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and not (is_class and parameter.name in ("device", "dtype"))
+    ]
+    for option in options:
+        if option not in known:
+            raise UserError(f"rewards.{name}.params.{option}: no such option of {name}{nearest(option, known)}")
+    score = target(device=device, dtype=dtype, **options) if is_class else partial(target, **options)
+    return Reward(short_name(name), weight, score, _version(target))
+
+
+def short_name(spec: str) -> str:
+    """The name in metrics: `redness` for `rewards/redness.py:redness` and for `pkg.module:redness`."""
+    return spec.rsplit(":", 1)[-1]
+
+
+def _version(target: object) -> str:
+    """A short hash of the reward's own source, so that a run can say which version scored it."""
+    try:
+        return hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:12]  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return "unknown"
+
+
+def total(rewards: Sequence[Reward], values: Mapping[str, Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
+    """The weighted sum; NaN where any reward with a weight has no value."""
+    parts = [reward.weight * values[reward.name] for reward in rewards if reward.weight != 0]
+    return torch.stack(parts).sum(0)

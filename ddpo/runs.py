@@ -1,0 +1,122 @@
+"""The folder of a run: taken, refused or continued; what it says of where it came from; its model card."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddpo import config, ranks
+from ddpo.config import Config
+from ddpo.errors import UserError
+from ddpo.rewards import Reward
+
+OURS = [
+    "config.yaml", "provenance.json", "metrics.jsonl", "index.html", "README.md", "samples", "checkpoints", "lora",
+    "evaluation", "tensorboard", "wandb",
+]  # fmt: skip
+"""What a run writes, and all that --overwrite deletes."""
+
+PACKAGES = ["torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow"]
+MAY_CHANGE = ("trainer.iterations", "log.", "checkpoint.", "evaluation.", "eval_rewards", "run_dir")
+"""Options that a resume may change."""
+
+
+def check(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Raises UserError where a new run may not be written; touches nothing."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"run_dir: {folder} is a file; name a folder")
+    if (folder / "config.yaml").exists() and not (resume or overwrite):
+        raise UserError(f"run_dir: {folder} already holds a run; continue it with --resume {folder}, or give --overwrite")
+    parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"run_dir: {parent} cannot be written to; name another folder")
+
+
+def check_changes(folder: Path, new: Config) -> None:
+    """Raises UserError naming an option that differs from the run's own and may not."""
+    old = config.load(folder / "config.yaml")
+    for place in config.changed(old, new):
+        if not place.startswith(MAY_CHANGE):
+            raise UserError(f"{place}: differs from the run in {folder}, which cannot be continued with another value")
+
+
+def create(folder: Path, settings: Config, overwrite: bool, provenance: Mapping[str, Any]) -> None:
+    """config.yaml first, then provenance.json; with `overwrite`, an earlier run's files go before."""
+    if overwrite and (folder / "config.yaml").exists():
+        for name in OURS:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config.dump(settings), encoding="utf-8")
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Of ddpo, Python and the packages that decide numbers."""
+    found = {"ddpo": _version("ddpo"), "python": platform.python_version()}
+    return found | {name: _version(name) for name in PACKAGES}
+
+
+def provenance(prompt_hash: str, rewards: Sequence[Reward]) -> dict[str, Any]:
+    """What is needed to say, later, what this run was."""
+    device = ranks.state().device
+    return {
+        "versions": versions(), "git": _git(), "num_processes": ranks.state().num_processes,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "cpu_threads": torch.get_num_threads(), "machine": platform.machine(), "system": platform.system(),
+        "prompt_set_sha256": prompt_hash, "rewards": {reward.name: reward.version for reward in rewards},
+    }  # fmt: skip
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and whether the tree differs from it, of the code that runs; None outside a checkout."""
+    where = Path(__file__).parent
+    try:
+        run = ["git", "-C", str(where)]
+        commit = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*run, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "modified": bool(status.strip())}
+
+
+def write_card(folder: Path, settings: Config) -> None:
+    """README.md: what was trained, on what, with which result, and how to use it."""
+    results = folder / "evaluation" / "results.json"
+    lines = [
+        "---", "library_name: diffusers", f"base_model: {settings.model.pretrained}", "tags: [lora, ddpo]", "---", "",
+        f"# {folder.name}", "",
+        f"{settings.model.pretrained}, fine-tuned with {settings.objective.name} for "
+        f"{settings.trainer.iterations} iterations on "
+        f"{', '.join(f'{reward.name} (weight {reward.weight:g})' for reward in settings.rewards)}.", "",
+    ]  # fmt: skip
+    if results.is_file():
+        lines += ["| prompts | reward | base | tuned | difference (95 %) |", "| --- | --- | --- | --- | --- |"]
+        for set_name, scores in json.loads(results.read_text())["sets"].items():
+            for name, row in scores.items():
+                low, high = row["difference"]["low"], row["difference"]["high"]
+                numbers = f"{row['base']['mean']:.3f} | {row['tuned']['mean']:.3f}"
+                lines.append(f"| {set_name} | {name} | {numbers} | {row['difference']['mean']:+.3f} ({low:+.3f} to {high:+.3f}) |")
+        lines += ["", "![base beside tuned at matched seeds](evaluation/before_after.png)", ""]
+    average = "the running average of the weights" if settings.ema.decay else "the last weights"
+    lines += [
+        f"The LoRA in `lora/` holds {average}:", "", "```python",
+        "from diffusers import StableDiffusionPipeline",
+        f'pipeline = StableDiffusionPipeline.from_pretrained("{settings.model.pretrained}")',
+        'pipeline.load_lora_weights("lora")', "```", "",
+    ]  # fmt: skip
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

@@ -1,0 +1,33 @@
+"""Sample base and tuned model side by side at the same seed."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ddpo import command
+
+
+def main(argv: list[str]) -> None:
+    """`ddpo sample RUN_DIR --prompt "a fox" [--prompt ...] [--seed 0] [--count 4] [--out FILE]`."""
+    parser = argparse.ArgumentParser(prog="ddpo sample", description=__doc__, allow_abbrev=False)
+    parser.add_argument("run_dir", help="folder of a run")
+    parser.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the others count up")
+    parser.add_argument("--count", type=int, default=4, help="pictures of each prompt")
+    parser.add_argument("--out", type=Path, help="picture to write; default: RUN_DIR/sample.png")
+    arguments = parser.parse_args(argv)
+    from ddpo.build import Run
+    from ddpo.grid import table
+
+    run = Run(arguments.run_dir)
+    seeds = range(arguments.seed, arguments.seed + arguments.count)
+    rows = [(prompt, column) for prompt in arguments.prompt for column in ("base", "tuned")]
+    cells = [run.sample([prompt] * len(seeds), list(seeds), column) for prompt, column in rows]
+    out = arguments.out or Path(arguments.run_dir) / "sample.png"
+    labels = [f"{prompt}, {column}" for prompt, column in rows]
+    table([list(row) for row in cells], labels, [f"seed {seed}" for seed in seeds]).save(out)
+    print(out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(command.run(main, sys.argv[1:]))

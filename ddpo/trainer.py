@@ -1,0 +1,224 @@
+"""The loop: roll out, score, compare, update. It knows nothing of files and flags.
+
+An iteration is a function of the weights, the optimiser, the advantage's statistics and (seed, iteration): nothing
+random is carried from one to the next.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers.training_utils import EMAModel
+from jaxtyping import Float
+from torch import Tensor
+
+from ddpo import ranks, transitions
+from ddpo.advantages import Advantage
+from ddpo.errors import Stopped
+from ddpo.images import GUARDS
+from ddpo.models import Policy
+from ddpo.objectives import Batch, Objective
+from ddpo.prompts import Prompt, PromptSet
+from ddpo.rollout import Sampler, generator, sample, step_means
+from ddpo.scoring import Scorer, Values
+from ddpo.trajectory import Trajectory, join
+from ddpo.update import Measured, Pass, clip_gradients, first_pass_deviation, minibatches
+
+Metrics = dict[str, float]
+
+MAX_SKIPPED = 3
+"""Iterations in a row without one good optimiser step after which a run stops."""
+
+MAX_MISSING = 0.5
+"""Share of an iteration's images without a reward above which a run stops."""
+
+KL_PAIRS = 4
+"""Pairs on which the KL to the reference is measured each iteration: enough for a trend, cheap beside the update."""
+
+
+@dataclass
+class Trainer:
+    """Everything that one iteration needs. All sizes are global: they do not depend on the number of ranks."""
+
+    policy: Policy
+    sampler: Sampler
+    prompts: PromptSet
+    scorer: Scorer
+    objective: Objective
+    advantage: Advantage
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+    ema: EMAModel | None
+    prompts_per_iteration: int
+    samples_per_prompt: int
+    minibatches: int
+    epochs: int
+    micro_batch: int
+    max_grad_norm: float
+    advantage_clip: float
+    seed: int
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None
+    iteration: int = 0
+    images_seen: int = 0
+    skipped_in_a_row: int = 0
+    gated: bool = False
+
+    def iterate(self) -> Metrics:
+        """One iteration; its metrics. Raises Stopped when the run must not go on; the weights are then still good."""
+        started = time.perf_counter()
+        torch.manual_seed(int(generator(self.seed, self.iteration, ranks.state().process_index).initial_seed()))
+        prompts = self.draw()
+        trajectory, values, guards, times = self.rollout(prompts)
+        batch, outcome = self.outcome(prompts, trajectory, values)
+        measured = Measured(self.objective.options.get("clip_range"))
+        work = Pass(
+            self.policy, self.sampler, trajectory, batch, self.objective, self.micro_batch, measured,
+        )  # fmt: skip
+        self.gate(work)
+        before_update = time.perf_counter()
+        updated = self.update(work)
+        times["time/update"] = time.perf_counter() - before_update
+        updated["kl_ref"] = self.kl_to_reference(trajectory)
+        self.iteration += 1
+        self.images_seen += len(prompts)
+        times["time/total"] = time.perf_counter() - started
+        return {
+            "iteration": self.iteration, "images_seen": self.images_seen, **outcome, **updated, **guards, **times,
+            "images_per_s": len(prompts) / times["time/total"], "memory/peak_gb": peak_gb(self.policy.device),
+        }  # fmt: skip
+
+    def draw(self) -> list[Prompt]:
+        """This iteration's prompts, `samples_per_prompt` times each: the next ones of an endless series of passes over
+        the set, each pass in an order of its own."""
+        first, size = self.iteration * self.prompts_per_iteration, len(self.prompts)
+        orders: dict[int, list[int]] = {}
+        drawn = []
+        for position in range(first, first + self.prompts_per_iteration):
+            number = position // size
+            if number not in orders:
+                orders[number] = torch.randperm(size, generator=generator(self.seed, 1, number)).tolist()
+            drawn += [self.prompts[orders[number][position % size]]] * self.samples_per_prompt
+        return drawn
+
+    def rollout(self, prompts: list[Prompt]) -> tuple[Trajectory, Values, Metrics, Metrics]:
+        """This rank's trajectories, every rank's rewards, the guards' means, and seconds. Whole groups to each rank."""
+        state, started = ranks.state(), time.perf_counter()
+        groups = ranks.share(self.prompts_per_iteration, state.process_index, state.num_processes)
+        mine = [g * self.samples_per_prompt + i for g in groups for i in range(self.samples_per_prompt)]
+        parts, guards = [], {name: 0.0 for name in GUARDS}
+        keys = [(self.seed, 0, self.iteration, number) for number in mine]
+        reference = "logp_ref" in self.objective.needs
+        for part in sample(self.policy, self.sampler, [prompts[i].text for i in mine], keys, reference):
+            self.scorer.submit(part.images, part.prompts, [prompts[mine[i]].metadata for i in part.samples])
+            for name, guard in GUARDS.items():
+                guards[name] += guard(part.images).double().sum().item() / len(prompts)
+            part.samples = [mine[i] for i in part.samples]
+            parts.append(part)
+            self.progress("sampling", part.samples[-1] - mine[0] + 1, len(mine))
+        sampled = time.perf_counter()
+        values = self.scorer.collect()
+        times = {"time/sample": sampled - started, "time/reward": time.perf_counter() - sampled}
+        everyone = {name: torch.tensor(ranks.gather(column.tolist())) for name, column in values.items()}
+        totals = ranks.gather([guards])
+        return join(parts), everyone, {f"guard/{name}": sum(row[name] for row in totals) for name in GUARDS}, times
+
+    def outcome(self, prompts: list[Prompt], trajectory: Trajectory, values: Values) -> tuple[Batch, Metrics]:
+        """The global batch (samples without a reward have a NaN advantage) and what the rewards were."""
+        reward = self.scorer.weighted(values).double()
+        missing = int(reward.isnan().sum())
+        if missing > MAX_MISSING * len(reward):
+            raise Stopped(f"rewards: {missing} of {len(reward)} images got no value; see which reward returns NaN")
+        group = torch.arange(len(reward)) // self.samples_per_prompt
+        advantage = self.advantage(reward, [prompt.text for prompt in prompts], group)
+        advantage = advantage.clamp(-self.advantage_clip, self.advantage_clip)
+        device, present = self.policy.device, reward[~reward.isnan()]
+        batch = Batch(
+            logp_old=_from_all_ranks(trajectory.logp_old, device),
+            advantage=advantage.to(device), reward=reward.to(device), group=group.to(device),
+            stochastic=self.sampler.steps.stochastic,
+            logp_ref=None if trajectory.logp_ref is None else _from_all_ranks(trajectory.logp_ref, device),
+        )  # fmt: skip
+        metrics = {"reward/mean": present.mean().item(), "reward/std": present.std(correction=0).item()}
+        metrics |= {f"reward/{name}": column.nanmean().item() for name, column in values.items()}
+        return batch, {**metrics, "reward/missing": missing}
+
+    def gate(self, work: Pass) -> None:
+        """Before the first update: a step scored again must have the log-probability that was recorded."""
+        if self.gated:
+            return
+        clip_range = self.objective.options.get("clip_range", 0.0)
+        limit = max(0.1 * clip_range, 1e-5 if self.policy.half_precision else 1e-6)
+        worst = first_pass_deviation(work)
+        if not worst <= limit:
+            raise Stopped(
+                f"ratio gate: before any update |ratio - 1| is {worst:.1e}, above {limit:.1e}: the policy that is scored "
+                "is not the one that sampled; look for dropout, another precision or another guidance in the update"
+            )
+
+    def update(self, work: Pass) -> Metrics:
+        """`epochs` passes of `minibatches` optimiser steps; a step whose loss or gradient is not finite is left out."""
+        parameters = list(self.policy.parameters().values())
+        present = ~work.batch.advantage.isnan().cpu()
+        losses, norms, skipped = [], [], 0
+        for epoch in range(self.epochs):
+            order = generator(self.seed, 2, self.iteration, epoch)
+            for number, groups in enumerate(minibatches(self.prompts_per_iteration, self.minibatches, order)):
+                members = [g * self.samples_per_prompt + i for g in groups for i in range(self.samples_per_prompt)]
+                loss = sum(ranks.gather([work.backward([i for i in members if present[i]])]))
+                norm = clip_gradients(parameters, self.max_grad_norm)
+                if torch.isfinite(torch.tensor([loss, norm])).all():
+                    self.optimizer.step()
+                    self.lr_scheduler.step()
+                    losses.append(loss)
+                    norms.append(norm)
+                    if self.ema is not None:
+                        self.ema.step(parameters)
+                else:
+                    skipped += 1
+                self.optimizer.zero_grad()
+                self.progress("update", epoch * self.minibatches + number + 1, self.epochs * self.minibatches)
+        self._stop_if_broken(skipped, bool(losses))
+        return {
+            "loss": sum(losses) / max(len(losses), 1), **work.measured.result(),
+            "grad_norm": sum(norms) / max(len(norms), 1), "lr": self.optimizer.param_groups[0]["lr"],
+            "skipped_steps": skipped,
+        }  # fmt: skip
+
+    def _stop_if_broken(self, skipped: int, any_good: bool) -> None:
+        """After the first update ranks must hold equal weights; after several iterations without a good step, stop."""
+        self.skipped_in_a_row = 0 if any_good else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= MAX_SKIPPED:
+            raise Stopped(f"no finite loss or gradient in {MAX_SKIPPED} iterations; lower trainer.lr or look at the reward")
+        if not self.gated:
+            sums = torch.stack([p.detach().double().sum() for p in self.policy.parameters().values()])
+            if not ranks.agree(sums):
+                raise Stopped("rank gate: after the first update the ranks hold different weights; this is a bug of ddpo")
+            self.gated = True
+
+    @torch.no_grad()
+    def kl_to_reference(self, trajectory: Trajectory) -> float:
+        """Mean KL of a step to the reference per latent dimension, over a few pairs spread over samples and steps."""
+        columns = self.sampler.steps.stochastic.nonzero().flatten()
+        columns = columns[torch.linspace(0, len(columns) - 1, min(KL_PAIRS, len(columns))).long()]
+        rows = torch.arange(len(columns), device=columns.device) % len(trajectory.samples)
+        arguments = (self.policy, self.sampler, trajectory.latents, trajectory.prompts, rows, columns)
+        mean = step_means(*arguments)
+        with self.policy.reference():
+            mean_ref = step_means(*arguments)
+        found = transitions.kl(mean, mean_ref, self.sampler.steps.std[columns]).mean().item()
+        everyone = ranks.gather([found])
+        return sum(everyone) / len(everyone)
+
+
+def _from_all_ranks(matrix: Float[Tensor, "b T"], device: torch.device) -> Float[Tensor, "B T"]:
+    """Each rank's rows, in the order of the samples: ranks hold contiguous blocks."""
+    return torch.tensor(ranks.gather(matrix.tolist()), dtype=matrix.dtype, device=device)
+
+
+def peak_gb(device: torch.device) -> float:
+    """Peak memory in GB: allocated on the GPU, or resident without one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

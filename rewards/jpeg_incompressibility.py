@@ -1,0 +1,24 @@
+"""The incompressibility reward of the DDPO paper."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ._jpeg import size_kb
+
+
+def jpeg_incompressibility(
+    images: Float[Tensor, "B 3 H W"],
+    prompts: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]],
+    *,
+    quality: int = 95,
+) -> Float[Tensor, "B"]:
+    """The size of the image as a JPEG of this quality, in kB (1000 bytes): hard to compress is good.
+
+    r(x) = len(JPEG(x, quality)) / 1000 (DDPO, arXiv 2305.13301, section 5.1). Above 0.
+    Only images of one size compare.
+    """
+    return size_kb(images, quality)

@@ -1,0 +1,430 @@
+"""Configuration: what is read, what is refused and in which words."""
+
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ddpo import command, config, plugins
+from ddpo.config import Config, Lora, Objective, Prompts, Reward, Sampler, Trainer
+from ddpo.errors import Stopped, UserError
+
+TOY_MODEL = '''"""A model that is never built."""
+class toy:
+    """A toy."""
+    def __init__(self, weights, *, device, dtype, loras=(), lora=None, shift: float = 1.0): ...
+'''
+TOY_OBJECTIVE = '''
+from typing import Literal
+
+def toy(logp, batch, *, clip_range: float = 1e-4, mode: Literal["a", "b"] = "a", target: float | None = None):
+    """A toy loss.
+
+    `clip_range` is in units of logp. It has a `mode`.
+    """
+'''
+OTHER_OBJECTIVE = '''
+def other(logp, batch, *, beta: float, steps: int = 3):
+    """Another loss; `beta` has no default."""
+'''
+TOY_REWARD = '''
+class toy:
+    """A toy reward."""
+    def __init__(self, *, device, dtype, quality: int = 95, names: list[str] = []): ...
+    def __call__(self, images, prompts, metadata): ...
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plugin folder with a model, two objectives, a reward, and toy.yaml that uses them; we are there."""
+    files = {
+        "models/toy.py": TOY_MODEL,
+        "objectives/toy.py": TOY_OBJECTIVE,
+        "objectives/other.py": OTHER_OBJECTIVE,
+        "rewards/toy.py": TOY_REWARD,
+        "toy.yaml": """
+            model: {name: toy}
+            objective: {name: toy, clip_range: 1e-3}
+            rewards: [{name: toy, weight: 2, params: {quality: 90}}]
+            trainer: {lr: 1e-5, betas: [0.8, 0.9]}
+            plugins: [.]
+        """,
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.chdir(tmp_path)
+    for kind in ("models", "objectives", "rewards"):
+        for name in ("toy", "other"):
+            sys.modules.pop(f"ddpo.{kind}.{name}", None)  # of the folder before
+    return tmp_path
+
+
+def parse(*argv: str) -> Config:
+    found = config.parse(["--config", "toy.yaml", *argv])
+    config.check(found)
+    return found
+
+
+def test_a_file_and_every_default(folder: Path) -> None:
+    found = parse()
+    assert found.trainer.lr == 1e-5 and found.trainer.betas == (0.8, 0.9)
+    assert found.objective == Objective("toy", {"clip_range": 1e-3, "mode": "a", "target": None})
+    assert found.rewards == [Reward("toy", 2.0, {"quality": 90, "names": []})]
+    assert found.sampler.options == {"eta": 1.0}
+    assert found.advantage.options == {"buffer_size": 32, "min_count": 16}
+    assert found.model.options == {"shift": 1.0}, "what the caller fills in is no option"
+    assert isinstance(found.rewards[0].weight, float)
+    assert found.lora == Lora() and found.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "place", "value"),
+    [
+        (["--trainer.lr", "1e-3"], "trainer.lr", 1e-3),
+        (["--trainer.lr=1"], "trainer.lr", 1.0),
+        (["--objective.clip_range", "2e-3"], "objective.clip_range", 2e-3),
+        (["--objective.target", "1e-2"], "objective.target", 1e-2),
+        (["--objective.target", "null"], "objective.target", None),
+        (["--sampler.eta", "0"], "sampler.eta", 0.0),
+        (["--rewards.0.weight", "-1"], "rewards.0.weight", -1.0),
+        (["--rewards.0.params.quality", "10"], "rewards.0.params.quality", 10),
+        (["--model.gradient_checkpointing", "true"], "model.gradient_checkpointing", True),
+        (["--run_dir", "2026"], "run_dir", "2026"),
+        (["--prompts.template", "{prompt}, a photo: good"], "prompts.template", "{prompt}, a photo: good"),
+        (["--lora.target_modules", "[to_q, to_v]"], "lora.target_modules", ["to_q", "to_v"]),
+        (["--trainer.betas", "[0.5, 0.6]"], "trainer.betas", [0.5, 0.6]),
+        (["--lora.rank", "1", "--lora.rank", "2"], "lora.rank", 2),
+        (["--lora", "{rank: 4}"], "lora.rank", 4),
+        (["--sampler.name", "ddpm", "--sampler.variance", "large"], "sampler.variance", "large"),
+        (["--objective", "{name: other, beta: 1e-1}"], "objective.beta", 0.1),
+        (["--rewards", "[{name: toy, weight: 1}]"], "rewards.0.weight", 1.0),
+    ],
+)
+def test_overrides(folder: Path, argv: list[str], place: str, value: Any) -> None:
+    inner = yaml.safe_load(config.dump(parse(*argv)))
+    for part in place.split("."):
+        inner = inner[int(part) if part.isdigit() else part]
+    assert inner == value and type(inner) is type(value)
+
+
+def test_lora_null_and_back(folder: Path) -> None:
+    assert parse("--lora", "null").lora is None
+    (folder / "toy.yaml").write_text((folder / "toy.yaml").read_text() + "\n            lora: null")
+    assert parse().lora is None
+    assert parse("--lora.rank", "4").lora == Lora(rank=4)
+
+
+def test_the_list_of_rewards_is_replaced(folder: Path) -> None:
+    found = parse(
+        "--rewards", "[{name: toy}, {name: 'rewards/toy.py:toy'}]", "--rewards.1.params.quality", "3"
+    )
+    assert [reward.params["quality"] for reward in found.rewards] == [95, 3]
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (
+            ["--objective.clip_rage", "1"],
+            "objective.clip_rage: no such option of toy; did you mean clip_range?",
+        ),
+        (["--trainer.itterations", "1"], "trainer.itterations: no such option; did you mean iterations?"),
+        (["--trainer.lr", "abc"], "trainer.lr: expected a float, got 'abc'"),
+        (["--trainer.lr", "null"], "trainer.lr: expected a float, got null"),
+        (["--lora.rank", "1.5"], "lora.rank: expected an int, got '1.5'"),
+        (["--lora.alpha", "x"], "lora.alpha: expected a float or null, got 'x'"),
+        (["--model.dtype", "fp8"], "model.dtype: expected one of fp32, bf16, fp16, got 'fp8'"),
+        (["--objective.mode", "c"], "objective.mode: expected one of a, b, got 'c'"),
+        (["--model.loras", "a"], "model.loras: expected a list of text, as [a, b], got 'a'"),
+        (["--trainer.betas", "[1]"], "trainer.betas: expected [float, float], got '[1]'"),
+        (["--trainr.lr", "1"], "--trainr.lr: no such option; did you mean trainer?"),
+        (["--overwite"], "--overwite: no such option; did you mean overwrite?"),
+        (["--trainer.lr"], "--trainer.lr: needs a value"),
+        (["--trainer.lr.x", "1"], "trainer.lr.x: no such option"),
+        (["toy.yaml"], "toy.yaml: an argument without a name; write --config FILE or --section.key value"),
+        (["--objective.name", "othr"], "objective.name: nothing is called 'othr'; did you mean other?"),
+        (["--objective.name", "other"], "objective.beta: needs a value, a float"),
+        (["--sampler.name", "ddmi"], "sampler.name: nothing is called 'ddmi'; did you mean ddpm?"),
+        (["--advantage.name", "grop"], "advantage.name: nothing is called 'grop'; did you mean group?"),
+        (
+            ["--rewards.0.params.qualty", "1"],
+            "rewards.0.params.qualty: no such option of toy; did you mean quality?",
+        ),
+        (["--rewards", "[{weight: 1}]"], "rewards.0.name: missing"),
+        (["--rewards", "3"], "rewards: expected a list, as [{name: ...}], got 3"),
+        (["--objective", "toy"], "objective: expected options, as {key: value}, got 'toy'"),
+        (["--config", "nowhere.yaml"], "--config: nowhere.yaml: no such file"),
+        (["--plugins", "[nowhere]"], "plugins: nowhere: no such folder"),
+        (["--plugins", "nowhere"], "plugins: expected a list of folders, as [a, b], got 'nowhere'"),
+    ],
+)
+def test_words_of_refusal(folder: Path, argv: list[str], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.parse(["--config", "toy.yaml", *argv], flags=["--resume RUN_DIR", "--overwrite"])
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("trainr: {}", "trainr: no such option; did you mean trainer?"),
+        ("objective: {options: {}}", "objective.options: no such option of ddpo"),
+        ("trainer: {lr: null}", "trainer.lr: expected a float, got null"),
+        ("run_dir: 3", "run_dir: expected text, got 3"),
+        ("trainer: 3", "trainer: expected options, as {key: value}, got 3"),
+        ("trainer: {lr: [}", "x.yaml, line 1: not valid YAML"),
+        ("- a", "x.yaml: expected options, as {key: value}, got ['a']"),
+    ],
+)
+def test_words_about_a_file(folder: Path, text: str, line: str) -> None:
+    (folder / "x.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        config.load("x.yaml")
+    assert str(caught.value).startswith(line)
+
+
+def test_a_new_name_drops_the_files_options(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert parse(
+        "--objective.steps", "4", "--objective.name", "other", "--objective.beta", "1"
+    ).objective.options == {
+        "beta": 1.0,
+        "steps": 4,
+    }
+    assert "clip_range" in caplog.text
+    caplog.clear()
+    assert parse("--objective.name", "toy").objective.options["clip_range"] == 1e-3
+    assert parse("--rewards.0.name", "rewards/toy.py:toy").rewards[0].params["quality"] == 95
+    assert caplog.text.count("left out") == 1
+
+
+def test_a_path_of_prompts_takes_the_place_of_the_name(folder: Path) -> None:
+    assert parse("--prompts.path", "mine.txt").prompts == Prompts(name=None, path="mine.txt")
+    (folder / "toy.yaml").write_text(
+        (folder / "toy.yaml").read_text() + "\n            prompts: {path: mine.txt}"
+    )
+    assert parse().prompts.name is None
+    assert parse("--prompts.name", "activities").prompts == Prompts(name="activities")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"trainer": {"minibatches": 3}}, "take 2 or 4, or prompts_per_iteration 33"),
+        ({"trainer": {"minibatches": 64}}, "take 32, or prompts_per_iteration 64"),
+        ({"trainer": {"epochs": 0}}, "trainer.epochs: must be at least 1, got 0"),
+        ({"trainer": {"lr": 0}}, "trainer.lr: must be above 0"),
+        ({"trainer": {"lr": ".inf"}}, "trainer.lr: must be above 0"),
+        ({"trainer": {"betas": [0.9, 1]}}, "trainer.betas.1: must be at least 0 and below 1, got 1.0"),
+        ({"trainer": {"samples_per_prompt": 1}, "advantage": {"name": "group"}}, "take 2 or more"),
+        ({"sampler": {"num_steps": 0}}, "sampler.num_steps: must be at least 1"),
+        ({"lora": {"alpha": 0}}, "lora.alpha: must be above 0"),
+        ({"lora": {"rank": 0}}, "lora.rank: must be at least 1"),
+        ({"ema": {"decay": 1}}, "ema.decay"),
+        ({"evaluation": {"num_prompts": 0}}, "evaluation.num_prompts"),
+        ({"seed": -1}, "seed: must be at least 0"),
+        ({"run_dir": " "}, "run_dir"),
+        ({"rewards": []}, "rewards: needs at least one"),
+        ({"rewards": [{"name": "toy", "weight": float("nan")}]}, "rewards.0.weight: must be finite"),
+        ({"rewards": [{"name": "toy", "weight": 0}]}, "all weights are 0"),
+        ({"rewards": [{"name": "toy"}, {"name": "toy"}]}, "rewards.1.name: toy is there twice"),
+        ({"log": {"trackers": ["tensorbord"]}}, "did you mean tensorboard?"),
+    ],
+)
+def test_check(folder: Path, change: dict[str, Any], words: str) -> None:
+    base = yaml.safe_load((folder / "toy.yaml").read_text())
+    config.check(config.load(base))
+    with pytest.raises(UserError, match=r".+: ") as caught:
+        config.check(config.load(base | change))
+    assert words in str(caught.value)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"wandb is not installed; pip install 'ddpo\[wandb\]'"):
+        parse("--log.trackers", "[wandb]")
+
+
+def test_python_and_yaml_agree(folder: Path) -> None:
+    built = Config(
+        model=config.Model("toy"),
+        lora=None,
+        sampler=Sampler("ddpm", num_steps=4, options={"variance": "large"}),
+        rewards=[Reward("toy", params={"names": ["a"]})],
+        objective=Objective("other", {"beta": 0.5}),
+        trainer=Trainer(lr=1e-7, betas=(0.1, 0.2)),
+        plugins=["."],
+    )
+    Path("dumped.yaml").write_text(config.dump(built))
+    found = config.parse(["--config", "dumped.yaml"])
+    assert found == config.load(built) == config.load(Path("dumped.yaml"))
+    assert found.objective.options == {"beta": 0.5, "steps": 3}
+    assert built.objective.options == {"beta": 0.5}, "loading must not change what it is given"
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lr=st.floats(1e-12, 1e12),
+    seed=st.integers(0, 2**63),
+    text=st.sampled_from(["null", "1", "[a]", "{prompt}: x", "~"])
+    | st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip),
+    names=st.lists(st.sampled_from(["to_q", "null", "1e-3", "a: b", "yes", "[x]"])),
+    target=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+)
+def test_round_trip(
+    folder: Path, lr: float, seed: int, text: str, names: list[str], target: float | None
+) -> None:
+    built = Config(
+        model=config.Model("toy"),
+        lora=Lora(target_modules=names),
+        prompts=Prompts(template=text),
+        objective=Objective("toy", {"target": target}),
+        trainer=Trainer(lr=lr),
+        plugins=["."],
+        seed=seed,
+        run_dir=text,
+    )
+    Path("dumped.yaml").write_text(config.dump(built), encoding="utf-8")
+    found = config.parse(["--config", "dumped.yaml"])
+    assert found == config.load(built)
+    for field in fields(Config):
+        if field.name not in ("objective", "sampler", "advantage", "model"):
+            assert getattr(found, field.name) == getattr(built, field.name)
+
+
+def test_changed(folder: Path) -> None:
+    old = parse()
+    assert config.changed(old, parse()) == []
+    new = parse("--trainer.lr", "1", "--objective.mode", "b", "--lora", "null", "--rewards.0.weight", "3")
+    assert config.changed(old, new) == ["lora", "rewards", "objective.mode", "trainer.lr"]
+    assert config.changed(old, parse("--sampler.name", "ddpm")) == [
+        "sampler.name",
+        "sampler.eta",
+        "sampler.variance",
+    ]
+
+
+def test_help_shows_the_options_of_the_named_things(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        config.parse(["--config", "toy.yaml", "--trainer.lr", "0.25", "--help"], flags=["--overwrite"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert caught.value.code == 0
+    assert "[--overwrite]" in shown
+    assert "`clip_range` is in units of logp. (type: float, default: 0.001)" in shown
+    assert "--objective.mode {a,b} It has a `mode`." in shown
+    assert "--rewards.0.params.quality" in shown and "(type: int, default: 90)" in shown
+    assert "--sampler.eta" in shown and "--model.shift" in shown and "--beta" not in shown
+    assert "learning rate of AdamW, > 0 (type: float, default: 0.25)" in shown
+    for name in ("device", "options", "target_modules+"):
+        assert f".{name}" not in shown
+
+
+def test_every_value_has_a_help_text() -> None:
+    from ddpo.parsing import _own
+
+    sections = [Config, config.Model, Lora, Sampler, Prompts, Reward, Objective, config.Advantage, Trainer]
+    sections += [config.Ema, config.Checkpoint, config.Evaluation, config.Log]
+    missing = [f"{cls.__name__}.{name}" for cls in sections for name, o in _own(cls).items() if not o.words]
+    assert not missing
+
+
+def test_a_bundled_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "configs").mkdir()
+    (folder / "configs/demo.yaml").write_text((folder / "toy.yaml").read_text())
+    monkeypatch.setattr(plugins, "folders", lambda kind, found=plugins.folders: (
+        [str(folder / "configs")] if kind == "configs" else found(kind)
+    ))  # fmt: skip
+    assert config.load("demo") == config.load("toy.yaml")
+    with pytest.raises(UserError, match="--config: nothing is called 'dem'; did you mean demo"):
+        config.parse(["--config", "dem"])
+    with pytest.raises(UserError, match="--config: needs a YAML file, or the name of a bundled one: demo"):
+        config.parse([])
+
+
+@pytest.mark.parametrize("name", plugins.names("configs"))
+def test_our_own_configurations(name: str) -> None:
+    config.check(config.load(name))
+
+
+def quietly(*argv: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Runs Python, which fails if torch was imported at its end; the seconds it took."""
+    code = f"""
+import atexit, runpy, sys
+sys.argv[1:] = {list(argv[1:])!r}
+atexit.register(lambda: print("torch was imported" if "torch" in sys.modules else "no torch"))
+{argv[0]}
+"""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
+    return done, time.perf_counter() - start
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["import ddpo.config"], ""),
+        (["import ddpo"], ""),
+        (["runpy.run_module('ddpo', run_name='__main__')", "--help"], "evaluate"),
+        (["runpy.run_module('ddpo', run_name='__main__')", "list", "rewards"], "jpeg_compressibility"),
+        (["runpy.run_module('ddpo', run_name='__main__')", "list", "objectives"], "ddpo"),
+        (["runpy.run_module('ddpo', run_name='__main__')", "list", "metrics"], "ratio/max_dev"),
+        (["runpy.run_module('ddpo', run_name='__main__')", "list", "prompts"], "animals"),
+        (["runpy.run_module('ddpo', run_name='__main__')", "list", "models"], "stable_diffusion"),
+    ],
+)
+def test_looking_around_costs_nothing(argv: list[str], shown: str) -> None:
+    done, seconds = quietly(*argv)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("no torch\n") and shown in done.stdout
+    assert seconds < 5, "a second on a quiet machine"
+
+
+def test_an_unknown_command() -> None:
+    done, _ = quietly("runpy.run_module('ddpo', run_name='__main__')", "trian")
+    assert (done.returncode, done.stderr) == (2, "ddpo: trian: no such command; did you mean train?\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("a: b"), 2, "ddpo: a: b\n"),
+        (Stopped("go on"), 3, "ddpo: go on\n"),
+        (KeyboardInterrupt(), 3, "ddpo: interrupted; "),
+        (KeyError("x"), 1, "ddpo: internal error: KeyError: 'x'; run again with --debug for the traceback\n"),
+    ],
+)
+def test_exit_codes(
+    error: BaseException,
+    code: int,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def main(argv: list[str]) -> None:
+        assert argv == ["x"]
+        raise error
+
+    assert command.run(main, ["x"]) == code
+    assert capsys.readouterr().err.startswith(line)
+    assert command.run(main, ["--debug", "x"]) == code
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    command.run(main, ["x"])
+    assert (capsys.readouterr().err == "") is (code != 1)
+
+
+def test_a_command_that_ends_well() -> None:
+    assert command.run(lambda argv: None, []) == 0
+    assert command.run(lambda argv: 5, []) == 5
