@@ -1,7 +1,8 @@
 """From rewards to advantages: what a sample's reward is compared with, and in which unit.
 
-Every function takes all rewards of an iteration (gathered over ranks, so that each rank computes the same), with NaN
-where a sample has no value, and returns advantages with NaN at the same places: such samples take no part.
+Every function takes all rewards of an iteration (gathered over ranks, so that each rank computes the same),
+with NaN where a sample has no value, and returns advantages with NaN at the same places: such samples take no
+part.
 """
 
 from collections import deque
@@ -73,8 +74,8 @@ class Group(Stateless):
 class PerPrompt:
     """A = (r - mean_c) / std_c over the last `buffer_size` rewards of prompt c, over iterations (Black et al. 2023).
 
-    The present rewards are among them. A prompt with fewer than `min_count` stored rewards is compared with the whole
-    iteration instead, as in the paper: with prompts that are seen only a few times, use groups.
+    The present rewards are among them. A prompt with fewer than `min_count` stored rewards is compared with
+    the whole iteration instead, as in the paper: with prompts that are seen only a few times, use groups.
     """
 
     def __init__(self, *, buffer_size: int = 32, min_count: int = 16) -> None:

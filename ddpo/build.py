@@ -14,13 +14,12 @@ from ddpo import checkpoint, config, objectives, plugins, prompts, ranks, reward
 from ddpo.advantages import ADVANTAGES
 from ddpo.config import Config
 from ddpo.errors import UserError
-from ddpo.evaluation import SEEDS
 from ddpo.images import to_pil
 from ddpo.models import Policy
 from ddpo.models.stable_diffusion import DTYPES
 from ddpo.prompts import PromptSet
 from ddpo.rewards import Reward
-from ddpo.rollout import Sampler, sample
+from ddpo.rollout import Purpose, Sampler, sample
 from ddpo.scoring import Scorer
 from ddpo.trainer import Trainer
 from ddpo.transitions import SAMPLERS
@@ -54,7 +53,9 @@ def sampler(settings: Config, model: Policy) -> Sampler:
         raise UserError(str(error)) from error
     if not steps.stochastic.any():
         eta = wanted.options.get("eta")
-        raise UserError(f"sampler.eta: {eta} makes every step deterministic, without a log-probability; take 0 < eta <= 1")
+        raise UserError(
+            f"sampler.eta: {eta} makes every step deterministic, without a log-probability; take 0 < eta <= 1"
+        )
     return Sampler(steps.to(model.device), wanted.guidance_scale, wanted.batch_size)
 
 
@@ -87,9 +88,17 @@ def trainer(settings: Config) -> Trainer:
     objective = objectives.build(settings.objective.name, **settings.objective.options)
     updates = wanted.minibatches * wanted.epochs
     if objective.on_policy and updates > 1 and ranks.state().is_main_process:
-        log.warning("%s is on-policy: of the %d updates a rollout, only the first is unbiased", objective.name, updates)
+        log.warning(
+            "%s is on-policy: of the %d updates a rollout, only the first is unbiased",
+            objective.name,
+            updates,
+        )
     optimizer = torch.optim.AdamW(
-        parameters, wanted.lr, betas=tuple(wanted.betas), eps=wanted.adam_eps, weight_decay=wanted.weight_decay
+        parameters,
+        wanted.lr,
+        betas=tuple(wanted.betas),
+        eps=wanted.adam_eps,
+        weight_decay=wanted.weight_decay,
     )
     schedule = get_scheduler(
         wanted.lr_schedule if not (wanted.warmup_steps and wanted.lr_schedule == "constant") else "constant_with_warmup",
@@ -121,16 +130,20 @@ class Run:
     def use(self, column: str = "tuned") -> None:
         """Take the weights of a checkpoint ("000020"), or of the newest ("tuned"); its average where one was kept."""
         if not self.checkpoints:
-            raise UserError(f"{self.folder} has no checkpoint yet; let it train, or go on with --resume {self.folder}")
+            raise UserError(
+                f"{self.folder} has no checkpoint yet; let it train, or go on with --resume {self.folder}"
+            )
         name = max(self.checkpoints) if column == "tuned" else column
         if name not in self.checkpoints:
-            raise UserError(f"{self.folder} has no checkpoint {column}; there are: {', '.join(self.checkpoints)}")
+            raise UserError(
+                f"{self.folder} has no checkpoint {column}; there are: {', '.join(self.checkpoints)}"
+            )
         tensors, _ = checkpoint.load(self.checkpoints[name])
         checkpoint.restore_parameters(self.policy.parameters(), tensors.get("ema", tensors["parameters"]))
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int], column: str = "tuned") -> list[Image.Image]:
         """One picture for each prompt and seed, by "base", "tuned" or a checkpoint; the same as in the evaluation."""
-        keys = [(SEEDS, seed) for seed in seeds]
+        keys = [(Purpose.EVALUATION, seed) for seed in seeds]
         if column != "base":
             self.use(column)
             parts = list(sample(self.policy, self.sampler, texts, keys))

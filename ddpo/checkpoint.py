@@ -24,7 +24,10 @@ def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappi
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     for name, mapping in tensors.items():
-        save_file({key: value.detach().cpu().contiguous() for key, value in mapping.items()}, aside / f"{name}.safetensors")
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in mapping.items()},
+            aside / f"{name}.safetensors",
+        )
     (aside / "state.json").write_text(json.dumps(dict(state)))
     for file in aside.iterdir():
         with open(file, "rb") as handle:
@@ -63,7 +66,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Parameters) 
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Parameters, tensors: Mapping[str, Tensor]
+) -> None:
     """The inverse of `optimizer_tensors`, in place."""
     optimizer.state.clear()
     for flat, value in tensors.items():

@@ -12,7 +12,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run_dir", help="folder of a run")
     arguments, changes = parser.parse_known_args(argv)
     settings = config.parse(
-        ["--config", f"{arguments.run_dir}/config.yaml", "--run_dir", arguments.run_dir, *changes], command="ddpo evaluate"
+        ["--config", f"{arguments.run_dir}/config.yaml", "--run_dir", arguments.run_dir, *changes],
+        command="ddpo evaluate",
     )
     from ddpo.judging import judge
 

@@ -14,10 +14,7 @@ from ddpo.images import GUARDS, to_pil
 from ddpo.models import Policy
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.rewards import Reward
-from ddpo.rollout import Sampler, sample
-
-SEEDS = 4
-"""First number of every evaluation key: keeps its noise apart from the training's."""
+from ddpo.rollout import Purpose, Sampler, sample
 
 
 @dataclass(frozen=True)
@@ -31,19 +28,25 @@ class Shot:
 
 
 def shoot(
-    policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seeds: Sequence[int], rewards: Sequence[Reward]
+    policy: Policy,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    rewards: Sequence[Reward],
 ) -> Iterator[Shot]:
     """One picture for each prompt and seed, in order, scored by every reward and guard.
 
     A picture depends on its prompt, its seed and the weights alone.
     """
-    keys = [(SEEDS, seed) for seed in seeds]
+    keys = [(Purpose.EVALUATION, seed) for seed in seeds]
     for part in sample(policy, sampler, [prompt.text for prompt in prompts], keys):
         metadata = [prompts[i].metadata for i in part.samples]
         scores = {reward.name: reward(part.images, part.prompts, metadata).tolist() for reward in rewards}
         scores |= {name: guard(part.images).tolist() for name, guard in GUARDS.items()}
         for row, (i, image) in enumerate(zip(part.samples, to_pil(part.images), strict=True)):
-            yield Shot(part.prompts[row], seeds[i], image, {name: column[row] for name, column in scores.items()})
+            yield Shot(
+                part.prompts[row], seeds[i], image, {name: column[row] for name, column in scores.items()}
+            )
 
 
 def all_shots(

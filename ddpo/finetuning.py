@@ -24,8 +24,8 @@ log = logging.getLogger("ddpo")
 def finetune(settings: Config, resume: bool = False, overwrite: bool = False) -> Run:
     """Fine-tune as the configuration says and return the run, to sample from.
 
-    `resume` continues the run in `run_dir`, if it holds one; `overwrite` replaces it. Raises UserError before anything
-    is written, Stopped when a run ends early with its state saved.
+    `resume` continues the run in `run_dir`, if it holds one; `overwrite` replaces it. Raises UserError before
+    anything is written, Stopped when a run ends early with its state saved.
     """
     Session(settings, resume, overwrite).train()
     ranks.state().wait_for_everyone()
@@ -42,6 +42,7 @@ class Session:
         self.main = ranks.state().is_main_process
         runs.check(self.folder, resume, overwrite)
         continues = resume and (self.folder / "config.yaml").exists()
+        ranks.state().wait_for_everyone()  # all have looked before the first one writes
         if continues:
             runs.check_changes(self.folder, self.settings)
         self.trainer = build.trainer(self.settings)
@@ -61,7 +62,11 @@ class Session:
         """All iterations that are left. A finished run says so and does nothing."""
         total, trainer = self.settings.trainer.iterations, self.trainer
         if trainer.iteration >= total:
-            log.info("%s has finished its %d iterations; give --trainer.iterations to go further", self.folder, total)
+            if not (self.folder / "lora").is_dir():
+                self.finish()  # a kill came between the last checkpoint and the end
+            log.info(
+                "%s has finished its %d iterations; --trainer.iterations goes further", self.folder, total
+            )
             return
         with self.signals(), self.bars(total) as bar:
             if trainer.iteration == 0:
@@ -79,7 +84,9 @@ class Session:
                     self.save()
                 if any(ranks.gather([self._asked_to_stop])) and trainer.iteration < total:
                     self.save()
-                    raise Stopped(f"stopped after iteration {trainer.iteration}; go on with --resume {self.folder}")
+                    raise Stopped(
+                        f"stopped after iteration {trainer.iteration}; go on with --resume {self.folder}"
+                    )
         self.finish()
 
     def due(self, every: int) -> bool:
@@ -96,7 +103,9 @@ class Session:
             self.pictures()
             if bar.disable:
                 text = "iteration %d of %d: reward %.4f, clip_frac %.2f, %.1f s"
-                log.info(text, row["iteration"], bar.total, row["reward/mean"], row["clip_frac"], row["time/total"])
+                log.info(
+                    text, row["iteration"], bar.total, row["reward/mean"], row["clip_frac"], row["time/total"]
+                )
 
     def pictures(self) -> None:
         """samples/000010/: the same prompts at the same seeds each time, and all of them in one captioned picture."""
@@ -106,14 +115,18 @@ class Session:
         seeds = [len(prompts) * i // count for i in range(count)]
         with self.averaged():
             chosen = [prompts[i] for i in seeds]
-            shots = list(evaluation.shoot(self.trainer.policy, self.trainer.sampler, chosen, seeds, self.judges[:1]))
+            shots = list(
+                evaluation.shoot(self.trainer.policy, self.trainer.sampler, chosen, seeds, self.judges[:1])
+            )
         folder = self.folder / "samples" / f"{self.trainer.iteration:06d}"
         folder.mkdir(parents=True, exist_ok=True)
         captions = [f"{shot.prompt} | {shot.scores[self.judges[0].name]:.3f}" for shot in shots]
         for i, shot in enumerate(shots):
             shot.image.save(folder / f"{i:02d}.png")
         cells, labels = [[shot.image for shot in shots]], [[caption.split(" | ")[1] for caption in captions]]
-        picture = table(cells, [f"iteration {self.trainer.iteration}"], [shot.prompt for shot in shots], labels)
+        picture = table(
+            cells, [f"iteration {self.trainer.iteration}"], [shot.prompt for shot in shots], labels
+        )
         picture.save(folder.with_suffix(".png"))
         self.trackers.log_images([shot.image for shot in shots], captions, self.trainer.iteration)
 
@@ -121,8 +134,12 @@ class Session:
         """Means of all rewards over the evaluation prompts (the held-out ones, if there are any) at fixed seeds."""
         per_prompt = self.settings.evaluation.samples_per_prompt
         with self.averaged():
-            shots = evaluation.all_shots(self.trainer.policy, self.trainer.sampler, self.sets[-1], per_prompt, self.judges)
-        columns = {judge.name: torch.tensor([shot.scores[judge.name] for shot in shots]) for judge in self.judges}
+            shots = evaluation.all_shots(
+                self.trainer.policy, self.trainer.sampler, self.sets[-1], per_prompt, self.judges
+            )
+        columns = {
+            judge.name: torch.tensor([shot.scores[judge.name] for shot in shots]) for judge in self.judges
+        }
         return {f"eval/{name}": column.nanmean().item() for name, column in columns.items()}
 
     def save(self) -> None:
@@ -182,7 +199,11 @@ class Session:
                 self.trainer.policy.save(self.folder / "lora")
             runs.write_card(self.folder, self.settings)
             self.trackers.finish()
-            log.info("done: %s holds the LoRA; see what changed with: ddpo evaluate %s", self.folder / "lora", self.folder)
+            log.info(
+                "done: %s holds the LoRA; see what changed with: ddpo evaluate %s",
+                self.folder / "lora",
+                self.folder,
+            )
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

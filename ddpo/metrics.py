@@ -39,7 +39,10 @@ METRICS = {
 
 def write(file: Path, row: dict[str, Any]) -> None:
     """Append one line, whole and on disk; what is not finite becomes null, since JSON has no NaN."""
-    clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+    clean = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
     with open(file, "a", encoding="utf-8") as lines:
         lines.write(json.dumps(clean) + "\n")
         lines.flush()

@@ -5,7 +5,8 @@ A reward is a function
     def redness(images, prompts, metadata, *, power: float = 1.0): ...
 
 of images (Float[Tensor, "B 3 H W"] in [0, 1], fp32), B prompts and B metadata mappings that returns B numbers
-(Float[Tensor, "B"]; NaN means "no value"), or a class with __init__(*, device, dtype, **options) and the same __call__.
+(Float[Tensor, "B"]; NaN means "no value"), or a class with __init__(*, device, dtype, **options) and the same
+__call__.
 """
 
 import hashlib
@@ -22,7 +23,9 @@ from torch import Tensor
 from ddpo import plugins
 from ddpo.errors import UserError, nearest
 
-__path__ = plugins.folders("rewards")  # a module with __path__ is a package; its files may live in several folders
+__path__ = plugins.folders(
+    "rewards"
+)  # a module with __path__ is a package; its files may live in several folders
 
 Score = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]]], Tensor]
 
@@ -64,11 +67,14 @@ def build(
     known = [
         parameter.name
         for parameter in inspect.signature(target).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY and not (is_class and parameter.name in ("device", "dtype"))
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and not (is_class and parameter.name in ("device", "dtype"))
     ]
     for option in options:
         if option not in known:
-            raise UserError(f"rewards.{name}.params.{option}: no such option of {name}{nearest(option, known)}")
+            raise UserError(
+                f"rewards.{name}.params.{option}: no such option of {name}{nearest(option, known)}"
+            )
     score = target(device=device, dtype=dtype, **options) if is_class else partial(target, **options)
     return Reward(short_name(name), weight, score, _version(target))
 

@@ -1,10 +1,12 @@
 """From prompts to denoising trajectories, and back: sample them, and score their steps again under the present policy.
 
-Both directions share one forward (eval mode, same arithmetic), so that a recorded log-probability is found again.
+Both directions share one forward (eval mode, same arithmetic), so that a recorded log-probability is found
+again.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -26,8 +28,14 @@ class Sampler:
     batch_size: int
 
 
+class Purpose(IntEnum):
+    """First number of every key, so that no two uses share a stream."""
+
+    NOISE, PROMPTS, MINIBATCHES, GLOBAL, EVALUATION = range(1, 6)
+
+
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator that is a function of its key: the same on any number of ranks, before and after a resume."""
+    """A CPU generator that is a function of its key: the same on any number of ranks and after a resume."""
     seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed))
 
@@ -41,7 +49,11 @@ def chunks(count: int, size: int) -> Iterator[tuple[list[int], int]]:
 
 @torch.no_grad()
 def sample(
-    policy: Policy, sampler: Sampler, prompts: Sequence[str], keys: Sequence[tuple[int, ...]], reference: bool = False
+    policy: Policy,
+    sampler: Sampler,
+    prompts: Sequence[str],
+    keys: Sequence[tuple[int, ...]],
+    reference: bool = False,
 ) -> Iterator[Trajectory]:
     """Sample one trajectory for each prompt and noise key, chunk by chunk; `reference` adds log-probs under it.
 
@@ -52,7 +64,9 @@ def sample(
         texts = [prompts[i] for i in indices]
         latents, logp = _denoise(policy, sampler, texts, [keys[i] for i in indices])
         images = policy.decode(latents[:, -1])
-        found = Trajectory(indices[:genuine], texts[:genuine], latents[:genuine], logp[:genuine], images[:genuine])
+        found = Trajectory(
+            indices[:genuine], texts[:genuine], latents[:genuine], logp[:genuine], images[:genuine]
+        )
         if reference:
             found.logp_ref = _reference_log_probs(policy, sampler, latents, texts)[:genuine]
         yield found
@@ -65,7 +79,10 @@ def _denoise(
     steps, stochastic = sampler.steps, sampler.steps.stochastic.tolist()
     shape = (len(steps) + 1, *policy.latent_shape)
     noise = torch.stack([torch.randn(shape, generator=generator(*key)) for key in keys]).to(policy.device)
-    latents, logp = [noise[:, 0]], torch.zeros(len(prompts), len(steps), dtype=torch.float64, device=policy.device)
+    latents, logp = (
+        [noise[:, 0]],
+        torch.zeros(len(prompts), len(steps), dtype=torch.float64, device=policy.device),
+    )
     for t in range(len(steps)):
         index = torch.full((len(prompts),), t, device=policy.device)
         output = policy.predict(latents[t], steps.timesteps[index], prompts, sampler.guidance_scale)

@@ -23,7 +23,17 @@ OURS = [
 ]  # fmt: skip
 """What a run writes, and all that --overwrite deletes."""
 
-PACKAGES = ["torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow"]
+PACKAGES = [
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "numpy",
+    "pillow",
+]
 MAY_CHANGE = ("trainer.iterations", "log.", "checkpoint.", "evaluation.", "eval_rewards", "run_dir")
 """Options that a resume may change."""
 
@@ -33,7 +43,9 @@ def check(folder: Path, resume: bool, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run_dir: {folder} is a file; name a folder")
     if (folder / "config.yaml").exists() and not (resume or overwrite):
-        raise UserError(f"run_dir: {folder} already holds a run; continue it with --resume {folder}, or give --overwrite")
+        raise UserError(
+            f"run_dir: {folder} already holds a run; continue it with --resume {folder}, or give --overwrite"
+        )
     parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     if not os.access(parent, os.W_OK):
         raise UserError(f"run_dir: {parent} cannot be written to; name another folder")
@@ -44,7 +56,9 @@ def check_changes(folder: Path, new: Config) -> None:
     old = config.load(folder / "config.yaml")
     for place in config.changed(old, new):
         if not place.startswith(MAY_CHANGE):
-            raise UserError(f"{place}: differs from the run in {folder}, which cannot be continued with another value")
+            raise UserError(
+                f"{place}: differs from the run in {folder}, which cannot be continued with another value"
+            )
 
 
 def create(folder: Path, settings: Config, overwrite: bool, provenance: Mapping[str, Any]) -> None:
@@ -87,8 +101,12 @@ def _git() -> dict[str, Any] | None:
     where = Path(__file__).parent
     try:
         run = ["git", "-C", str(where)]
-        commit = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run([*run, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(
+            [*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        status = subprocess.run(
+            [*run, "status", "--porcelain"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return {"commit": commit, "modified": bool(status.strip())}
@@ -105,12 +123,17 @@ def write_card(folder: Path, settings: Config) -> None:
         f"{', '.join(f'{reward.name} (weight {reward.weight:g})' for reward in settings.rewards)}.", "",
     ]  # fmt: skip
     if results.is_file():
-        lines += ["| prompts | reward | base | tuned | difference (95 %) |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            "| prompts | reward | base | tuned | difference (95 %) |",
+            "| --- | --- | --- | --- | --- |",
+        ]
         for set_name, scores in json.loads(results.read_text())["sets"].items():
             for name, row in scores.items():
                 low, high = row["difference"]["low"], row["difference"]["high"]
                 numbers = f"{row['base']['mean']:.3f} | {row['tuned']['mean']:.3f}"
-                lines.append(f"| {set_name} | {name} | {numbers} | {row['difference']['mean']:+.3f} ({low:+.3f} to {high:+.3f}) |")
+                lines.append(
+                    f"| {set_name} | {name} | {numbers} | {row['difference']['mean']:+.3f} ({low:+.3f} to {high:+.3f}) |"
+                )
         lines += ["", "![base beside tuned at matched seeds](evaluation/before_after.png)", ""]
     average = "the running average of the weights" if settings.ema.decay else "the last weights"
     lines += [

@@ -12,7 +12,9 @@ def main(argv: list[str]) -> None:
     """`ddpo score --reward NAME [--params '{...}'] [--prompt TEXT] IMAGES...`: one line a file."""
     parser = argparse.ArgumentParser(prog="ddpo score", description=__doc__, allow_abbrev=False)
     parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument("--reward", required=True, help="a name, package.module:attribute or file.py:function")
+    parser.add_argument(
+        "--reward", required=True, help="a name, package.module:attribute or file.py:function"
+    )
     parser.add_argument("--params", type=json.loads, default={}, help="the reward's options as JSON")
     parser.add_argument("--prompt", default="", help="what the images should show")
     arguments = parser.parse_args(argv)

@@ -22,7 +22,10 @@ class Scorer:
         self._pending: list[Future[Values]] = []
 
     def submit(
-        self, images: Float[Tensor, "B 3 height width"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 height width"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> None:
         """Start scoring a chunk."""
         self._pending.append(self._pool.submit(self._score, images, list(prompts), list(metadata)))

@@ -16,7 +16,9 @@ class Trackers:
         self._trackers: list[GeneralTracker] = []
         for name in names:
             if name == "tensorboard":
-                self._trackers.append(TensorBoardTracker(run_dir.name, logging_dir=str(run_dir / "tensorboard")))
+                self._trackers.append(
+                    TensorBoardTracker(run_dir.name, logging_dir=str(run_dir / "tensorboard"))
+                )
             elif name == "wandb":
                 self._trackers.append(WandBTracker("ddpo", name=run_dir.name, dir=str(run_dir)))
         for tracker in self._trackers:
@@ -33,7 +35,9 @@ class Trackers:
             if tracker.name == "tensorboard":
                 for picture, caption in zip(pictures, captions, strict=True):
                     prompt = caption.split(" | ")[0]
-                    tracker.writer.add_image(f"samples/{prompt}", np.asarray(picture), step, dataformats="HWC")
+                    tracker.writer.add_image(
+                        f"samples/{prompt}", np.asarray(picture), step, dataformats="HWC"
+                    )
                     tracker.writer.add_text(f"samples/{prompt}", caption, step)
             else:
                 import wandb

@@ -35,7 +35,9 @@ def arguments(argv: list[str]) -> tuple[Config, bool, bool]:
     if resume and resume != "auto":
         folder = resume.rstrip("/")
         if any(word.startswith("--config") for word in rest):
-            raise UserError("--config: not with --resume RUN_DIR, which reads the run's own; or use --resume auto")
+            raise UserError(
+                "--config: not with --resume RUN_DIR, which reads the run's own; or use --resume auto"
+            )
         rest = ["--config", f"{folder}/config.yaml", "--run_dir", folder, *rest]
     return config.parse(rest, flags=FLAGS), bool(resume), overwrite
 

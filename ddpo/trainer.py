@@ -1,7 +1,7 @@
 """The loop: roll out, score, compare, update. It knows nothing of files and flags.
 
-An iteration is a function of the weights, the optimiser, the advantage's statistics and (seed, iteration): nothing
-random is carried from one to the next.
+An iteration is a function of the weights, the optimiser, the advantage's statistics and (seed, iteration):
+nothing random is carried from one to the next.
 """
 
 import resource
@@ -21,7 +21,7 @@ from ddpo.images import GUARDS
 from ddpo.models import Policy
 from ddpo.objectives import Batch, Objective
 from ddpo.prompts import Prompt, PromptSet
-from ddpo.rollout import Sampler, generator, sample, step_means
+from ddpo.rollout import Purpose, Sampler, generator, sample, step_means
 from ddpo.scoring import Scorer, Values
 from ddpo.trajectory import Trajectory, join
 from ddpo.update import Measured, Pass, clip_gradients, first_pass_deviation, minibatches
@@ -68,7 +68,13 @@ class Trainer:
     def iterate(self) -> Metrics:
         """One iteration; its metrics. Raises Stopped when the run must not go on; the weights are then still good."""
         started = time.perf_counter()
-        torch.manual_seed(int(generator(self.seed, self.iteration, ranks.state().process_index).initial_seed()))
+        torch.manual_seed(
+            int(
+                generator(
+                    Purpose.GLOBAL, self.seed, self.iteration, ranks.state().process_index
+                ).initial_seed()
+            )
+        )
         prompts = self.draw()
         trajectory, values, guards, times = self.rollout(prompts)
         batch, outcome = self.outcome(prompts, trajectory, values)
@@ -98,7 +104,9 @@ class Trainer:
         for position in range(first, first + self.prompts_per_iteration):
             number = position // size
             if number not in orders:
-                orders[number] = torch.randperm(size, generator=generator(self.seed, 1, number)).tolist()
+                orders[number] = torch.randperm(
+                    size, generator=generator(Purpose.PROMPTS, self.seed, number)
+                ).tolist()
             drawn += [self.prompts[orders[number][position % size]]] * self.samples_per_prompt
         return drawn
 
@@ -108,7 +116,7 @@ class Trainer:
         groups = ranks.share(self.prompts_per_iteration, state.process_index, state.num_processes)
         mine = [g * self.samples_per_prompt + i for g in groups for i in range(self.samples_per_prompt)]
         parts, guards = [], {name: 0.0 for name in GUARDS}
-        keys = [(self.seed, 0, self.iteration, number) for number in mine]
+        keys = [(Purpose.NOISE, self.seed, self.iteration, number) for number in mine]
         reference = "logp_ref" in self.objective.needs
         for part in sample(self.policy, self.sampler, [prompts[i].text for i in mine], keys, reference):
             self.scorer.submit(part.images, part.prompts, [prompts[mine[i]].metadata for i in part.samples])
@@ -122,14 +130,21 @@ class Trainer:
         times = {"time/sample": sampled - started, "time/reward": time.perf_counter() - sampled}
         everyone = {name: torch.tensor(ranks.gather(column.tolist())) for name, column in values.items()}
         totals = ranks.gather([guards])
-        return join(parts), everyone, {f"guard/{name}": sum(row[name] for row in totals) for name in GUARDS}, times
+        return (
+            join(parts),
+            everyone,
+            {f"guard/{name}": sum(row[name] for row in totals) for name in GUARDS},
+            times,
+        )
 
     def outcome(self, prompts: list[Prompt], trajectory: Trajectory, values: Values) -> tuple[Batch, Metrics]:
         """The global batch (samples without a reward have a NaN advantage) and what the rewards were."""
         reward = self.scorer.weighted(values).double()
         missing = int(reward.isnan().sum())
         if missing > MAX_MISSING * len(reward):
-            raise Stopped(f"rewards: {missing} of {len(reward)} images got no value; see which reward returns NaN")
+            raise Stopped(
+                f"rewards: {missing} of {len(reward)} images got no value; see which reward returns NaN"
+            )
         group = torch.arange(len(reward)) // self.samples_per_prompt
         advantage = self.advantage(reward, [prompt.text for prompt in prompts], group)
         advantage = advantage.clamp(-self.advantage_clip, self.advantage_clip)
@@ -163,9 +178,11 @@ class Trainer:
         present = ~work.batch.advantage.isnan().cpu()
         losses, norms, skipped = [], [], 0
         for epoch in range(self.epochs):
-            order = generator(self.seed, 2, self.iteration, epoch)
+            order = generator(Purpose.MINIBATCHES, self.seed, self.iteration, epoch)
             for number, groups in enumerate(minibatches(self.prompts_per_iteration, self.minibatches, order)):
-                members = [g * self.samples_per_prompt + i for g in groups for i in range(self.samples_per_prompt)]
+                members = [
+                    g * self.samples_per_prompt + i for g in groups for i in range(self.samples_per_prompt)
+                ]
                 loss = sum(ranks.gather([work.backward([i for i in members if present[i]])]))
                 norm = clip_gradients(parameters, self.max_grad_norm)
                 if torch.isfinite(torch.tensor([loss, norm])).all():
@@ -190,11 +207,15 @@ class Trainer:
         """After the first update ranks must hold equal weights; after several iterations without a good step, stop."""
         self.skipped_in_a_row = 0 if any_good else self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= MAX_SKIPPED:
-            raise Stopped(f"no finite loss or gradient in {MAX_SKIPPED} iterations; lower trainer.lr or look at the reward")
+            raise Stopped(
+                f"no finite loss or gradient in {MAX_SKIPPED} iterations; lower trainer.lr or look at the reward"
+            )
         if not self.gated:
             sums = torch.stack([p.detach().double().sum() for p in self.policy.parameters().values()])
             if not ranks.agree(sums):
-                raise Stopped("rank gate: after the first update the ranks hold different weights; this is a bug of ddpo")
+                raise Stopped(
+                    "rank gate: after the first update the ranks hold different weights; this is a bug of ddpo"
+                )
             self.gated = True
 
     @torch.no_grad()

@@ -1,11 +1,13 @@
 """One reverse step of a diffusion model as a Gaussian: moments, sample, log-probability, KL divergence.
 
-Without clipping, the mean of a DDIM or DDPM step is linear in the current latents and in the network's output m,
+Without clipping, the mean of a DDIM or DDPM step is linear in the current latents and in the network's output
+m,
 
     x_s ~ N(mean, std^2),    mean = x_coefficient * x_t + output_coefficient * m,
 
-whatever the output means (epsilon, v or x_0). So a sampler is three tables, one row a step, and everything else is
-the same few lines for all samplers. Tables are computed in fp64 and kept in fp32; index 0 is the noisiest step.
+whatever the output means (epsilon, v or x_0). So a sampler is three tables, one row a step, and everything
+else is the same few lines for all samplers. Tables are computed in fp64 and kept in fp32; index 0 is the
+noisiest step.
 """
 
 import math
@@ -42,7 +44,8 @@ class Steps:
 class NoiseSchedule:
     """What a sampler needs of a model: its noise levels and the timesteps to visit.
 
-    `alpha` and `alpha_next` are the cumulative signal levels (alpha-bar) before and after each step, in (0, 1].
+    `alpha` and `alpha_next` are the cumulative signal levels (alpha-bar) before and after each step, in (0,
+    1].
     """
 
     timesteps: Int[Tensor, " T"]
@@ -96,7 +99,9 @@ def _tables(schedule: NoiseSchedule, x0: Tensor, epsilon: Tensor, x: Tensor, var
     signal, noise = schedule.alpha.double().sqrt(), (1 - schedule.alpha.double()).sqrt()
     if schedule.prediction == "epsilon":  # x_0 = (x_t - noise * m) / signal, eps = m
         x_coefficient, output = x + x0 / signal, epsilon - x0 * noise / signal
-    elif schedule.prediction == "v_prediction":  # x_0 = signal * x_t - noise * m, eps = noise * x_t + signal * m
+    elif (
+        schedule.prediction == "v_prediction"
+    ):  # x_0 = signal * x_t - noise * m, eps = noise * x_t + signal * m
         x_coefficient, output = x + x0 * signal + epsilon * noise, epsilon * signal - x0 * noise
     elif schedule.prediction == "sample":  # x_0 = m, eps = (x_t - signal * m) / noise
         x_coefficient, output = x + epsilon / noise, x0 - epsilon * signal / noise
@@ -111,7 +116,8 @@ def mean(
 ) -> Float[Tensor, "B *dims"]:
     """Mean of x_s given x_t and the (guided) network output at step `index`, in fp32."""
     return (
-        _column(steps.x_coefficient[index], x) * x.float() + _column(steps.output_coefficient[index], x) * output.float()
+        _column(steps.x_coefficient[index], x) * x.float()
+        + _column(steps.output_coefficient[index], x) * output.float()
     )
 
 
@@ -123,7 +129,10 @@ def sample(
 
 
 def log_prob(
-    x: Float[Tensor, "B *dims"], mean: Float[Tensor, "B *dims"], std: Float[Tensor, " B"], reduction: Reduction = "mean"
+    x: Float[Tensor, "B *dims"],
+    mean: Float[Tensor, "B *dims"],
+    std: Float[Tensor, " B"],
+    reduction: Reduction = "mean",
 ) -> Float[Tensor, " B"]:
     """log N(x; mean, std^2), a mean (nats per latent dimension) or a sum (nats) over the dimensions, reduced in fp64.
 

@@ -1,9 +1,10 @@
 """One pass of optimiser steps over a rollout: the objective's derivative, streamed through the network in chunks.
 
-Whatever the objective, its gradient is sum over pairs (i, t) of C[i, t] * grad log p(x_{t-1}^i | x_t^i). A separable
-objective is evaluated directly on each chunk of pairs. A coupled one (which needs whole trajectories at once) first
-gets all log-probabilities of the optimiser step without gradients; its derivative C is then streamed: the memory of
-one chunk, whatever the number of steps and samples. Gradients of all chunks and ranks are summed.
+Whatever the objective, its gradient is sum over pairs (i, t) of C[i, t] * grad log p(x_{t-1}^i | x_t^i). A
+separable objective is evaluated directly on each chunk of pairs. A coupled one (which needs whole
+trajectories at once) first gets all log-probabilities of the optimiser step without gradients; its derivative
+C is then streamed: the memory of one chunk, whatever the number of steps and samples. Gradients of all chunks
+and ranks are summed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,10 +36,17 @@ class Measured:
         difference = logp.detach() - logp_old
         ratio = difference.exp()
         outside = (ratio - 1).abs() > (self.clip_range or torch.inf)
-        rows = {"ratio": ratio, "outside": outside, "squared": difference.square(), "pairs": torch.ones_like(ratio)}
+        rows = {
+            "ratio": ratio,
+            "outside": outside,
+            "squared": difference.square(),
+            "pairs": torch.ones_like(ratio),
+        }
         for name, values in rows.items():
             self.sums[name] = self.sums.get(name, 0) + values.double().sum()
-        self.sums["max_dev"] = torch.maximum(self.sums.get("max_dev", ratio.new_zeros(())), (ratio - 1).abs().max())
+        self.sums["max_dev"] = torch.maximum(
+            self.sums.get("max_dev", ratio.new_zeros(())), (ratio - 1).abs().max()
+        )
 
     def result(self) -> dict[str, float]:
         """Over all ranks. Empty when no pair was scored."""
@@ -76,7 +84,9 @@ class Pass:
         mine = {sample: row for row, sample in enumerate(self.trajectory.samples)}
         rows = [mine[sample] for sample in samples if sample in mine]
         columns = self.batch.stochastic.nonzero().flatten().tolist()
-        pairs = torch.tensor([(row, column) for row in rows for column in columns], dtype=torch.long).view(-1, 2)
+        pairs = torch.tensor([(row, column) for row in rows for column in columns], dtype=torch.long).view(
+            -1, 2
+        )
         for indices, genuine in chunks(len(pairs), self.micro_batch):
             chosen = pairs[indices].to(self.policy.device)
             yield chosen[:, 0], chosen[:, 1], genuine
@@ -94,7 +104,10 @@ class Pass:
         return self._separable(samples) if self.objective.separable else self._coupled(samples)
 
     def _separable(self, samples: Sequence[int]) -> float:
-        pairs, loss = len(samples) * int(self.batch.stochastic.sum()), torch.zeros((), device=self.policy.device)
+        pairs, loss = (
+            len(samples) * int(self.batch.stochastic.sum()),
+            torch.zeros((), device=self.policy.device),
+        )
         for rows, columns, genuine in self.chunks(samples):
             logp = self.log_probs(rows, columns)[:genuine]
             batch = self.batch.pairs(self.globally(rows[:genuine]), columns[:genuine])
@@ -131,7 +144,9 @@ def minibatches(groups: int, count: int, order: torch.Generator) -> list[list[in
     """
     dealt: list[list[int]] = [[] for _ in range(count)]
     for first in range(0, groups, count):
-        for place, group in zip(torch.randperm(count, generator=order).tolist(), range(first, groups), strict=False):
+        for place, group in zip(
+            torch.randperm(count, generator=order).tolist(), range(first, groups), strict=False
+        ):
             dealt[place].append(group)
     return dealt
 
@@ -156,5 +171,3 @@ def first_pass_deviation(work: Pass) -> float:
             old = work.batch.logp_old[work.globally(rows[indices]), columns[indices]][:genuine]
             worst = max(worst, ((logp - old).exp() - 1).abs().max().item())
     return max(ranks.gather([worst]))
-
-

@@ -17,15 +17,18 @@ QUESTION = "What is going on in this image?"
 class emoji_recognition:  # noqa: N801 - a reward is called what its file is called
     """1 where the embedded captioner names the prompt's animal, and its activity where one is asked for, else 0.
 
-    Reads `animal` and `activity` from the prompt's metadata; NaN for a prompt without an animal. Range 0 or 1, higher is
-    better; not differentiable. A toy judge for 64x64 emoji scenes: on other pictures it means nothing.
+    Reads `animal` and `activity` from the prompt's metadata; NaN for a prompt without an animal. Range 0 or
+    1, higher is better; not differentiable. A toy judge for 64x64 emoji scenes: on other pictures it means
+    nothing.
     """
 
     def __init__(self, *, device: torch.device | str, dtype: torch.dtype, captioner: str = "") -> None:
         folder = captioner or str(files("ddpo") / "models" / "emoji" / "weights" / "captioner")
         self.processor = AutoProcessor.from_pretrained(folder)
         self.processor.tokenizer.padding_side = "left"
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+        self.model = (
+            AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+        )
 
     def __call__(
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
@@ -37,7 +40,12 @@ class emoji_recognition:  # noqa: N801 - a reward is called what its file is cal
     def captions(self, images: Float[Tensor, "B 3 H W"]) -> list[str]:
         """What the captioner says of each picture, greedily decoded."""
         chats = [
-            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}],
+                }
+            ]
             for image in to_pil(images)
         ]
         inputs = self.processor.apply_chat_template(
@@ -45,7 +53,9 @@ class emoji_recognition:  # noqa: N801 - a reward is called what its file is cal
             processor_kwargs={"padding": True},
         ).to(self.model.device)  # fmt: skip
         tokens = self.model.generate(**inputs, max_new_tokens=10, do_sample=False)
-        answers = self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers = self.processor.batch_decode(
+            tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
         return [answer.strip() for answer in answers]
 
 

@@ -29,10 +29,10 @@ log = logging.getLogger("ddpo")
 class StableDiffusion:
     """A StableDiffusionPipeline whose UNet carries a LoRA (or is trained whole, without one).
 
-    pretrained  a folder or hub id that diffusers loads, "emoji" for the embedded model, or a pipeline
-    dtype       of the frozen weights and of the arithmetic; trained weights, latents and log-probabilities stay fp32
-    lora        None trains the whole UNet
-    loras       LoRA files or folders to start from; they become part of the reference
+    pretrained  a folder or hub id that diffusers loads, "emoji" for the embedded model, or a pipeline dtype
+    of the frozen weights and of the arithmetic; trained weights, latents and log-probabilities stay fp32 lora
+    None trains the whole UNet loras       LoRA files or folders to start from; they become part of the
+    reference
     """
 
     def __init__(
@@ -97,8 +97,11 @@ class StableDiffusion:
         scheduler = DDIMScheduler.from_config(config, clip_sample=False)
         scheduler.set_timesteps(num_steps)
         timesteps, alphas = scheduler.timesteps.long(), scheduler.alphas_cumprod.double()
-        following = timesteps - total // num_steps
-        alpha_next = torch.where(following >= 0, alphas[following.clamp(min=0)], scheduler.final_alpha_cumprod.double())
+        if sampler == "ddpm":  # visits its own timesteps and ends at the data; ddim steps evenly, to its final alpha
+            following, final = torch.cat([timesteps[1:], torch.tensor([-1])]), scheduler.one.double()
+        else:
+            following, final = timesteps - total // num_steps, scheduler.final_alpha_cumprod.double()
+        alpha_next = torch.where(following >= 0, alphas[following.clamp(min=0)], final)
         return NoiseSchedule(timesteps, alphas[timesteps], alpha_next, config.prediction_type)
 
     def prepare(self, prompts: Sequence[str]) -> None:
@@ -149,7 +152,9 @@ class StableDiffusion:
 
     def decode(self, latents: Float[Tensor, "N C H W"]) -> Float[Tensor, "N 3 height width"]:
         with torch.no_grad(), self._autocast():
-            images = self.vae.decode(latents.to(self.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
+            images = self.vae.decode(
+                latents.to(self.dtype) / self.vae.config.scaling_factor, return_dict=False
+            )[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def _autocast(self) -> torch.autocast:
@@ -163,23 +168,32 @@ class StableDiffusion:
             trained = [parameter.data for parameter in self.unet.parameters()]
             for parameter, frozen in zip(self.unet.parameters(), self._frozen, strict=True):
                 parameter.data = frozen
-            yield
-            for parameter, data in zip(self.unet.parameters(), trained, strict=True):
-                parameter.data = data
+            try:
+                yield
+            finally:
+                for parameter, data in zip(self.unet.parameters(), trained, strict=True):
+                    parameter.data = data
             return
         for module in self._adapted:
             module.disable_adapters()
-        yield
-        for module in self._adapted:
-            module.enable_adapters()
+        try:
+            yield
+        finally:
+            for module in self._adapted:
+                module.enable_adapters()
 
     def save(self, folder: Path) -> None:
         """pytorch_lora_weights.safetensors with its metadata, or the whole UNet."""
         if self._frozen is not None:
             self.unet.save_pretrained(folder / "unet")
             return
-        modules = {"unet": self.unet, **({"text_encoder": self.text_encoder} if self.train_text_encoder else {})}
-        layers = {f"{name}_lora_layers": get_peft_model_state_dict(module) for name, module in modules.items()}
+        modules = {
+            "unet": self.unet,
+            **({"text_encoder": self.text_encoder} if self.train_text_encoder else {}),
+        }
+        layers = {
+            f"{name}_lora_layers": get_peft_model_state_dict(module) for name, module in modules.items()
+        }
         StableDiffusionPipeline.save_lora_weights(folder, **layers, **_collate_lora_metadata(modules))
 
 
@@ -202,7 +216,9 @@ def _load(pretrained: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     except (OSError, ValueError) as error:
         where = "folder" if Path(folder).exists() else "folder, nor a hub id that can be reached"
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model.pretrained: {pretrained!r} is no {where} of a StableDiffusionPipeline ({reason})") from error
+        raise UserError(
+            f"model.pretrained: {pretrained!r} is no {where} of a StableDiffusionPipeline ({reason})"
+        ) from error
     finally:
         diffusers_logging.set_verbosity(level)
 
@@ -214,7 +230,9 @@ def _merge_lora(pipeline: StableDiffusionPipeline, file: str) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"model.loras: {file!r} cannot be read as a LoRA of this model ({error})") from error
     if not pipeline.get_list_adapters():
-        raise UserError(f"model.loras: {file!r} holds no weights in the diffusers format; nothing was loaded from it")
+        raise UserError(
+            f"model.loras: {file!r} holds no weights in the diffusers format; nothing was loaded from it"
+        )
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
 
@@ -250,5 +268,10 @@ def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipe
 def _alphabet() -> dict[str, int]:
     """Special tokens, then every printable ASCII character, alone and at the end of a word."""
     characters = [chr(i) for i in range(33, 127)]
-    tokens = ["<|startoftext|>", "<|endoftext|>", *characters, *(character + "</w>" for character in characters)]
+    tokens = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *characters,
+        *(character + "</w>" for character in characters),
+    ]
     return {token: i for i, token in enumerate(tokens)}

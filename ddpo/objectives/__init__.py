@@ -2,8 +2,9 @@
 
     def ddpo(logp: Float[Tensor, "B T"], batch: Batch, *, clip_range: float = 1e-4) -> Float[Tensor, ""]
 
-It returns the loss to be minimised and never sees a network: the trainer takes its derivative with respect to `logp`
-and carries that into the network. Adding one is adding one file here, or in the `objectives` folder of a plugin.
+It returns the loss to be minimised and never sees a network: the trainer takes its derivative with respect to
+`logp` and carries that into the network. Adding one is adding one file here, or in the `objectives` folder of
+a plugin.
 """
 
 import inspect
@@ -63,12 +64,14 @@ class Batch:
         return terms[:, self.stochastic].mean()
 
 
-def declare(*, separable: bool = False, needs: tuple[str, ...] = (), on_policy: bool = False) -> Callable[[Loss], Loss]:
+def declare(
+    *, separable: bool = False, needs: tuple[str, ...] = (), on_policy: bool = False
+) -> Callable[[Loss], Loss]:
     """What the trainer must know of an objective; a function without this decorator gets the defaults, which are safe.
 
-    separable   a mean over (sample, step) pairs of terms that see one pair each: no second pass through the network
-    needs       which optional parts of the batch are computed for it
-    on_policy   only the first update after a rollout has its true gradient
+    separable   a mean over (sample, step) pairs of terms that see one pair each: no second pass through the
+    network needs       which optional parts of the batch are computed for it on_policy   only the first
+    update after a rollout has its true gradient
     """
 
     def decorate(function: Loss) -> Loss:
@@ -97,5 +100,7 @@ def build(name: str, **options: Any) -> Objective:
     """Find an objective by name and fill in its options' defaults."""
     function = cast(Loss, plugins.load("objectives", name))
     parameters = inspect.signature(function).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+    defaults = {
+        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }
     return Objective(name, function, {**defaults, **options}, **getattr(function, "declared", {}))

@@ -74,7 +74,9 @@ class Training:
     def evaluate(self) -> dict[str, float]:
         """Peak signal-to-noise ratio in dB over 256 held-out scenes (peak 2)."""
         x = scenes(HELD_OUT, 256)[1].to(self.module.device)
-        error = torch.stack([(self.module(part).sample - part).square().mean() for part in x.split(32)]).mean()
+        error = torch.stack(
+            [(self.module(part).sample - part).square().mean() for part in x.split(32)]
+        ).mean()
         return {"psnr_db": (10 * torch.log10(4 / error)).item()}
 
     @torch.no_grad()

@@ -40,9 +40,17 @@ def processor() -> LlavaProcessor:
     """A word-level tokenizer (every word of the captions and questions is a token) and 64x64 pictures in [-1, 1]."""
     special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
     texts = [caption(animal) for animal in [*ANIMALS, *HELDOUT_ANIMALS]]
-    texts += [*ACTIVITIES, *PREFIXES, CAPTION_QUESTION, SHOWS_QUESTION.replace("{caption}", ""), "user: assistant: yes no"]
+    texts += [
+        *ACTIVITIES,
+        *PREFIXES,
+        CAPTION_QUESTION,
+        SHOWS_QUESTION.replace("{caption}", ""),
+        "user: assistant: yes no",
+    ]
     split = pre_tokenizers.Whitespace()
-    words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text.lower())} | {"'", "'?", "?", "."})
+    words = sorted(
+        {word for text in texts for word, _ in split.pre_tokenize_str(text.lower())} | {"'", "'?", "?", "."}
+    )
     vocabulary = {word: i for i, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -120,10 +128,14 @@ class Training:
         length = max(len(a) + len(b) for a, b in zip(tokens, answers, strict=True))
         ids = torch.full((BATCH, length), self.tokenizer.pad_token_id)
         labels = torch.full((BATCH, length), -100)
-        for row, (a, b) in enumerate(zip(tokens, answers, strict=True)):  # padded on the left, as for generation
+        for row, (a, b) in enumerate(
+            zip(tokens, answers, strict=True)
+        ):  # padded on the left, as for generation
             ids[row, length - len(a) - len(b) :] = torch.tensor(a + b)
             labels[row, length - len(b) :] = torch.tensor(b)
-        noise = 0.1 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(pictures)  # samples are not as clean as scenes
+        noise = (
+            0.1 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(pictures)
+        )  # samples are not as clean as scenes
         return self.answer_loss(ids, labels, pictures + noise)
 
     def answer_loss(self, ids: Int[Tensor, "B L"], labels: Int[Tensor, "B L"], pictures: Tensor) -> Tensor:

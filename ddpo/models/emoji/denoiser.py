@@ -28,7 +28,9 @@ SNR_LIMIT = 5.0
 def tokenizer() -> CLIPTokenizer:
     """A byte-pair encoding in which every word of the captions is one token; other words fall back to letters."""
     animals = [*ANIMALS, *HELDOUT_ANIMALS]
-    texts = [p + caption(a, activity) for p in ("", *PREFIXES) for a in animals for activity in [None, *ACTIVITIES]]
+    texts = [
+        p + caption(a, activity) for p in ("", *PREFIXES) for a in animals for activity in [None, *ACTIVITIES]
+    ]
     letters = [chr(ord("a") + i) for i in range(26)]
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer, bpe.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
@@ -82,7 +84,9 @@ class Training:
     steps, lr, ema_decay = 9_000, 1.2e-3, 0.9995
 
     def __init__(self, device: torch.device, weights: Path, work: Path) -> None:
-        self.vae = AutoencoderKL.from_pretrained(weights / "pipeline" / "vae").to(device, torch.float32).eval()
+        self.vae = (
+            AutoencoderKL.from_pretrained(weights / "pipeline" / "vae").to(device, torch.float32).eval()
+        )
         self.words, self.schedule = tokenizer(), scheduler()
         self.module = nn.ModuleDict({"unet": unet(), "text_encoder": text_encoder(self.words)}).to(device)
         self.alphas = self.schedule.alphas_cumprod.to(device)

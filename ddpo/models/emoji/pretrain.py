@@ -82,7 +82,11 @@ def train(stage: Stage, steps: int, until: int, work: Path, every: int = 250) ->
         ema.step(parameters)
         losses.append(loss.item())
         if (step + 1) % every == 0 or step + 1 == until:
-            row = {"step": step + 1, "loss": sum(losses) / len(losses), "wall_s": time.perf_counter() - started}
+            row = {
+                "step": step + 1,
+                "loss": sum(losses) / len(losses),
+                "wall_s": time.perf_counter() - started,
+            }
             losses.clear()
             with open(work / "log.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
@@ -93,7 +97,9 @@ def train(stage: Stage, steps: int, until: int, work: Path, every: int = 250) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--stage", choices=STAGES, required=True)
     parser.add_argument("--steps", type=int, help="default: what the committed weights were trained for")
     parser.add_argument("--until", type=int, help="stop there, with the learning rate of the whole schedule")

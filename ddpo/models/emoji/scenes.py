@@ -122,7 +122,10 @@ def _paste(image: Image.Image, name: str, side: int, x: int, y: int) -> None:
 def _sprites() -> dict[str, Image.Image]:
     sheet = Image.open(Path(__file__).with_name("sprites.png")).convert("RGBA")
     corners = ((SPRITE * (i % COLUMNS), SPRITE * (i // COLUMNS)) for i in range(len(SPRITES)))
-    return {name: sheet.crop((x, y, x + SPRITE, y + SPRITE)) for name, (x, y) in zip(SPRITES, corners, strict=True)}
+    return {
+        name: sheet.crop((x, y, x + SPRITE, y + SPRITE))
+        for name, (x, y) in zip(SPRITES, corners, strict=True)
+    }
 
 
 Colour = tuple[int, int, int]

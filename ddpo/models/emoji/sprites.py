@@ -24,7 +24,9 @@ def sheet(font_file: str) -> Image.Image:
         ImageDraw.Draw(glyph).text((0, 0), character, font=font, embedded_color=True)
         glyph = glyph.crop(glyph.getbbox())
         scale = SPRITE / max(glyph.size)
-        glyph = glyph.resize((round(glyph.width * scale), round(glyph.height * scale)), Image.Resampling.LANCZOS)
+        glyph = glyph.resize(
+            (round(glyph.width * scale), round(glyph.height * scale)), Image.Resampling.LANCZOS
+        )
         x, y = SPRITE * (i % COLUMNS), SPRITE * (i // COLUMNS)
         image.paste(glyph, (x + (SPRITE - glyph.width) // 2, y + (SPRITE - glyph.height) // 2))
     return image

@@ -1,0 +1,199 @@
+"""Small true things for tests: a tiny policy with its sampler, a trainer around it, its pipeline as a folder."""
+
+import atexit
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
+from torch import Tensor
+
+from ddpo import objectives, transitions
+from ddpo.advantages import Group
+from ddpo.config import Config
+from ddpo.config import Reward as RewardConfig
+from ddpo.models.stable_diffusion import StableDiffusion, tiny
+from ddpo.objectives import Batch, Objective
+from ddpo.prompts import Prompt, PromptSet
+from ddpo.rewards import Reward
+from ddpo.rollout import Sampler, sample
+from ddpo.scoring import Scorer
+from ddpo.trainer import Trainer
+from ddpo.trajectory import Trajectory, join
+from ddpo.update import Measured, Pass
+
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+WORDS = ["a fox", "a cat", "two dogs", "an owl", "a very small red bird", "x", "moss", "a bee"]
+
+
+def adapter(**changes: Any) -> LoraConfig:
+    options = {"r": 4, "lora_alpha": 4, "init_lora_weights": "gaussian", "target_modules": TARGETS}
+    return LoraConfig(**{**options, **changes})
+
+
+def policy(*, moved: float = 0.0, lora: LoraConfig | None | str = "default", **options: Any) -> StableDiffusion:
+    """The tiny model with its adapter; `moved` draws every trained weight again or shifts it, by so much."""
+    pipeline = options.pop("pipeline", None) or tiny(options.pop("prediction_type", "epsilon"))
+    torch.manual_seed(1)
+    built = StableDiffusion(pipeline, lora=adapter() if isinstance(lora, str) else lora, **options)
+    if moved:
+        move(built, moved)
+    return built
+
+
+def move(policy: StableDiffusion, size: float) -> None:
+    noise = torch.Generator().manual_seed(7)
+    for parameter in policy.parameters().values():
+        parameter.data += size * torch.randn(parameter.shape, generator=noise)
+
+
+def sampler(policy: StableDiffusion, *, steps: int = 4, eta: float = 1.0, batch_size: int = 4) -> Sampler:
+    return Sampler(transitions.ddim(policy.schedule(steps, "ddim"), eta=eta), 3.0, batch_size)
+
+
+def rolled(
+    policy: StableDiffusion, sampler: Sampler, count: int, *, reference: bool = False, seed: int = 0
+) -> tuple[Trajectory, Tensor]:
+    """`count` trajectories as one, and their images."""
+    keys, prompts = [(seed, i) for i in range(count)], [WORDS[i // 2 % len(WORDS)] for i in range(count)]
+    parts = list(sample(policy, sampler, prompts, keys, reference))
+    return join(parts), torch.cat([part.images for part in parts])
+
+
+def work_on(
+    policy: StableDiffusion, trajectory: Trajectory, sampler: Sampler, objective: Objective, micro_batch: int
+) -> Pass:
+    """A pass over these trajectories, in groups of two, with rewards and advantages that differ."""
+    count = len(trajectory.samples)
+    reward = torch.linspace(-1, 2, count, dtype=torch.float64).roll(3) ** 3
+    batch = Batch(
+        logp_old=trajectory.logp_old, advantage=reward - reward.mean(), reward=reward,
+        group=torch.arange(count) // 2, stochastic=sampler.steps.stochastic, logp_ref=trajectory.logp_ref,
+    )  # fmt: skip
+    return Pass(policy, sampler, trajectory, batch, objective, micro_batch, Measured(None))
+
+
+def gradient(work: Pass, samples: Sequence[int]) -> Tensor:
+    """Of one optimiser step over `samples`, all trained weights in one vector."""
+    parameters = work.policy.parameters().values()
+    for parameter in parameters:
+        parameter.grad = None
+    work.backward(samples)
+    return flat_gradient(work.policy)
+
+
+def flat_gradient(policy: Any) -> Tensor:
+    parameters = policy.parameters().values()
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """Of two vectors, relative to the second."""
+    return ((one - other).norm() / other.norm()).item()
+
+
+def rdp(logp: Tensor, batch: Batch, *, beta: float = 0.5) -> Tensor:
+    """A coupled objective of PRDP's shape: the difference of two rewards, predicted by that of the log-ratios."""
+    assert batch.logp_ref is not None
+    score = beta * (logp - batch.logp_ref)[:, batch.stochastic].sum(1)
+    error = (score[:, None] - score) - (batch.reward[:, None] - batch.reward)
+    return error.square().mean()
+
+
+RDP = Objective("rdp", rdp, {}, needs=("logp_ref",))
+
+
+def redness(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+    return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+
+
+def make_trainer(
+    policy: StableDiffusion,
+    objective: Objective | str = "ddpo",
+    reward: Callable[..., Tensor] = redness,
+    lr: float = 1e-3,
+    **changes: Any,
+) -> Trainer:
+    """4 prompts of 4 samples, 4 steps, one update an iteration; any field of the trainer can be changed."""
+    parameters = list(policy.parameters().values())
+    optimizer = torch.optim.AdamW(parameters, lr)
+    values: dict[str, Any] = {
+        "policy": policy, "sampler": sampler(policy, batch_size=16),
+        "prompts": PromptSet("words", tuple(Prompt(word, {}) for word in WORDS)),
+        "scorer": Scorer([Reward("redness", 1.0, reward)]),
+        "objective": objectives.build(objective) if isinstance(objective, str) else objective,
+        "advantage": Group(), "optimizer": optimizer,
+        "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0), "ema": None,
+        "prompts_per_iteration": 4, "samples_per_prompt": 4, "minibatches": 1, "epochs": 1, "micro_batch": 16,
+        "max_grad_norm": 1.0, "advantage_clip": 5.0, "seed": 0,
+    }  # fmt: skip
+    return Trainer(**{**values, **changes})
+
+
+@functools.cache
+def pipeline_folder() -> str:
+    """The tiny pipeline as diffusers saves it; removed when the process ends."""
+    folder = tempfile.mkdtemp(prefix="ddpo_tiny_")
+    atexit.register(shutil.rmtree, folder, True)
+    tiny().save_pretrained(folder)
+    return folder
+
+
+def plain_pipeline() -> StableDiffusionPipeline:
+    """The same as any user of diffusers would load it."""
+    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_folder(), safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def reward_file(folder: Path) -> str:
+    """rewards/redness.py:redness in `folder`, with `redness` less the whole of it as its text."""
+    file = folder / "redness.py"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        "def redness(images, prompts, metadata):\n"
+        "    return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))\n"
+    )
+    return f"{file}:redness"
+
+
+def smoke(run_dir: Path, *flags: str) -> list[str]:
+    """Arguments of `ddpo train` for a run of the smoke configuration on the tiny model, a second an iteration."""
+    return [
+        "--config", "smoke", "--model.pretrained", pipeline_folder(), "--run_dir", str(run_dir),
+        "--lora.rank", "4", "--sampler.num_steps", "3", "--trainer.samples_per_prompt", "2", "--log.images", "0",
+        *flags,
+    ]  # fmt: skip
+
+
+def settings(run_dir: Path, **sections: Any) -> Config:
+    """The same size of run, from Python."""
+    built = Config(run_dir=str(run_dir), rewards=[RewardConfig("jpeg_compressibility")])
+    built.model.pretrained = pipeline_folder()
+    assert built.lora is not None
+    built.lora.rank = 4
+    built.sampler.num_steps, built.sampler.guidance_scale = 3, 3.0
+    built.trainer.prompts_per_iteration, built.trainer.samples_per_prompt = 4, 2
+    built.trainer.iterations, built.trainer.lr, built.log.images = 4, 1e-3, 0
+    for path, value in sections.items():
+        section, _, key = path.partition("__")
+        if key:
+            setattr(getattr(built, section), key, value)
+        else:
+            setattr(built, section, value)
+    return built
+
+
+def one_thread() -> dict[str, str]:
+    """The environment of a process that a test starts: no network, no GPU, one thread."""
+    root = str(Path(__file__).parent.parent)
+    return {
+        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root,
+    }  # fmt: skip

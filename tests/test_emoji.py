@@ -1,0 +1,118 @@
+"""The emoji world: its scenes, and the committed models, loaded by plain diffusers and transformers."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from ddpo import prompts, rewards
+from ddpo.images import from_pil
+from ddpo.models.emoji import scenes
+from ddpo.models.emoji.quality import scene_sizes
+
+FOLDER = Path(scenes.__file__).parent
+WEIGHTS = FOLDER / "weights"
+needs_weights = pytest.mark.skipif(not (WEIGHTS / "pipeline").is_dir(), reason="weights are not committed yet")
+
+
+def test_a_scene_is_a_function_of_caption_and_seed() -> None:
+    first, again = scenes.draw("a fox riding a bike", 7), scenes.draw("a photo of a fox riding a bike", 7)
+    assert first.size == (64, 64)
+    assert first.mode == "RGB"
+    assert first.tobytes() == again.tobytes()
+    assert first.tobytes() != scenes.draw("a fox riding a bike", 8).tobytes()
+    assert first.tobytes() != scenes.draw("a wolf riding a bike", 7).tobytes()
+    assert first.tobytes() != scenes.draw("a fox playing chess", 7).tobytes()
+
+
+def test_scenes_do_not_touch_global_randomness() -> None:
+    random.seed(1)
+    expected = random.random()
+    random.seed(1)
+    scenes.draw("a fox", 3)
+    assert random.random() == expected
+
+
+def test_the_sprite_sheet_is_small_and_has_its_licence() -> None:
+    assert (FOLDER / "sprites.png").stat().st_size <= 400_000
+    assert "SIL OPEN FONT LICENSE" in (FOLDER / "sprites.LICENSE").read_text().upper()
+    assert len(scenes.ANIMALS) == 45
+    assert len(scenes.HELDOUT_ANIMALS) >= 12
+    assert not set(scenes.ANIMALS) & set(scenes.HELDOUT_ANIMALS)
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("an ant", ("ant", None)),
+        ("a drawing of a fox riding a bike", ("fox", "riding a bike")),
+        ("A Whale washing dishes", ("whale", "washing dishes")),
+    ],
+)
+def test_parse_is_the_inverse_of_caption(text: str, parsed: tuple[str, str | None]) -> None:
+    assert scenes.parse(text) == parsed
+    assert scenes.parse(scenes.caption(*parsed)) == parsed
+
+
+def test_parse_refuses_what_is_not_of_this_world() -> None:
+    with pytest.raises(ValueError, match="names no animal"):
+        scenes.parse("a castle")
+
+
+def test_held_out_combinations_are_never_trained_on() -> None:
+    drawn = {scenes.parse(scenes.random_caption(random.Random(i))) for i in range(20_000)}
+    assert not drawn & scenes.HELDOUT_COMBINATIONS
+    assert {animal for animal, _ in drawn} == {*scenes.ANIMALS, *scenes.HELDOUT_ANIMALS}
+    assert {activity for _, activity in drawn} == {None, *scenes.ACTIVITIES}
+
+
+def test_plain_scenes_leave_room_for_compression() -> None:
+    sizes = scene_sizes(400)
+    assert sizes["plain"] <= 0.65 * sizes["mix"]
+
+
+def test_prompt_sets_are_those_of_the_scenes() -> None:
+    def asked(name: str) -> set[tuple[str, str | None]]:
+        return {(prompt.metadata["animal"], prompt.metadata.get("activity")) for prompt in prompts.load(name)}
+
+    assert asked("animals") == {(animal, None) for animal in scenes.ANIMALS}
+    assert asked("animals_heldout") == {(animal, None) for animal in scenes.HELDOUT_ANIMALS}
+    assert asked("activities_heldout") == scenes.HELDOUT_COMBINATIONS
+    combinations = {(animal, activity) for animal in scenes.ANIMALS for activity in scenes.ACTIVITIES}
+    assert asked("activities") == combinations - scenes.HELDOUT_COMBINATIONS
+    for name in ("animals", "animals_heldout", "activities", "activities_heldout"):
+        for prompt in prompts.load(name):
+            assert prompt.text == scenes.caption(prompt.metadata["animal"], prompt.metadata.get("activity"))
+
+
+@needs_weights
+def test_the_weights_are_small() -> None:
+    files = [file for file in WEIGHTS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 20e6
+    assert not [file.name for file in files if file.suffix in (".bin", ".pt", ".pkl")]
+
+
+@needs_weights
+def test_the_judge_is_right_on_held_out_scenes() -> None:
+    judge = rewards.build("emoji_recognition")
+    wanted = list(prompts.load("activities"))[::3] + list(prompts.load("animals"))
+    pictures = from_pil([scenes.draw(prompt.text, 20_000_000 + i) for i, prompt in enumerate(wanted)])
+    texts, metadata = [prompt.text for prompt in wanted], [prompt.metadata for prompt in wanted]
+    assert judge(pictures, texts, metadata).mean() >= 0.93
+    assert judge(pictures, texts[::-1], metadata[::-1]).mean() <= 0.1
+    assert judge(pictures[:1], ["?"], [{}]).isnan().all()
+
+
+@needs_weights
+def test_the_base_draws_what_it_is_asked_for_in_plain_diffusers() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    wanted = list(prompts.load("animals"))[::3]
+    generators = [torch.Generator().manual_seed(i) for i in range(len(wanted))]
+    texts = [prompt.text for prompt in wanted]
+    pictures = pipeline(texts, num_inference_steps=10, guidance_scale=3.0, eta=1.0, generator=generators).images
+    assert pictures[0].size == (64, 64)
+    right = rewards.build("emoji_recognition")(from_pil(pictures), texts, [p.metadata for p in wanted])
+    assert right.mean() >= 0.6  # 15 pictures; the measured rate over hundreds is in the model's card

@@ -1,0 +1,234 @@
+"""Every step is the Gaussian that diffusers samples from, and its density is the one of torch.distributions."""
+
+import itertools
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor
+from torch.distributions import Independent, Normal, kl_divergence
+
+from ddpo import transitions
+from ddpo.errors import UserError
+from ddpo.models.stable_diffusion import StableDiffusion, tiny
+from ddpo.transitions import Steps
+
+SHAPE = (2, 4, 8, 8)
+PREDICTIONS = ["epsilon", "v_prediction", "sample"]
+
+
+@pytest.fixture(scope="module")
+def model() -> StableDiffusion:
+    return helpers.policy()
+
+
+def with_scheduler(model: StableDiffusion, **changes: Any) -> DDIMScheduler:
+    """Puts a changed scheduler into the model's pipeline and returns it."""
+    scheduler = DDIMScheduler.from_config(tiny().scheduler.config, **changes)
+    model.pipeline.scheduler = scheduler
+    return scheduler
+
+
+def in_fp64(scheduler: Any) -> None:
+    """1 - alpha is 0.0009 at the last step: in fp32 diffusers loses four digits of it."""
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    if isinstance(scheduler, DDIMScheduler):
+        scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
+
+
+def randn(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    """To fp32 rounding at the scale of the tensors: near pure noise, x_0 = (x - eps) / 0.07 is a large number."""
+    assert torch.isfinite(ours).all()
+    assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max()
+
+
+def ours_at(steps: Steps, t: int, x: Tensor, output: Tensor, noise: Tensor) -> Tensor:
+    index = torch.full((len(x),), t)
+    return transitions.sample(transitions.mean(steps, index, x, output), steps.std[index], noise)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(("offset", "to_one", "spacing"), [*itertools.product((0, 1), (True, False), ("leading", "trailing"))])
+def test_ddim_is_that_of_diffusers_at_every_step(
+    model: StableDiffusion, eta: float, prediction: str, offset: int, to_one: bool, spacing: str
+) -> None:
+    scheduler = with_scheduler(
+        model, prediction_type=prediction, steps_offset=offset, set_alpha_to_one=to_one, timestep_spacing=spacing
+    )
+    in_fp64(scheduler)
+    for count in (1, 7, 10):
+        steps = transitions.ddim(model.schedule(count, "ddim"), eta=eta)
+        scheduler.set_timesteps(count)
+        assert steps.timesteps.tolist() == scheduler.timesteps.tolist() and len(steps) == count
+        for t, timestep in enumerate(scheduler.timesteps):
+            x, output, noise = randn(3 * t), randn(3 * t + 1), randn(3 * t + 2)
+            asked = output.double(), timestep, x.double()
+            theirs = scheduler.step(*asked, eta=eta, variance_noise=noise if eta else None).prev_sample
+            close(ours_at(steps, t, x, output, noise), theirs)
+            quiet = scheduler.step(*asked, eta=eta, variance_noise=0 * noise if eta else None).prev_sample
+            std = (theirs - quiet).norm() / noise.double().norm()
+            assert steps.std[t].item() == pytest.approx(std.item(), rel=1e-6), "alone, beside so large a mean"
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(("offset", "spacing"), [(0, "leading"), (1, "leading"), (0, "trailing"), (0, "linspace")])
+def test_ddpm_is_that_of_diffusers_at_every_step(
+    model: StableDiffusion, variance: Any, prediction: str, offset: int, spacing: str
+) -> None:
+    config = with_scheduler(model, prediction_type=prediction, steps_offset=offset, timestep_spacing=spacing).config
+    scheduler = DDPMScheduler.from_config(config, variance_type=f"fixed_{variance}", clip_sample=False)
+    in_fp64(scheduler)
+    for count in (1, 7, 10):
+        steps = transitions.ddpm(model.schedule(count, "ddpm"), variance=variance)
+        scheduler.set_timesteps(count)
+        assert steps.timesteps.tolist() == scheduler.timesteps.tolist()
+        for t, timestep in enumerate(scheduler.timesteps[:-1].tolist()):
+            x, output = randn(3 * t), randn(3 * t + 1)
+            asked = output.double(), timestep, x.double()
+            noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
+            theirs = scheduler.step(*asked, generator=torch.Generator().manual_seed(t)).prev_sample
+            close(ours_at(steps, t, x, output, noise.float()), theirs)
+        assert not steps.stochastic[-1] and steps.std[-1] == 0 and steps.stochastic[:-1].all()
+        x, output, last = randn(0), randn(1), int(scheduler.timesteps[-1])
+        x0 = scheduler.step(output.double(), last, x.double()).pred_original_sample
+        close(ours_at(steps, count - 1, x, output, randn(2)), x0)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddim_with_eta_1_is_the_ddpm_posterior(model: StableDiffusion, prediction: str) -> None:
+    with_scheduler(model, prediction_type=prediction)
+    schedule = model.schedule(50, "ddim")
+    one, other = transitions.ddim(schedule), transitions.ddpm(schedule)
+    for name in ("x_coefficient", "output_coefficient", "std"):
+        torch.testing.assert_close(getattr(one, name)[:-1], getattr(other, name)[:-1], rtol=1e-6, atol=1e-7)
+
+
+def test_known_numbers_of_stable_diffusion(model: StableDiffusion) -> None:
+    """50 steps of Stable Diffusion 1.x: 981, 961, ..., 1; standard deviations from 0.4545 to 0.0206."""
+    with_scheduler(model)
+    steps = transitions.ddim(model.schedule(50, "ddim"))
+    assert steps.timesteps[[0, 1, -2, -1]].tolist() == [981, 961, 21, 1]
+    torch.testing.assert_close(
+        steps.std[[0, 1, 2, -2, -1]], torch.tensor([0.4545, 0.448, 0.442, 0.0395, 0.0206]), rtol=0, atol=5e-4
+    )
+    assert steps.stochastic.all()
+
+
+def marked(model: StableDiffusion, eta: float = 1.0, **changes: Any) -> list[bool]:
+    with_scheduler(model, **changes)
+    return transitions.ddim(model.schedule(5, "ddim"), eta=eta).stochastic.tolist()
+
+
+def test_steps_without_noise_are_marked(model: StableDiffusion) -> None:
+    assert marked(model) == [True] * 5, "final alpha is alpha_0 < 1, the last timestep is 1"
+    assert marked(model, set_alpha_to_one=True) == [True] * 4 + [False]
+    assert marked(model, steps_offset=0) == [True] * 4 + [False], "the last step goes from alpha_0 to alpha_0"
+    assert marked(model, eta=0.0) == [False] * 5
+    with_scheduler(model)
+    assert transitions.ddpm(model.schedule(5, "ddpm")).stochastic.tolist() == [True] * 4 + [False]
+
+
+def test_zero_terminal_signal(model: StableDiffusion) -> None:
+    """Schedules rescaled to zero terminal SNR begin at alpha 0; a v-prediction model can start there."""
+    changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    scheduler = with_scheduler(model, **changes)
+    steps = transitions.ddim(model.schedule(5, "ddim"))
+    scheduler.set_timesteps(5)
+    x, output, noise = randn(0), randn(1), randn(2)
+    theirs = scheduler.step(output, scheduler.timesteps[0], x, eta=1.0, variance_noise=noise).prev_sample
+    close(ours_at(steps, 0, x, output, noise), theirs)
+
+
+def test_what_is_refused(model: StableDiffusion) -> None:
+    with_scheduler(model)
+    schedule = model.schedule(4, "ddim")
+    for eta in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"sampler\.eta"):
+            transitions.ddim(schedule, eta=eta)
+    for count in (0, 1001):
+        with pytest.raises(UserError, match=rf"sampler\.num_steps: {count} .*1000"):
+            model.schedule(count, "ddim")
+    for option in ("clip_sample", "thresholding"):
+        with_scheduler(model, **{option: True})
+        with pytest.raises(UserError, match="clip_sample and thresholding to false"):
+            model.schedule(4, "ddim")
+
+
+def gaussians(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, mean, other = (randn(seed, (3, 4, 5, 6)).to(dtype) for seed in range(3))
+    return x, mean, other, torch.tensor([0.02, 0.4, 1.7], dtype=torch.float32)
+
+
+def normal(mean: Tensor, std: Tensor) -> Independent:
+    wide = std.double()[:, None, None, None].expand_as(mean)
+    return Independent(Normal(mean.double(), wide), 3)
+
+
+@pytest.mark.parametrize(("reduction", "dimensions"), [("sum", 1), ("mean", 4 * 5 * 6)])
+def test_log_prob_and_kl_are_those_of_torch(reduction: Any, dimensions: int) -> None:
+    x, mean, other, std = gaussians(torch.float64)
+    found = transitions.log_prob(x, mean, std, reduction)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, normal(mean, std).log_prob(x) / dimensions, rtol=1e-12, atol=0)
+    found = transitions.kl(mean, other, std, reduction)
+    expected = kl_divergence(normal(mean, std), normal(other, std)) / dimensions
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_mean_is_the_default_reduction() -> None:
+    x, mean, other, std = gaussians()
+    assert torch.equal(transitions.log_prob(x, mean, std), transitions.log_prob(x, mean, std, "mean"))
+    assert torch.equal(transitions.kl(x, mean, std), transitions.kl(x, mean, std, "mean"))
+
+
+def test_fp32_latents_are_reduced_in_fp64() -> None:
+    """65,536 dimensions: a sum in fp32 would be wrong in the sixth digit, a ratio in its fourth."""
+    x, mean = randn(0, (1, 4, 128, 128)), randn(1, (1, 4, 128, 128))
+    std = torch.tensor([0.0206])
+    exact = normal(mean, std).log_prob((x - mean).double() + mean.double())
+    torch.testing.assert_close(transitions.log_prob(x, mean, std, "sum"), exact, rtol=1e-12, atol=0)
+
+
+def test_kl_is_the_mean_log_ratio() -> None:
+    """Monte Carlo: E_p[log p - log q]; its standard error is sqrt(2 KL / n)."""
+    mean, other, std, n = randn(0, (1, 1, 2, 2)), randn(1, (1, 1, 2, 2)), torch.tensor([0.8]), 200_000
+    many = [tensor.expand(n, 1, 2, 2) for tensor in (mean, other)]
+    x = transitions.sample(many[0], std.expand(n), randn(2, (n, 1, 2, 2)))
+    ratio = [transitions.log_prob(x, centre, std.expand(n), "sum") for centre in many]
+    expected = transitions.kl(mean, other, std, "sum").item()
+    assert (ratio[0] - ratio[1]).mean().item() == pytest.approx(expected, abs=5 * (2 * expected / n) ** 0.5)
+
+
+def test_sample_has_the_mean_and_std_it_is_given() -> None:
+    mean, std = torch.full((2, 100_000), 3.0), torch.tensor([0.5, 0.0])
+    x = transitions.sample(mean, std, randn(0, (2, 100_000)))
+    assert x[0].mean().item() == pytest.approx(3, abs=0.01) and x[0].std().item() == pytest.approx(0.5, abs=0.005)
+    assert torch.equal(x[1], mean[1])
+
+
+def test_bf16_inputs_are_computed_in_fp32(model: StableDiffusion) -> None:
+    with_scheduler(model)
+    steps, index = transitions.ddim(model.schedule(10, "ddim")), torch.tensor([0, 9])
+    x, output = randn(0).bfloat16(), randn(1).bfloat16()
+    found = transitions.mean(steps, index, x, output)
+    assert found.dtype == torch.float32
+    exact = steps.x_coefficient[index].double()[:, None, None, None] * x.double()
+    exact += steps.output_coefficient[index].double()[:, None, None, None] * output.double()
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
+
+
+def test_the_gradient_of_log_prob_is_the_score() -> None:
+    """d log N / d mean = (x - mean) / std^2."""
+    x, mean, _, std = gaussians(torch.float64)
+    mean.requires_grad_()
+    transitions.log_prob(x, mean, std, "sum").sum().backward()
+    expected = (x - mean.detach()) / std.double()[:, None, None, None] ** 2
+    torch.testing.assert_close(mean.grad, expected)
