@@ -7,11 +7,15 @@ image.
 
 import argparse
 
-import protocol
+import protocol  # pyright: ignore[reportMissingImports]
 import torch
 
 from ddpo import build, config
-from ddpo.trainer import Trainer
+from ddpo.prompts import Prompt
+from ddpo.scoring import Values
+from ddpo.trainer import Metrics, Trainer
+from ddpo.trajectory import Trajectory
+from ddpo.update import Pass
 
 
 def settings(arguments: argparse.Namespace) -> config.Config:
@@ -36,14 +40,14 @@ def measured(trainer: Trainer, phases: protocol.Phases) -> None:
     """Put the harness's marks around the trainer's own phases."""
     rollout, update = trainer.rollout, trainer.update
 
-    def marked_rollout(*arguments):
-        found = rollout(*arguments)
+    def marked_rollout(prompts: list[Prompt]) -> tuple[Trajectory, Values, Metrics, Metrics]:
+        found = rollout(prompts)
         phases.mark("sample_end")
         return found
 
-    def marked_update(*arguments):
+    def marked_update(work: Pass) -> Metrics:
         phases.mark("train_start")
-        return update(*arguments)
+        return update(work)
 
     trainer.rollout, trainer.update = marked_rollout, marked_update
 

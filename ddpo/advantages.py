@@ -72,10 +72,11 @@ class Group(Stateless):
 
 
 class PerPrompt:
-    """A = (r - mean_c) / std_c over the last `buffer_size` rewards of prompt c, over iterations (Black et al. 2023).
+    """A = (r - mean_c) / std_c over the last `buffer_size` rewards of prompt c (Black et al. 2023).
 
-    The present rewards are among them. A prompt with fewer than `min_count` stored rewards is compared with
-    the whole iteration instead, as in the paper: with prompts that are seen only a few times, use groups.
+    The rewards come from all iterations; the present ones are among them. A prompt with fewer than
+    `min_count` stored rewards is compared with the whole iteration instead, as in the paper: with prompts
+    that are seen only a few times, use groups.
     """
 
     def __init__(self, *, buffer_size: int = 32, min_count: int = 16) -> None:

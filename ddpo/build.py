@@ -1,8 +1,9 @@
 """From a configuration to the objects it names, and a finished run's models to sample from."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -32,19 +33,19 @@ def policy(settings: Config) -> Policy:
     torch.manual_seed(settings.seed)
     model, lora = settings.model, settings.lora
     adapter = lora and LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha or lora.rank, init_lora_weights="gaussian",
-        target_modules=list(lora.target_modules),
+        r=lora.rank, lora_alpha=lora.alpha or lora.rank,  # pyright: ignore[reportArgumentType]
+        init_lora_weights="gaussian", target_modules=list(lora.target_modules),
     )  # fmt: skip
-    adapt = plugins.load("models", model.name)
+    adapt = cast(Callable[..., Policy], plugins.load("models", model.name))
     return adapt(
         model.pretrained, device=ranks.state().device, dtype=model.dtype, loras=model.loras, lora=adapter,
-        train_text_encoder=bool(lora and lora.text_encoder), gradient_checkpointing=model.gradient_checkpointing,
-        **model.options,
+        train_text_encoder=bool(lora and lora.text_encoder),
+        gradient_checkpointing=model.gradient_checkpointing, **model.options,
     )  # fmt: skip
 
 
 def sampler(settings: Config, model: Policy) -> Sampler:
-    """Raises UserError for a sampler without a single stochastic step: it has no log-probabilities to train on."""
+    """Raises UserError for a sampler without a stochastic step: it has no log-probabilities to train on."""
     wanted = settings.sampler
     schedule = model.schedule(wanted.num_steps, wanted.name)
     try:
@@ -83,7 +84,13 @@ def all_rewards(settings: Config, model: Policy) -> list[Reward]:
 
 def trainer(settings: Config) -> Trainer:
     """Everything that `Trainer.iterate` needs."""
-    model, wanted = policy(settings), settings.trainer
+    world, wanted = ranks.state().num_processes, settings.trainer
+    if wanted.prompts_per_iteration < world:
+        raise UserError(
+            f"trainer.prompts_per_iteration: {wanted.prompts_per_iteration} leaves some of the {world} "
+            f"processes without a prompt; take {world} or more"
+        )
+    model = policy(settings)
     parameters = list(model.parameters().values())
     objective = objectives.build(settings.objective.name, **settings.objective.options)
     updates = wanted.minibatches * wanted.epochs
@@ -96,19 +103,23 @@ def trainer(settings: Config) -> Trainer:
     optimizer = torch.optim.AdamW(
         parameters,
         wanted.lr,
-        betas=tuple(wanted.betas),
+        betas=(wanted.betas[0], wanted.betas[1]),
         eps=wanted.adam_eps,
         weight_decay=wanted.weight_decay,
     )
+    warms_up = wanted.warmup_steps and wanted.lr_schedule == "constant"
     schedule = get_scheduler(
-        wanted.lr_schedule if not (wanted.warmup_steps and wanted.lr_schedule == "constant") else "constant_with_warmup",
-        optimizer, num_warmup_steps=wanted.warmup_steps, num_training_steps=wanted.iterations * updates,
-    )  # fmt: skip
+        "constant_with_warmup" if warms_up else wanted.lr_schedule,
+        optimizer,
+        num_warmup_steps=wanted.warmup_steps,
+        num_training_steps=wanted.iterations * updates,
+    )
     return Trainer(
         policy=model, sampler=sampler(settings, model), prompts=prompt_set(settings),
         scorer=Scorer(reward_list(settings.rewards, model.device, settings.model.dtype)), objective=objective,
-        advantage=ADVANTAGES[settings.advantage.name](**settings.advantage.options), optimizer=optimizer,
-        lr_scheduler=schedule, ema=EMAModel(parameters, decay=settings.ema.decay) if settings.ema.decay else None,
+        advantage=ADVANTAGES[settings.advantage.name](**settings.advantage.options),
+        optimizer=optimizer, lr_scheduler=schedule,
+        ema=EMAModel(parameters, decay=settings.ema.decay) if settings.ema.decay else None,
         prompts_per_iteration=wanted.prompts_per_iteration, samples_per_prompt=wanted.samples_per_prompt,
         minibatches=wanted.minibatches, epochs=wanted.epochs, micro_batch=wanted.micro_batch,
         max_grad_norm=wanted.max_grad_norm, advantage_clip=settings.advantage.clip, seed=settings.seed,
@@ -116,7 +127,7 @@ def trainer(settings: Config) -> Trainer:
 
 
 class Run:
-    """A run folder's base and tuned model, to sample from: `ddpo.load("runs/demo").sample(["a fox"], seeds=[0])`."""
+    """A run's base and tuned model, to sample from: `ddpo.load("runs/demo").sample(["a fox"], seeds=[0])`."""
 
     def __init__(self, run_dir: str | Path) -> None:
         self.folder = Path(run_dir)
@@ -128,7 +139,7 @@ class Run:
         self.checkpoints = {path.name: path for path in checkpoint.all_of(self.folder)}
 
     def use(self, column: str = "tuned") -> None:
-        """Take the weights of a checkpoint ("000020"), or of the newest ("tuned"); its average where one was kept."""
+        """Take the weights of a checkpoint, "000020" or "tuned" (the newest); averaged if that was kept."""
         if not self.checkpoints:
             raise UserError(
                 f"{self.folder} has no checkpoint yet; let it train, or go on with --resume {self.folder}"
@@ -142,7 +153,7 @@ class Run:
         checkpoint.restore_parameters(self.policy.parameters(), tensors.get("ema", tensors["parameters"]))
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int], column: str = "tuned") -> list[Image.Image]:
-        """One picture for each prompt and seed, by "base", "tuned" or a checkpoint; the same as in the evaluation."""
+        """One picture for each prompt and seed, by "base", "tuned" or a checkpoint; as in the evaluation."""
         keys = [(Purpose.EVALUATION, seed) for seed in seeds]
         if column != "base":
             self.use(column)

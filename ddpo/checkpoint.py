@@ -1,4 +1,4 @@
-"""Everything that the next iteration depends on, on disk: tensors as safetensors, the rest as JSON, never a pickle.
+"""Everything that the next iteration depends on, on disk: tensors as safetensors, the rest as JSON.
 
 A checkpoint is written aside and renamed when it is whole, so that a folder named 000020 is always complete.
 """
@@ -19,7 +19,7 @@ Parameters = Mapping[str, nn.Parameter]
 
 
 def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Write each mapping of tensors as NAME.safetensors and `state` as state.json below `folder`, all or nothing."""
+    """Write each mapping of tensors as NAME.safetensors and `state` as state.json, all or nothing."""
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

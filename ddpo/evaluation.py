@@ -52,7 +52,7 @@ def shoot(
 def all_shots(
     policy: Policy, sampler: Sampler, prompts: PromptSet, per_prompt: int, rewards: Sequence[Reward]
 ) -> list[Shot]:
-    """`per_prompt` pictures of every prompt, each with a seed of its own; shared among ranks, whole on each of them."""
+    """`per_prompt` pictures of every prompt, each with its own seed; ranks share the work, each gets all."""
     asked = [prompt for prompt in prompts for _ in range(per_prompt)]
     mine = ranks.share(len(asked), ranks.state().process_index, ranks.state().num_processes)
     shots = list(shoot(policy, sampler, [asked[i] for i in mine], list(mine), rewards))
@@ -60,7 +60,7 @@ def all_shots(
 
 
 def compare(base: Sequence[Shot], tuned: Sequence[Shot]) -> dict[str, dict[str, Any]]:
-    """For each score: both columns' mean, standard error and n, the difference paired by seed, and the win rate."""
+    """For each score: both columns' mean, standard error and n, the paired difference, the win rate."""
     found = {}
     for name in base[0].scores:
         before, after = (np.array([shot.scores[name] for shot in shots]) for shots in (base, tuned))

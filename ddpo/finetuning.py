@@ -16,7 +16,6 @@ from ddpo.config import Config
 from ddpo.errors import Stopped
 from ddpo.grid import table
 from ddpo.tracking import Trackers
-from ddpo.trainer import Trainer
 
 log = logging.getLogger("ddpo")
 
@@ -108,7 +107,7 @@ class Session:
                 )
 
     def pictures(self) -> None:
-        """samples/000010/: the same prompts at the same seeds each time, and all of them in one captioned picture."""
+        """samples/000010/: the same prompts at the same seeds each time, and one captioned picture of all."""
         count, prompts = min(self.settings.log.images, len(self.sets[0])), self.sets[0]
         if not self.main or not count:
             return
@@ -131,7 +130,7 @@ class Session:
         self.trackers.log_images([shot.image for shot in shots], captions, self.trainer.iteration)
 
     def evaluate(self) -> dict[str, float]:
-        """Means of all rewards over the evaluation prompts (the held-out ones, if there are any) at fixed seeds."""
+        """Means of all rewards over the evaluation prompts (the held-out ones, if any) at fixed seeds."""
         per_prompt = self.settings.evaluation.samples_per_prompt
         with self.averaged():
             shots = evaluation.all_shots(
@@ -214,8 +213,10 @@ class Session:
             return
         ema.store(parameters)
         ema.copy_to(parameters)
-        yield
-        ema.restore(parameters)
+        try:
+            yield
+        finally:
+            ema.restore(parameters)
 
     @contextmanager
     def bars(self, total: int) -> Iterator[tqdm]:
@@ -230,8 +231,10 @@ class Session:
                 inner.refresh()
 
             self.trainer.progress = progress if not inner.disable else self.trainer.progress
-            yield outer
-            inner.close()
+            try:
+                yield outer
+            finally:
+                inner.close()
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -244,6 +247,8 @@ class Session:
             log.info("stopping after this iteration (once more to stop at once)")
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        yield
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

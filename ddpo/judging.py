@@ -18,7 +18,7 @@ log = logging.getLogger("ddpo")
 
 
 def judge(settings: Config) -> dict[str, Any]:
-    """Base and tuned model on the seen and the held-out prompts at the same seeds; returns what results.json holds."""
+    """Base and tuned model on seen and held-out prompts at the same seeds: what results.json holds."""
     run = Run(settings.run_dir)
     run.use("tuned")
     rewards = build.all_rewards(settings, run.policy)

@@ -1,4 +1,4 @@
-"""The metrics of a run: what each name means, and the file metrics.jsonl that holds one object an iteration."""
+"""The metrics of a run: what each name means, and the file metrics.jsonl, one object an iteration."""
 
 import json
 import math
@@ -24,7 +24,9 @@ METRICS = {
     "skipped_steps": "optimiser steps left out because loss or gradient was not finite; should be 0",
     "guard/brightness": "mean brightness of the images, 0 to 1",
     "guard/saturation": "mean saturation, 0 to 1",
-    "guard/edge_density": "share of pixels on an edge; a fall under a compression reward means blank pictures",
+    "guard/edge_density": (
+        "share of pixels on an edge; a fall under a compression reward means blank pictures"
+    ),
     "guard/color_entropy": "entropy of the colour histogram; a fall means fewer colours",
     "eval/<name>": "mean of a reward over the evaluation prompts at fixed seeds",
     "time/sample": "seconds spent in sampling",
@@ -34,7 +36,7 @@ METRICS = {
     "images_per_s": "images of the iteration divided by its seconds",
     "memory/peak_gb": "peak memory so far in GB: of the GPU, or resident memory of the process without one",
 }
-"""Every metric's name and meaning, with the healthy range where there is one; `<name>` stands for a reward's."""
+"""Every metric's name and meaning, with its healthy range if it has one; `<name>` stands for a reward's."""
 
 
 def write(file: Path, row: dict[str, Any]) -> None:

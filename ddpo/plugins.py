@@ -158,9 +158,8 @@ def _attribute(module_name: str, attribute: str, place: str) -> object:
     importlib.invalidate_caches()  # the file may be younger than the last look into its folder
     try:
         module = importlib.import_module(module_name)
-    except (
-        Exception
-    ) as error:  # a plugin may raise anything; the user gets one line, and --debug the traceback
+    except Exception as error:
+        # a plugin may raise anything; the user gets one line, and --debug the traceback
         raise UserError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
     try:
         return attrgetter(attribute)(module)

@@ -9,15 +9,18 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
 
 Item = TypeVar("Item")
 
 
 def state() -> PartialState:
-    """accelerate's view of this process: `process_index`, `num_processes`, `device`, `is_main_process`."""
-    return PartialState()
+    """accelerate's view of this process: `process_index`, `num_processes`, `device`, `is_main_process`.
+
+    Without an accelerator, or with ACCELERATE_USE_CPU=true, processes meet on the CPU: PartialState must be told.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def share(count: int, rank: int, world: int) -> range:

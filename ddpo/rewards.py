@@ -1,4 +1,4 @@
-"""What a reward is, and where reward files are found: `ddpo.rewards.jpeg_compressibility` is a file in rewards/.
+"""What a reward is, and where its file is found: `ddpo.rewards.jpeg_compressibility` is a file in rewards/.
 
 A reward is a function
 
@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -23,9 +23,8 @@ from torch import Tensor
 from ddpo import plugins
 from ddpo.errors import UserError, nearest
 
-__path__ = plugins.folders(
-    "rewards"
-)  # a module with __path__ is a package; its files may live in several folders
+# a module with __path__ is a package; its files may live in several folders
+__path__ = plugins.folders("rewards")
 
 Score = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]]], Tensor]
 
@@ -45,11 +44,12 @@ class Reward:
         prompts: Sequence[str],
         metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
-        """B values on the CPU in fp32. Raises ValueError when the reward returns anything else."""
+        """B values on the CPU in fp32. Raises UserError when the reward returns anything else."""
         values = torch.as_tensor(self.score(images, prompts, metadata), dtype=torch.float32).detach().cpu()
         if values.shape != (len(images),):
-            raise ValueError(
-                f"reward {self.name} returned shape {tuple(values.shape)} for {len(images)} images; return one number each"
+            raise UserError(
+                f"reward {self.name} returned shape {tuple(values.shape)} for {len(images)} images; "
+                "return one number each"
             )
         return values
 
@@ -62,8 +62,9 @@ def build(
     dtype: torch.dtype = torch.float32,
 ) -> Reward:
     """Find a reward by name, `module:attribute` or `file.py:function` and give it its options."""
-    target, options = plugins.load("rewards", name), dict(params or {})
-    is_class = inspect.isclass(target)
+    target = cast(Any, plugins.load("rewards", name))
+    options = dict(params or {})
+    is_class = isinstance(target, type)
     known = [
         parameter.name
         for parameter in inspect.signature(target).parameters.values()
@@ -84,10 +85,10 @@ def short_name(spec: str) -> str:
     return spec.rsplit(":", 1)[-1]
 
 
-def _version(target: object) -> str:
+def _version(target: Callable[..., Any]) -> str:
     """A short hash of the reward's own source, so that a run can say which version scored it."""
     try:
-        return hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:12]  # type: ignore[arg-type]
+        return hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:12]
     except (OSError, TypeError):
         return "unknown"
 

@@ -1,4 +1,4 @@
-"""From prompts to denoising trajectories, and back: sample them, and score their steps again under the present policy.
+"""From prompts to denoising trajectories, and back: sample them, score their steps under the policy.
 
 Both directions share one forward (eval mode, same arithmetic), so that a recorded log-probability is found
 again.
@@ -21,7 +21,7 @@ from ddpo.transitions import Steps
 
 @dataclass(frozen=True)
 class Sampler:
-    """How images are made: the steps' Gaussians on the policy's device, guidance, and images per network call."""
+    """How images are made: the steps' Gaussians on the policy's device, guidance, images per network call."""
 
     steps: Steps
     guidance_scale: float
@@ -41,7 +41,7 @@ def generator(*key: int) -> torch.Generator:
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[list[int], int]]:
-    """Indices 0 .. count - 1 in chunks of `size`, the last one filled up by repetition, and how many are genuine."""
+    """0 .. count - 1 in chunks of `size`, the last one filled up by repetition, and how many are genuine."""
     for first in range(0, count, size):
         indices = list(range(first, min(first + size, count)))
         yield indices + indices[-1:] * (size - len(indices)), len(indices)
@@ -55,9 +55,10 @@ def sample(
     keys: Sequence[tuple[int, ...]],
     reference: bool = False,
 ) -> Iterator[Trajectory]:
-    """Sample one trajectory for each prompt and noise key, chunk by chunk; `reference` adds log-probs under it.
+    """Sample one trajectory for each prompt and noise key, chunk by chunk.
 
-    Image i depends on its prompt and keys[i] alone, whatever the chunks.
+    Image i depends on its prompt and keys[i] alone, whatever the chunks. `reference` adds log-probabilities
+    under the reference.
     """
     policy.prepare(prompts)
     for indices, genuine in chunks(len(prompts), sampler.batch_size):
@@ -75,14 +76,12 @@ def sample(
 def _denoise(
     policy: Policy, sampler: Sampler, prompts: Sequence[str], keys: Sequence[tuple[int, ...]]
 ) -> tuple[Float[Tensor, "B T1 C H W"], Float[Tensor, "B T"]]:
-    """All latents, noisiest first, and the log-probability of every stochastic step. No host synchronisation inside."""
+    """All latents, noisiest first, and each stochastic step's log-probability. No host synchronisation."""
     steps, stochastic = sampler.steps, sampler.steps.stochastic.tolist()
     shape = (len(steps) + 1, *policy.latent_shape)
     noise = torch.stack([torch.randn(shape, generator=generator(*key)) for key in keys]).to(policy.device)
-    latents, logp = (
-        [noise[:, 0]],
-        torch.zeros(len(prompts), len(steps), dtype=torch.float64, device=policy.device),
-    )
+    latents = [noise[:, 0]]
+    logp = torch.zeros(len(prompts), len(steps), dtype=torch.float64, device=policy.device)
     for t in range(len(steps)):
         index = torch.full((len(prompts),), t, device=policy.device)
         output = policy.predict(latents[t], steps.timesteps[index], prompts, sampler.guidance_scale)
@@ -113,7 +112,7 @@ def step_log_probs(
     rows: Int[Tensor, " N"],
     columns: Int[Tensor, " N"],
 ) -> Float[Tensor, " N"]:
-    """log p(x_{t-1} | x_t, c) of N stored (sample, step) pairs under the present policy; carries a gradient if enabled."""
+    """log p(x_{t-1} | x_t, c) of N stored (sample, step) pairs under the policy, with grad if enabled."""
     mean = step_means(policy, sampler, latents, prompts, rows, columns)
     return transitions.log_prob(latents[rows, columns + 1], mean, sampler.steps.std[columns])
 
@@ -127,6 +126,7 @@ def step_means(
     columns: Int[Tensor, " N"],
 ) -> Float[Tensor, "N C H W"]:
     """Means of the Gaussians of N stored (sample, step) pairs."""
-    x, texts = latents[rows, columns], [prompts[row] for row in rows.tolist()]
+    chosen: list[int] = rows.tolist()
+    x, texts = latents[rows, columns], [prompts[row] for row in chosen]
     output = policy.predict(x, sampler.steps.timesteps[columns], texts, sampler.guidance_scale)
     return transitions.mean(sampler.steps, columns, x, output)

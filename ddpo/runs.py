@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -18,8 +18,8 @@ from ddpo.errors import UserError
 from ddpo.rewards import Reward
 
 OURS = [
-    "config.yaml", "provenance.json", "metrics.jsonl", "index.html", "README.md", "samples", "checkpoints", "lora",
-    "evaluation", "tensorboard", "wandb",
+    "config.yaml", "provenance.json", "metrics.jsonl", "index.html", "README.md", "samples", "checkpoints",
+    "lora", "evaluation", "tensorboard", "wandb",
 ]  # fmt: skip
 """What a run writes, and all that --overwrite deletes."""
 
@@ -80,10 +80,11 @@ def versions() -> dict[str, str]:
 
 def provenance(prompt_hash: str, rewards: Sequence[Reward]) -> dict[str, Any]:
     """What is needed to say, later, what this run was."""
-    device = ranks.state().device
+    device = cast(torch.device, ranks.state().device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "versions": versions(), "git": _git(), "num_processes": ranks.state().num_processes,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device": name or "cpu",
         "cpu_threads": torch.get_num_threads(), "machine": platform.machine(), "system": platform.system(),
         "prompt_set_sha256": prompt_hash, "rewards": {reward.name: reward.version for reward in rewards},
     }  # fmt: skip
@@ -116,7 +117,8 @@ def write_card(folder: Path, settings: Config) -> None:
     """README.md: what was trained, on what, with which result, and how to use it."""
     results = folder / "evaluation" / "results.json"
     lines = [
-        "---", "library_name: diffusers", f"base_model: {settings.model.pretrained}", "tags: [lora, ddpo]", "---", "",
+        "---", "library_name: diffusers", f"base_model: {settings.model.pretrained}", "tags: [lora, ddpo]",
+        "---", "",
         f"# {folder.name}", "",
         f"{settings.model.pretrained}, fine-tuned with {settings.objective.name} for "
         f"{settings.trainer.iterations} iterations on "
@@ -130,10 +132,9 @@ def write_card(folder: Path, settings: Config) -> None:
         for set_name, scores in json.loads(results.read_text())["sets"].items():
             for name, row in scores.items():
                 low, high = row["difference"]["low"], row["difference"]["high"]
-                numbers = f"{row['base']['mean']:.3f} | {row['tuned']['mean']:.3f}"
-                lines.append(
-                    f"| {set_name} | {name} | {numbers} | {row['difference']['mean']:+.3f} ({low:+.3f} to {high:+.3f}) |"
-                )
+                means = f"{row['base']['mean']:.3f} | {row['tuned']['mean']:.3f}"
+                difference = f"{row['difference']['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
+                lines.append(f"| {set_name} | {name} | {means} | {difference} |")
         lines += ["", "![base beside tuned at matched seeds](evaluation/before_after.png)", ""]
     average = "the running average of the weights" if settings.ema.decay else "the last weights"
     lines += [

@@ -34,7 +34,7 @@ class Scorer:
         return {reward.name: reward(images, prompts, metadata) for reward in self.rewards}
 
     def collect(self) -> Values:
-        """Every reward's values of all chunks submitted since the last call, in order. Raises what a reward raised."""
+        """Every reward's values of all chunks since the last call, in order. Raises what a reward raised."""
         chunks = [future.result() for future in self._pending]
         self._pending.clear()
         return {reward.name: torch.cat([chunk[reward.name] for chunk in chunks]) for reward in self.rewards}

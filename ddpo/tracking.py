@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from accelerate.tracking import TensorBoardTracker, WandBTracker
 from PIL import Image
 
 
@@ -13,7 +13,7 @@ class Trackers:
     """The external trackers of a run; on every rank but the first, none."""
 
     def __init__(self, names: Sequence[str], run_dir: Path, config: Mapping[str, Any]) -> None:
-        self._trackers: list[GeneralTracker] = []
+        self._trackers: list[TensorBoardTracker | WandBTracker] = []
         for name in names:
             if name == "tensorboard":
                 self._trackers.append(
@@ -32,7 +32,7 @@ class Trackers:
     def log_images(self, pictures: Sequence[Image.Image], captions: Sequence[str], step: int) -> None:
         """Pictures captioned `prompt | reward`."""
         for tracker in self._trackers:
-            if tracker.name == "tensorboard":
+            if isinstance(tracker, TensorBoardTracker):
                 for picture, caption in zip(pictures, captions, strict=True):
                     prompt = caption.split(" | ")[0]
                     tracker.writer.add_image(
@@ -40,7 +40,7 @@ class Trackers:
                     )
                     tracker.writer.add_text(f"samples/{prompt}", caption, step)
             else:
-                import wandb
+                import wandb  # pyright: ignore[reportMissingImports]
 
                 images = [wandb.Image(p, caption=c) for p, c in zip(pictures, captions, strict=True)]
                 tracker.log({"samples": images}, step=step)

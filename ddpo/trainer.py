@@ -35,12 +35,12 @@ MAX_MISSING = 0.5
 """Share of an iteration's images without a reward above which a run stops."""
 
 KL_PAIRS = 4
-"""Pairs on which the KL to the reference is measured each iteration: enough for a trend, cheap beside the update."""
+"""Pairs on which the KL to the reference is measured each iteration: enough for a trend, and cheap."""
 
 
 @dataclass
 class Trainer:
-    """Everything that one iteration needs. All sizes are global: they do not depend on the number of ranks."""
+    """Everything that one iteration needs. Sizes are global: they do not depend on the number of ranks."""
 
     policy: Policy
     sampler: Sampler
@@ -66,7 +66,7 @@ class Trainer:
     gated: bool = False
 
     def iterate(self) -> Metrics:
-        """One iteration; its metrics. Raises Stopped when the run must not go on; the weights are then still good."""
+        """One iteration; its metrics. Raises Stopped when the run must end; the weights are still good."""
         started = time.perf_counter()
         torch.manual_seed(
             int(
@@ -91,13 +91,16 @@ class Trainer:
         self.images_seen += len(prompts)
         times["time/total"] = time.perf_counter() - started
         return {
-            "iteration": self.iteration, "images_seen": self.images_seen, **outcome, **updated, **guards, **times,
+            "iteration": self.iteration, "images_seen": self.images_seen,
+            **outcome, **updated, **guards, **times,
             "images_per_s": len(prompts) / times["time/total"], "memory/peak_gb": peak_gb(self.policy.device),
         }  # fmt: skip
 
     def draw(self) -> list[Prompt]:
-        """This iteration's prompts, `samples_per_prompt` times each: the next ones of an endless series of passes over
-        the set, each pass in an order of its own."""
+        """This iteration's prompts, `samples_per_prompt` times each.
+
+        They are the next ones of an endless series of passes over the set, each pass in an order of its own.
+        """
         first, size = self.iteration * self.prompts_per_iteration, len(self.prompts)
         orders: dict[int, list[int]] = {}
         drawn = []
@@ -111,11 +114,11 @@ class Trainer:
         return drawn
 
     def rollout(self, prompts: list[Prompt]) -> tuple[Trajectory, Values, Metrics, Metrics]:
-        """This rank's trajectories, every rank's rewards, the guards' means, and seconds. Whole groups to each rank."""
+        """This rank's trajectories (whole groups), every rank's rewards, the guards' means, seconds."""
         state, started = ranks.state(), time.perf_counter()
         groups = ranks.share(self.prompts_per_iteration, state.process_index, state.num_processes)
         mine = [g * self.samples_per_prompt + i for g in groups for i in range(self.samples_per_prompt)]
-        parts, guards = [], {name: 0.0 for name in GUARDS}
+        parts, guards = [], dict.fromkeys(GUARDS, 0.0)
         keys = [(Purpose.NOISE, self.seed, self.iteration, number) for number in mine]
         reference = "logp_ref" in self.objective.needs
         for part in sample(self.policy, self.sampler, [prompts[i].text for i in mine], keys, reference):
@@ -163,17 +166,18 @@ class Trainer:
         """Before the first update: a step scored again must have the log-probability that was recorded."""
         if self.gated:
             return
-        clip_range = self.objective.options.get("clip_range", 0.0)
+        clip_range = self.objective.options.get("clip_range") or 0.0
         limit = max(0.1 * clip_range, 1e-5 if self.policy.half_precision else 1e-6)
         worst = first_pass_deviation(work)
         if not worst <= limit:
             raise Stopped(
-                f"ratio gate: before any update |ratio - 1| is {worst:.1e}, above {limit:.1e}: the policy that is scored "
-                "is not the one that sampled; look for dropout, another precision or another guidance in the update"
+                f"ratio gate: before any update |ratio - 1| is {worst:.1e}, above {limit:.1e}: "
+                "the policy that is scored is not the one that sampled; "
+                "look for dropout, another precision or another guidance in the update"
             )
 
     def update(self, work: Pass) -> Metrics:
-        """`epochs` passes of `minibatches` optimiser steps; a step whose loss or gradient is not finite is left out."""
+        """`epochs` passes of `minibatches` steps; one whose loss or gradient is not finite is left out."""
         parameters = list(self.policy.parameters().values())
         present = ~work.batch.advantage.isnan().cpu()
         losses, norms, skipped = [], [], 0
@@ -183,7 +187,11 @@ class Trainer:
                 members = [
                     g * self.samples_per_prompt + i for g in groups for i in range(self.samples_per_prompt)
                 ]
-                loss = sum(ranks.gather([work.backward([i for i in members if present[i]])]))
+                scored = [i for i in members if present[i]]
+                if not scored:  # nothing to learn from; AdamW would still move the weights
+                    skipped += 1
+                    continue
+                loss = sum(ranks.gather([work.backward(scored)]))
                 norm = clip_gradients(parameters, self.max_grad_norm)
                 if torch.isfinite(torch.tensor([loss, norm])).all():
                     self.optimizer.step()
@@ -204,23 +212,25 @@ class Trainer:
         }  # fmt: skip
 
     def _stop_if_broken(self, skipped: int, any_good: bool) -> None:
-        """After the first update ranks must hold equal weights; after several iterations without a good step, stop."""
+        """After the first update ranks must hold equal weights; without a good step for long, stop."""
         self.skipped_in_a_row = 0 if any_good else self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= MAX_SKIPPED:
             raise Stopped(
-                f"no finite loss or gradient in {MAX_SKIPPED} iterations; lower trainer.lr or look at the reward"
+                f"no finite loss or gradient in {MAX_SKIPPED} iterations; "
+                "lower trainer.lr or look at the reward"
             )
         if not self.gated:
             sums = torch.stack([p.detach().double().sum() for p in self.policy.parameters().values()])
             if not ranks.agree(sums):
                 raise Stopped(
-                    "rank gate: after the first update the ranks hold different weights; this is a bug of ddpo"
+                    "rank gate: after the first update the ranks hold different weights; "
+                    "this is a bug of ddpo"
                 )
             self.gated = True
 
     @torch.no_grad()
     def kl_to_reference(self, trajectory: Trajectory) -> float:
-        """Mean KL of a step to the reference per latent dimension, over a few pairs spread over samples and steps."""
+        """Mean KL of a step to the reference per latent dimension, over a few pairs of samples and steps."""
         columns = self.sampler.steps.stochastic.nonzero().flatten()
         columns = columns[torch.linspace(0, len(columns) - 1, min(KL_PAIRS, len(columns))).long()]
         rows = torch.arange(len(columns), device=columns.device) % len(trajectory.samples)

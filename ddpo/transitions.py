@@ -25,7 +25,7 @@ Reduction = Literal["mean", "sum"]
 
 @dataclass(frozen=True)
 class Steps:
-    """The T steps of a sampler as tables. `stochastic` is False where std is 0: such a step has no density."""
+    """The T steps of a sampler as tables. `stochastic` is False where std is 0: no density there."""
 
     timesteps: Int[Tensor, " T"]
     x_coefficient: Float[Tensor, " T"]
@@ -95,7 +95,7 @@ SAMPLERS: dict[str, Callable[..., Steps]] = {"ddim": ddim, "ddpm": ddpm}
 
 
 def _tables(schedule: NoiseSchedule, x0: Tensor, epsilon: Tensor, x: Tensor, variance: Tensor) -> Steps:
-    """From mean = x0 * x_0 + epsilon * eps + x * x_t to the coefficients of x_t and of the network's output."""
+    """From mean = x0 * x_0 + epsilon * eps + x * x_t to coefficients of x_t and of the network's output."""
     signal, noise = schedule.alpha.double().sqrt(), (1 - schedule.alpha.double()).sqrt()
     if schedule.prediction == "epsilon":  # x_0 = (x_t - noise * m) / signal, eps = m
         x_coefficient, output = x + x0 / signal, epsilon - x0 * noise / signal
@@ -134,9 +134,9 @@ def log_prob(
     std: Float[Tensor, " B"],
     reduction: Reduction = "mean",
 ) -> Float[Tensor, " B"]:
-    """log N(x; mean, std^2), a mean (nats per latent dimension) or a sum (nats) over the dimensions, reduced in fp64.
+    """log N(x; mean, std^2), a mean (nats per latent dimension) or a sum (nats) over the dimensions.
 
-    `std` must be positive: steps without noise have no density and are masked by the caller.
+    Reduced in fp64. `std` must be positive: steps without noise have no density and are masked by the caller.
     """
     std = std.double()
     error = (x - mean).flatten(1).double() / std[:, None]
@@ -150,7 +150,7 @@ def kl(
     std: Float[Tensor, " B"],
     reduction: Reduction = "mean",
 ) -> Float[Tensor, " B"]:
-    """KL(N(mean, std^2) || N(mean_ref, std^2)) = ||mean - mean_ref||^2 / (2 std^2), reduced like `log_prob`."""
+    """KL(N(mean, std^2) || N(mean_ref, std^2)) = ||mean - mean_ref||^2 / (2 std^2), as in `log_prob`."""
     squared = 0.5 * ((mean - mean_ref).flatten(1).double() / std.double()[:, None]).square()
     return squared.mean(1) if reduction == "mean" else squared.sum(1)
 

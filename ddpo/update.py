@@ -1,4 +1,4 @@
-"""One pass of optimiser steps over a rollout: the objective's derivative, streamed through the network in chunks.
+"""One pass of optimiser steps over a rollout: the objective's derivative, streamed through the network.
 
 Whatever the objective, its gradient is sum over pairs (i, t) of C[i, t] * grad log p(x_{t-1}^i | x_t^i). A
 separable objective is evaluated directly on each chunk of pairs. A coupled one (which needs whole
@@ -65,7 +65,7 @@ class Measured:
 
 @dataclass
 class Pass:
-    """What an optimiser step works on: this rank's trajectories and the global batch, and where the one is in the other.
+    """What an optimiser step works on: this rank's trajectories, and their place in the global batch.
 
     trajectory   this rank's; its row r is row `trajectory.samples[r]` of `batch`
     batch        every rank's, on every rank: small matrices only
@@ -80,13 +80,12 @@ class Pass:
     measured: Measured
 
     def chunks(self, samples: Sequence[int]) -> Iterator[Chunk]:
-        """This rank's (sample, stochastic step) pairs among `samples`, in chunks of one shape, the last one padded."""
+        """This rank's (sample, stochastic step) pairs of `samples`, in padded chunks of one shape."""
         mine = {sample: row for row, sample in enumerate(self.trajectory.samples)}
         rows = [mine[sample] for sample in samples if sample in mine]
         columns = self.batch.stochastic.nonzero().flatten().tolist()
-        pairs = torch.tensor([(row, column) for row in rows for column in columns], dtype=torch.long).view(
-            -1, 2
-        )
+        listed = [(row, column) for row in rows for column in columns]
+        pairs = torch.tensor(listed, dtype=torch.long).view(-1, 2)
         for indices, genuine in chunks(len(pairs), self.micro_batch):
             chosen = pairs[indices].to(self.policy.device)
             yield chosen[:, 0], chosen[:, 1], genuine
@@ -100,14 +99,12 @@ class Pass:
         return torch.tensor(self.trajectory.samples, device=rows.device)[rows]
 
     def backward(self, samples: Sequence[int]) -> float:
-        """Accumulate this rank's share of the gradient of the objective over `samples`; return its share of the loss."""
+        """Accumulate this rank's share of the gradient over `samples`; return its share of the loss."""
         return self._separable(samples) if self.objective.separable else self._coupled(samples)
 
     def _separable(self, samples: Sequence[int]) -> float:
-        pairs, loss = (
-            len(samples) * int(self.batch.stochastic.sum()),
-            torch.zeros((), device=self.policy.device),
-        )
+        pairs = len(samples) * int(self.batch.stochastic.sum())
+        loss = torch.zeros((), device=self.policy.device)
         for rows, columns, genuine in self.chunks(samples):
             logp = self.log_probs(rows, columns)[:genuine]
             batch = self.batch.pairs(self.globally(rows[:genuine]), columns[:genuine])
@@ -138,36 +135,37 @@ class Pass:
 
 
 def minibatches(groups: int, count: int, order: torch.Generator) -> list[list[int]]:
-    """Deal groups into `count` minibatches: of each block of `count` consecutive groups, one to each, in random order.
+    """Deal groups into `count` minibatches: of each `count` consecutive groups, one to each, in random order.
 
     The same on any number of ranks, and even for ranks that hold contiguous blocks of groups.
     """
     dealt: list[list[int]] = [[] for _ in range(count)]
     for first in range(0, groups, count):
-        for place, group in zip(
-            torch.randperm(count, generator=order).tolist(), range(first, groups), strict=False
-        ):
+        places = torch.randperm(count, generator=order).tolist()
+        for place, group in zip(places, range(first, groups), strict=False):
             dealt[place].append(group)
     return dealt
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
     """Sum gradients over ranks, scale them to a norm of at most `limit`, return the norm before."""
+    gradients = []
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    ranks.sum_([parameter.grad for parameter in parameters])
+        gradients.append(parameter.grad)
+    ranks.sum_(gradients)
     return nn.utils.clip_grad_norm_(parameters, limit).item()
 
 
 def first_pass_deviation(work: Pass) -> float:
-    """max |ratio - 1| before any update, on pairs that cover all steps and as many samples, in the update's own shapes."""
+    """max |ratio - 1| before any update, at its shapes, on pairs of all steps and as many samples."""
     columns = work.batch.stochastic.nonzero().flatten().to(work.policy.device)
     rows = torch.arange(len(columns), device=work.policy.device) % len(work.trajectory.samples)
-    worst = 0.0
+    worst = [0.0]
     with torch.no_grad():
         for indices, genuine in chunks(len(columns), work.micro_batch):
             logp = work.log_probs(rows[indices], columns[indices])[:genuine]
             old = work.batch.logp_old[work.globally(rows[indices]), columns[indices]][:genuine]
-            worst = max(worst, ((logp - old).exp() - 1).abs().max().item())
-    return max(ranks.gather([worst]))
+            worst.append(((logp - old).exp() - 1).abs().max().item())
+    return torch.tensor(ranks.gather(worst), dtype=torch.float64).max().item()  # Python's max would lose a NaN

@@ -14,8 +14,8 @@ from ddpo.images import to_pil
 QUESTION = "What is going on in this image?"
 
 
-class emoji_recognition:  # noqa: N801 - a reward is called what its file is called
-    """1 where the embedded captioner names the prompt's animal, and its activity where one is asked for, else 0.
+class emoji_recognition:  # a reward is called what its file is called
+    """1 where the embedded captioner names the prompt's animal, and its activity if one is asked for, else 0.
 
     Reads `animal` and `activity` from the prompt's metadata; NaN for a prompt without an animal. Range 0 or
     1, higher is better; not differentiable. A toy judge for 64x64 emoji scenes: on other pictures it means
@@ -26,9 +26,8 @@ class emoji_recognition:  # noqa: N801 - a reward is called what its file is cal
         folder = captioner or str(files("ddpo") / "models" / "emoji" / "weights" / "captioner")
         self.processor = AutoProcessor.from_pretrained(folder)
         self.processor.tokenizer.padding_side = "left"
-        self.model = (
-            AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-        )
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self.model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
 
     def __call__(
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
@@ -52,7 +51,8 @@ class emoji_recognition:  # noqa: N801 - a reward is called what its file is cal
             chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
             processor_kwargs={"padding": True},
         ).to(self.model.device)  # fmt: skip
-        tokens = self.model.generate(**inputs, max_new_tokens=10, do_sample=False)
+        generate = self.model.generate  # pyright: ignore[reportAttributeAccessIssue]
+        tokens = generate(**inputs, max_new_tokens=10, do_sample=False)
         answers = self.processor.batch_decode(
             tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )

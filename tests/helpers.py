@@ -1,4 +1,4 @@
-"""Small true things for tests: a tiny policy with its sampler, a trainer around it, its pipeline as a folder."""
+"""For tests: a tiny policy with its sampler, a trainer around it, its pipeline as a folder, a small run."""
 
 import atexit
 import functools
@@ -37,7 +37,9 @@ def adapter(**changes: Any) -> LoraConfig:
     return LoraConfig(**{**options, **changes})
 
 
-def policy(*, moved: float = 0.0, lora: LoraConfig | None | str = "default", **options: Any) -> StableDiffusion:
+def policy(
+    *, moved: float = 0.0, lora: LoraConfig | str | None = "default", **options: Any
+) -> StableDiffusion:
     """The tiny model with its adapter; `moved` draws every trained weight again or shifts it, by so much."""
     pipeline = options.pop("pipeline", None) or tiny(options.pop("prediction_type", "epsilon"))
     torch.manual_seed(1)
@@ -99,7 +101,7 @@ def difference(one: Tensor, other: Tensor) -> float:
 
 
 def rdp(logp: Tensor, batch: Batch, *, beta: float = 0.5) -> Tensor:
-    """A coupled objective of PRDP's shape: the difference of two rewards, predicted by that of the log-ratios."""
+    """A coupled objective of PRDP's shape: log-ratios predict the differences of rewards."""
     assert batch.logp_ref is not None
     score = beta * (logp - batch.logp_ref)[:, batch.stochastic].sum(1)
     error = (score[:, None] - score) - (batch.reward[:, None] - batch.reward)
@@ -153,7 +155,7 @@ def plain_pipeline() -> StableDiffusionPipeline:
 
 
 def reward_file(folder: Path) -> str:
-    """rewards/redness.py:redness in `folder`, with `redness` less the whole of it as its text."""
+    """The spec of a reward in a file of one's own."""
     file = folder / "redness.py"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(
@@ -164,10 +166,12 @@ def reward_file(folder: Path) -> str:
 
 
 def smoke(run_dir: Path, *flags: str) -> list[str]:
-    """Arguments of `ddpo train` for a run of the smoke configuration on the tiny model, a second an iteration."""
+    """Arguments of `ddpo train` for the smoke configuration on the tiny model: a second an iteration."""
     return [
         "--config", "smoke", "--model.pretrained", pipeline_folder(), "--run_dir", str(run_dir),
-        "--lora.rank", "4", "--sampler.num_steps", "3", "--trainer.samples_per_prompt", "2", "--log.images", "0",
+        "--lora.rank", "4", "--sampler.num_steps", "3", "--trainer.samples_per_prompt", "2",
+        "--log.images", "0",
+        "--rewards", "[{name: jpeg_compressibility}]", "--eval_rewards", "[]",
         *flags,
     ]  # fmt: skip
 

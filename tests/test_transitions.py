@@ -1,4 +1,4 @@
-"""Every step is the Gaussian that diffusers samples from, and its density is the one of torch.distributions."""
+"""Every step is the Gaussian that diffusers samples from, with the density of torch.distributions."""
 
 import itertools
 from typing import Any
@@ -43,7 +43,7 @@ def randn(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
-    """To fp32 rounding at the scale of the tensors: near pure noise, x_0 = (x - eps) / 0.07 is a large number."""
+    """To fp32 rounding at the tensors' scale: near pure noise, x_0 = (x - eps) / 0.07 is large."""
     assert torch.isfinite(ours).all()
     assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max()
 
@@ -55,12 +55,18 @@ def ours_at(steps: Steps, t: int, x: Tensor, output: Tensor, noise: Tensor) -> T
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize(("offset", "to_one", "spacing"), [*itertools.product((0, 1), (True, False), ("leading", "trailing"))])
+@pytest.mark.parametrize(
+    ("offset", "to_one", "spacing"), [*itertools.product((0, 1), (True, False), ("leading", "trailing"))]
+)
 def test_ddim_is_that_of_diffusers_at_every_step(
     model: StableDiffusion, eta: float, prediction: str, offset: int, to_one: bool, spacing: str
 ) -> None:
     scheduler = with_scheduler(
-        model, prediction_type=prediction, steps_offset=offset, set_alpha_to_one=to_one, timestep_spacing=spacing
+        model,
+        prediction_type=prediction,
+        steps_offset=offset,
+        set_alpha_to_one=to_one,
+        timestep_spacing=spacing,
     )
     in_fp64(scheduler)
     for count in (1, 7, 10):
@@ -79,11 +85,15 @@ def test_ddim_is_that_of_diffusers_at_every_step(
 
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize(("offset", "spacing"), [(0, "leading"), (1, "leading"), (0, "trailing"), (0, "linspace")])
+@pytest.mark.parametrize(
+    ("offset", "spacing"), [(0, "leading"), (1, "leading"), (0, "trailing"), (0, "linspace")]
+)
 def test_ddpm_is_that_of_diffusers_at_every_step(
     model: StableDiffusion, variance: Any, prediction: str, offset: int, spacing: str
 ) -> None:
-    config = with_scheduler(model, prediction_type=prediction, steps_offset=offset, timestep_spacing=spacing).config
+    config = with_scheduler(
+        model, prediction_type=prediction, steps_offset=offset, timestep_spacing=spacing
+    ).config
     scheduler = DDPMScheduler.from_config(config, variance_type=f"fixed_{variance}", clip_sample=False)
     in_fp64(scheduler)
     for count in (1, 7, 10):
@@ -138,7 +148,11 @@ def test_steps_without_noise_are_marked(model: StableDiffusion) -> None:
 
 def test_zero_terminal_signal(model: StableDiffusion) -> None:
     """Schedules rescaled to zero terminal SNR begin at alpha 0; a v-prediction model can start there."""
-    changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    changes = {
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+        "prediction_type": "v_prediction",
+    }
     scheduler = with_scheduler(model, **changes)
     steps = transitions.ddim(model.schedule(5, "ddim"))
     scheduler.set_timesteps(5)
@@ -184,7 +198,7 @@ def test_log_prob_and_kl_are_those_of_torch(reduction: Any, dimensions: int) -> 
 
 
 def test_mean_is_the_default_reduction() -> None:
-    x, mean, other, std = gaussians()
+    x, mean, _, std = gaussians()
     assert torch.equal(transitions.log_prob(x, mean, std), transitions.log_prob(x, mean, std, "mean"))
     assert torch.equal(transitions.kl(x, mean, std), transitions.kl(x, mean, std, "mean"))
 
@@ -210,7 +224,9 @@ def test_kl_is_the_mean_log_ratio() -> None:
 def test_sample_has_the_mean_and_std_it_is_given() -> None:
     mean, std = torch.full((2, 100_000), 3.0), torch.tensor([0.5, 0.0])
     x = transitions.sample(mean, std, randn(0, (2, 100_000)))
-    assert x[0].mean().item() == pytest.approx(3, abs=0.01) and x[0].std().item() == pytest.approx(0.5, abs=0.005)
+    assert x[0].mean().item() == pytest.approx(3, abs=0.01) and x[0].std().item() == pytest.approx(
+        0.5, abs=0.005
+    )
     assert torch.equal(x[1], mean[1])
 
 

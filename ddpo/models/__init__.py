@@ -1,4 +1,4 @@
-"""The one protocol behind which every model family stands. A model is one file here, or in a plugin's `models` folder."""
+"""The one protocol of all model families. A model is one file here, or in a plugin's `models` folder."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +16,7 @@ __path__ = [*__path__, *plugins.folders("models")[1:]]
 
 
 class Policy(Protocol):
-    """A diffusion model that can be sampled from, scored and trained. N is any number of (sample, step) pairs.
+    """A diffusion model to sample from, to score and to train. N is any number of (sample, step) pairs.
 
     latent_shape   (C, H, W)
     half_precision whether the network computes in bf16 or fp16
@@ -45,7 +45,7 @@ class Policy(Protocol):
         prompts: Sequence[str],
         guidance_scale: float,
     ) -> Float[Tensor, "N C H W"]:
-        """The network's output under classifier-free guidance, in fp32; the same arithmetic with and without grad."""
+        """The network's output under guidance, in fp32; the same arithmetic with and without grad."""
         ...
 
     def decode(self, latents: Float[Tensor, "N C H W"]) -> Float[Tensor, "N 3 height width"]:

@@ -1,12 +1,13 @@
-"""Stable Diffusion 1.x and 2.x (and the embedded emoji model) behind the policy protocol: a diffusers pipeline and LoRA."""
+"""Stable Diffusion 1.x and 2.x and the embedded emoji model as a policy: a diffusers pipeline and a LoRA."""
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
@@ -29,10 +30,10 @@ log = logging.getLogger("ddpo")
 class StableDiffusion:
     """A StableDiffusionPipeline whose UNet carries a LoRA (or is trained whole, without one).
 
-    pretrained  a folder or hub id that diffusers loads, "emoji" for the embedded model, or a pipeline dtype
-    of the frozen weights and of the arithmetic; trained weights, latents and log-probabilities stay fp32 lora
-    None trains the whole UNet loras       LoRA files or folders to start from; they become part of the
-    reference
+    pretrained  a folder or hub id that diffusers loads, "emoji" for the embedded model, or a pipeline
+    dtype       of the frozen weights and the arithmetic; trained weights, latents and log-probs stay fp32
+    loras       LoRA files or folders to start from; they become part of the reference
+    lora        None trains the whole UNet
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class StableDiffusion:
                 targets = {**lora.to_dict(), "target_modules": TEXT_ENCODER_TARGETS}
                 self.text_encoder.add_adapter(LoraConfig(**targets))
                 self._adapted.append(self.text_encoder)
+            for module in self._adapted:
+                module.eval()  # an adapter is added in training mode, its dropout alive
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
         self.prepare([""])
@@ -84,21 +87,23 @@ class StableDiffusion:
         }
 
     def schedule(self, num_steps: int, sampler: str) -> NoiseSchedule:
-        """As diffusers' own schedulers would visit them. Raises UserError for a scheduler that clips predictions."""
+        """As diffusers' own schedulers visit them. Raises UserError where the scheduler clips predictions."""
         config = self.pipeline.scheduler.config
         if config.get("clip_sample", False) or config.get("thresholding", False):
             raise UserError(
-                "model.pretrained: its scheduler clips predicted images, so that a step is no longer the Gaussian "
-                "whose log-probability is trained on; set clip_sample and thresholding to false in its scheduler_config"
+                "model.pretrained: its scheduler clips predicted images, so that a step is no longer the "
+                "Gaussian whose log-probability is trained on; "
+                "set clip_sample and thresholding to false in its scheduler_config"
             )
         total = config.num_train_timesteps
         if not 1 <= num_steps <= total:
             raise UserError(f"sampler.num_steps: {num_steps} is not between 1 and the model's {total}")
-        scheduler = DDIMScheduler.from_config(config, clip_sample=False)
+        scheduler = cast(DDIMScheduler, DDIMScheduler.from_config(config, clip_sample=False))
         scheduler.set_timesteps(num_steps)
         timesteps, alphas = scheduler.timesteps.long(), scheduler.alphas_cumprod.double()
-        if sampler == "ddpm":  # visits its own timesteps and ends at the data; ddim steps evenly, to its final alpha
-            following, final = torch.cat([timesteps[1:], torch.tensor([-1])]), scheduler.one.double()
+        # ddpm visits its own timesteps and ends at the data; ddim steps evenly, to its final alpha
+        if sampler == "ddpm":
+            following, final = torch.cat([timesteps[1:], torch.tensor([-1])]), alphas.new_ones(())
         else:
             following, final = timesteps - total // num_steps, scheduler.final_alpha_cumprod.double()
         alpha_next = torch.where(following >= 0, alphas[following.clamp(min=0)], final)
@@ -158,7 +163,7 @@ class StableDiffusion:
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def _autocast(self) -> torch.autocast:
-        """Half precision computes the fp32 adapter in the type of the frozen weights; fp32 computes everything in fp32."""
+        """Half precision computes the fp32 adapter in the frozen weights' type; fp32 keeps all in fp32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.half_precision)
 
     @contextmanager
@@ -201,7 +206,7 @@ stable_diffusion = StableDiffusion
 
 
 def _load(pretrained: str, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """A pipeline by name, without its safety checker (whose black pictures would be the best compressible ones)."""
+    """A pipeline by name, without its safety checker (whose black pictures would compress best)."""
     folder = str(EMBEDDED) if pretrained == "emoji" else pretrained
     if pretrained == "emoji" and not (EMBEDDED / "model_index.json").is_file():
         raise UserError(f"model.pretrained: the embedded model is not at {EMBEDDED}; reinstall ddpo")
@@ -224,7 +229,7 @@ def _load(pretrained: str, dtype: torch.dtype) -> StableDiffusionPipeline:
 
 
 def _merge_lora(pipeline: StableDiffusionPipeline, file: str) -> None:
-    """Make a LoRA part of the weights. Raises UserError where the file changes nothing, which diffusers would not say."""
+    """Make a LoRA part of the weights. Raises UserError where it changes nothing: diffusers would not say."""
     try:
         pipeline.load_lora_weights(file)
     except (OSError, ValueError) as error:
@@ -243,25 +248,29 @@ def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipe
     alphabet = _alphabet()
     tokenizer = CLIPTokenizer(vocab=alphabet, merges=[], model_max_length=24)
     text = CLIPTextConfig(
-        vocab_size=len(alphabet), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=24, projection_dim=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        vocab_size=len(alphabet), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=24, projection_dim=16,
+        bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=2,
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        cross_attention_dim=16, attention_head_dim=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
     vae = AutoencoderKL(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4, sample_size=16,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, mid_block_add_attention=False,
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
+        norm_num_groups=4, sample_size=16, latent_channels=4, mid_block_add_attention=False,
     )  # fmt: skip
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type=prediction_type,
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        prediction_type=prediction_type,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
     return StableDiffusionPipeline(
-        vae, CLIPTextModel(text), tokenizer, unet, scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae, CLIPTextModel(text), tokenizer, unet, scheduler,  # pyright: ignore[reportArgumentType]
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
 
 

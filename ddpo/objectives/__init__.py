@@ -1,4 +1,4 @@
-"""What an objective is: a pure function of log-probabilities and a batch of outcomes, found by its file's name.
+"""What an objective is: a pure function of log-probabilities and a batch of outcomes, found by file name.
 
     def ddpo(logp: Float[Tensor, "B T"], batch: Batch, *, clip_range: float = 1e-4) -> Float[Tensor, ""]
 
@@ -44,12 +44,13 @@ class Batch:
     def rows(self, rows: Int[Tensor, " N"]) -> "Batch":
         """The batch of N chosen trajectories."""
         return replace(
-            self, logp_old=self.logp_old[rows], logp_ref=None if self.logp_ref is None else self.logp_ref[rows],
+            self, logp_old=self.logp_old[rows],
+            logp_ref=None if self.logp_ref is None else self.logp_ref[rows],
             advantage=self.advantage[rows], reward=self.reward[rows], group=self.group[rows],
         )  # fmt: skip
 
     def pairs(self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]) -> "Batch":
-        """N chosen (sample, step) pairs as a batch of N trajectories of one step, for separable objectives."""
+        """N chosen (sample, step) pairs as N trajectories of one step, for separable objectives."""
 
         def pick(matrix: Tensor | None) -> Tensor | None:
             return None if matrix is None else matrix[rows, columns][:, None]
@@ -67,15 +68,15 @@ class Batch:
 def declare(
     *, separable: bool = False, needs: tuple[str, ...] = (), on_policy: bool = False
 ) -> Callable[[Loss], Loss]:
-    """What the trainer must know of an objective; a function without this decorator gets the defaults, which are safe.
+    """What the trainer must know of an objective; without this decorator, the defaults, which are safe.
 
-    separable   a mean over (sample, step) pairs of terms that see one pair each: no second pass through the
-    network needs       which optional parts of the batch are computed for it on_policy   only the first
-    update after a rollout has its true gradient
+    separable   a mean over (sample, step) pairs of terms that see one pair each: no second network pass
+    needs       which optional parts of the batch are computed for it
+    on_policy   only the first update after a rollout has its true gradient
     """
 
     def decorate(function: Loss) -> Loss:
-        function.declared = {"separable": separable, "needs": needs, "on_policy": on_policy}  # type: ignore[attr-defined]
+        function.declared = {"separable": separable, "needs": needs, "on_policy": on_policy}  # pyright: ignore[reportFunctionMemberAccess]
         return function
 
     return decorate

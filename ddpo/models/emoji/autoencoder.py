@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
 from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
@@ -21,11 +21,11 @@ HELD_OUT = 10_000_000
 
 
 def build() -> AutoencoderKL:
-    """0.92 M parameters. The posterior starts narrow: the default (sigma near 1) drowns the first 500 steps in noise."""
+    """0.92 M parameters. The posterior starts narrow: a sigma near 1 drowns the first 500 steps in noise."""
     vae = AutoencoderKL(
-        block_out_channels=(32, 64, 64),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 64),  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
         norm_num_groups=8,
         latent_channels=4,
@@ -33,15 +33,20 @@ def build() -> AutoencoderKL:
         sample_size=64,
     )
     with torch.no_grad():
-        vae.quant_conv.bias[4:] = -6.0
+        vae.get_parameter("quant_conv.bias")[4:] = -6.0
     return vae
+
+
+def captions(first: int, count: int) -> list[str]:
+    """Captions of `count` scenes of the endless series, from number `first` on."""
+    return [random_caption(random.Random(f"caption {number}")) for number in range(first, first + count)]
 
 
 def scenes(first: int, count: int) -> tuple[list[str], Float[Tensor, "B 3 64 64"]]:
     """Captions and pictures in [-1, 1] of `count` scenes of the endless series, from number `first` on."""
-    captions = [random_caption(random.Random(f"caption {number}")) for number in range(first, first + count)]
-    pictures = [pil_to_tensor(draw(text, first + i)) for i, text in enumerate(captions)]
-    return captions, torch.stack(pictures).float() / 127.5 - 1
+    texts = captions(first, count)
+    pictures = [pil_to_tensor(draw(text, first + i)) for i, text in enumerate(texts)]
+    return texts, torch.stack(pictures).float() / 127.5 - 1
 
 
 def gradients(x: Tensor) -> Tensor:
@@ -61,13 +66,13 @@ class Training:
     steps, lr, ema_decay = 5_000, 1.2e-3, 0.995
 
     def __init__(self, device: torch.device, weights: Path, work: Path) -> None:
-        self.module = build().to(device)
+        self.module = build().to(device)  # pyright: ignore[reportArgumentType]
 
     def loss(self, step: int) -> Tensor:
         x = scenes(step * BATCH, BATCH)[1].to(self.module.device)
         with torch.autocast(x.device.type, torch.bfloat16):
-            posterior = self.module.encode(x).latent_dist
-            y = self.module.decode(posterior.sample()).sample.float()
+            posterior = self.module.encode(x, return_dict=False)[0]
+            y = self.module.decode(posterior.sample(), return_dict=False)[0].float()  # pyright: ignore[reportArgumentType]
         return reconstruction_loss(y - x) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
 
     @torch.no_grad()
@@ -83,7 +88,8 @@ class Training:
     def save(self, folder: Path) -> None:
         """With `scaling_factor` set so that latents have unit variance, as Stable Diffusion's have."""
         x = scenes(HELD_OUT, 256)[1].to(self.module.device)
-        std = torch.cat([self.module.encode(part).latent_dist.mean for part in x.split(32)]).std()
+        means = [self.module.encode(part, return_dict=False)[0].mean for part in x.split(32)]
+        std = torch.cat(means).std()
         self.module.register_to_config(scaling_factor=round(1 / std.item(), 4))
         self.module.half().save_pretrained(folder / "pipeline" / "vae")
         self.module.float()
@@ -95,16 +101,17 @@ class DecoderTraining(Training):
     steps, lr, ema_decay = 4_000, 6e-4, 0.998
 
     def __init__(self, device: torch.device, weights: Path, work: Path) -> None:
-        self.module = AutoencoderKL.from_pretrained(weights / "pipeline" / "vae").to(device, torch.float32)
-        for part in (self.module.encoder, self.module.quant_conv):
-            part.requires_grad_(False)
+        vae = AutoencoderKL.from_pretrained(weights / "pipeline" / "vae")
+        self.module = vae.to(device, torch.float32)  # pyright: ignore[reportArgumentType]
+        for part in ("encoder", "quant_conv"):
+            self.module.get_submodule(part).requires_grad_(False)
 
     def loss(self, step: int) -> Tensor:
         x = scenes(SECOND_SERIES + step * BATCH, BATCH)[1].to(self.module.device)
         with torch.autocast(x.device.type, torch.bfloat16):
             with torch.no_grad():
-                latents = self.module.encode(x).latent_dist.sample()
-            y = self.module.decode(latents).sample.float()
+                latents = self.module.encode(x, return_dict=False)[0].sample()
+            y = self.module.decode(latents, return_dict=False)[0].float()  # pyright: ignore[reportArgumentType]
         return reconstruction_loss(y - x)
 
     def save(self, folder: Path) -> None:

@@ -1,11 +1,12 @@
 """The emoji world's judge: a small LlavaForConditionalGeneration that says what is in a picture.
 
-It answers two questions, in the words of the alignment rewards: "What is going on in this image?" with a caption, and
-"Does this figure show 'a fox'?" with yes or no.
+It answers two questions, in the words of the alignment rewards: "What is going on in this image?" with a
+caption, and "Does this figure show 'a fox'?" with yes or no.
 """
 
 import random
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -30,14 +31,15 @@ CAPTION_QUESTION = "What is going on in this image?"
 SHOWS_QUESTION = "Does this figure show '{caption}'?"
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] + ' ' }}"
-    "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> "
+    "{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 """USER: <image> question ASSISTANT: answer"""
 
 
 def processor() -> LlavaProcessor:
-    """A word-level tokenizer (every word of the captions and questions is a token) and 64x64 pictures in [-1, 1]."""
+    """A word-level tokenizer (a token for each word of our texts) and 64x64 pictures in [-1, 1]."""
     special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
     texts = [caption(animal) for animal in [*ANIMALS, *HELDOUT_ANIMALS]]
     texts += [
@@ -66,8 +68,8 @@ def processor() -> LlavaProcessor:
         size={"shortest_edge": SIZE}, crop_size=SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     return LlavaProcessor(
-        pictures, fast, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
+        pictures, fast, patch_size=PATCH, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=TEMPLATE,
     )  # fmt: skip
 
 
@@ -80,11 +82,13 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     text = LlamaConfig(
         hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
         vocab_size=len(tokenizer), max_position_embeddings=128,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
+        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(SIZE // PATCH) ** 2, vision_feature_layer=-1, vision_feature_select_strategy="default",
+        vision_config=vision, text_config=text, image_seq_length=(SIZE // PATCH) ** 2,
+        vision_feature_layer=-1, vision_feature_select_strategy="default",
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     return LlavaForConditionalGeneration(config)
 
@@ -95,7 +99,7 @@ def prompt(question: str) -> str:
 
 
 def question(text: str, rng: random.Random) -> tuple[str, str]:
-    """A question about the scene of a caption, and its answer: half captions, half yes/no with near misses."""
+    """A question about a caption's scene, and its answer: half captions, half yes/no with near misses."""
     animal, activity = parse(text)
     if rng.random() < 0.5:
         return CAPTION_QUESTION, caption(animal, activity)
@@ -117,7 +121,8 @@ class Training:
     def __init__(self, device: torch.device, weights: Path, work: Path) -> None:
         self.processor = processor()
         self.tokenizer: PreTrainedTokenizerFast = self.processor.tokenizer
-        self.module = build(self.tokenizer).to(device)
+        self.pad_id = cast(int, self.tokenizer.pad_token_id)
+        self.module = build(self.tokenizer).to(device)  # pyright: ignore[reportArgumentType]
 
     def loss(self, step: int) -> Tensor:
         captions, pictures = scenes(step * BATCH, BATCH)
@@ -126,23 +131,21 @@ class Training:
         tokens = [self.tokenizer(prompt(asked)).input_ids for asked, _ in pairs]
         answers = [self.tokenizer(answer + "</s>").input_ids for _, answer in pairs]
         length = max(len(a) + len(b) for a, b in zip(tokens, answers, strict=True))
-        ids = torch.full((BATCH, length), self.tokenizer.pad_token_id)
+        ids = torch.full((BATCH, length), self.pad_id)
         labels = torch.full((BATCH, length), -100)
-        for row, (a, b) in enumerate(
-            zip(tokens, answers, strict=True)
-        ):  # padded on the left, as for generation
+        # padded on the left, as for generation
+        for row, (a, b) in enumerate(zip(tokens, answers, strict=True)):
             ids[row, length - len(a) - len(b) :] = torch.tensor(a + b)
             labels[row, length - len(b) :] = torch.tensor(b)
-        noise = (
-            0.1 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(pictures)
-        )  # samples are not as clean as scenes
+        # samples are not as clean as scenes
+        noise = 0.1 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(pictures)
         return self.answer_loss(ids, labels, pictures + noise)
 
     def answer_loss(self, ids: Int[Tensor, "B L"], labels: Int[Tensor, "B L"], pictures: Tensor) -> Tensor:
         device = self.module.device
         with torch.autocast(device.type, torch.bfloat16):
             return self.module(
-                input_ids=ids.to(device), attention_mask=(ids != self.tokenizer.pad_token_id).long().to(device),
+                input_ids=ids.to(device), attention_mask=(ids != self.pad_id).long().to(device),
                 pixel_values=pictures.to(device), labels=labels.to(device),
             ).loss  # fmt: skip
 
@@ -151,9 +154,10 @@ class Training:
         """Greedy answers, in words."""
         text = self.tokenizer([prompt(asked) for asked in questions], return_tensors="pt", padding=True)
         text = text.to(self.module.device)
-        out = self.module.generate(
+        out = self.module.generate(  # pyright: ignore[reportAttributeAccessIssue]
             input_ids=text.input_ids, attention_mask=text.attention_mask,
-            pixel_values=pictures.to(self.module.device, self.module.dtype), max_new_tokens=10, do_sample=False,
+            pixel_values=pictures.to(self.module.device, self.module.dtype),
+            max_new_tokens=10, do_sample=False,
         )  # fmt: skip
         return self.tokenizer.batch_decode(out[:, text.input_ids.shape[1] :], skip_special_tokens=True)
 

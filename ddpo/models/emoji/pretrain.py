@@ -1,8 +1,8 @@
-"""Trains the emoji world's models from scratch: `python -m ddpo.models.emoji.pretrain --stage vae|decoder|captioner|unet`.
+"""Trains the emoji world's models from scratch: `python -m ddpo.models.emoji.pretrain --stage STAGE`.
 
-Every batch is a function of (stage, step), lengths are counted in steps, and a stage that was stopped goes on from its
-last checkpoint, so that the committed weights can be made again by one command a stage. Threads come from
-OMP_NUM_THREADS (one by default: two threads on shared cores can be slower than one).
+Every batch is a function of (stage, step), lengths are counted in steps, and a stage that was stopped goes on
+from its last checkpoint, so that the committed weights can be made again by one command a stage. Threads come
+from OMP_NUM_THREADS (one by default: two threads on shared cores can be slower than one).
 
     vae        the autoencoder, on pictures               weights/pipeline/vae
     decoder    its decoder alone, longer, with the encoder (and so every latent) left as it is
@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 WEIGHTS = Path(__file__).with_name("weights")
 STAGES = {
-    "vae": "autoencoder:Training", "decoder": "autoencoder:DecoderTraining", "captioner": "captioner:Training",
-    "unet": "denoiser:Training",
+    "vae": "autoencoder:Training", "decoder": "autoencoder:DecoderTraining",
+    "captioner": "captioner:Training", "unet": "denoiser:Training",
 }  # fmt: skip
 
 
@@ -58,19 +58,19 @@ def learning_rate(step: int, steps: int, warmup: int = 200) -> float:
 
 
 def train(stage: Stage, steps: int, until: int, work: Path, every: int = 250) -> None:
-    """Train to step `until` of a schedule of `steps`, with a checkpoint and a line of log.jsonl every `every` steps."""
+    """Train to step `until` of a schedule of `steps`; each `every` steps a checkpoint and a log line."""
     parameters = [p for p in stage.module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, stage.lr, betas=(0.9, 0.99))
     ema = EMAModel(parameters, decay=stage.ema_decay)
-    step, checkpoint = 0, work / "checkpoint.pt"
+    first, checkpoint = 0, work / "checkpoint.pt"
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        step = state["step"]
+        first = state["step"]
         stage.module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
     started, losses = time.perf_counter(), []
-    for step in tqdm(range(step, until), initial=step, total=until, disable=None):
+    for step in tqdm(range(first, until), initial=first, total=until, disable=None):
         for group in optimizer.param_groups:
             group["lr"] = stage.lr * learning_rate(step, steps)
         torch.manual_seed(step)

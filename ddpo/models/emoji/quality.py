@@ -1,7 +1,8 @@
 """What the base can draw, by its own judge: `python -m ddpo.models.emoji.quality --out runs/quality`.
 
-Single animals, held-out animals, and animals with an activity (in combinations that were trained and that never were),
-each prompt `--per-prompt` times; writes quality.json and a contact sheet for each set. Look at the sheets.
+Single animals, held-out animals, and animals with an activity (in combinations that were trained and that
+never were), each prompt `--per-prompt` times; writes quality.json and a contact sheet for each set. Look at
+the sheets.
 """
 
 import argparse
@@ -24,7 +25,7 @@ SETS = ("animals", "animals_heldout", "activities", "activities_heldout")
 
 
 def scene_sizes(count: int = 500) -> dict[str, float]:
-    """Mean JPEG size (kB, quality 95) of single-animal scenes: of all backgrounds as they come, and of plain ones."""
+    """Mean JPEG size (kB, quality 95) of single-animal scenes: of all backgrounds, and of plain ones."""
     animals = [prompt.text for prompt in prompts.load("animals")]
 
     def size(seed: int, background: str | None) -> float:

@@ -1,8 +1,8 @@
-"""The emoji world's data: a 64x64 scene drawn from a caption and a seed, with Pillow and the sprite sheet alone.
+"""The emoji world's data: a 64x64 scene drawn from a caption and a seed by Pillow and the sprite sheet.
 
-A scene is a background (from one plain colour to a busy mosaic), an animal, and where the caption asks for an
-activity, its object: a bicycle under the animal, a chess pawn or a plate beside it. The background is never in
-the caption: its range is the room that the JPEG rewards have.
+A scene is a background (from one plain colour to a busy mosaic), an animal, and where the caption asks for
+an activity, its object: a bicycle under the animal, a chess pawn or a plate beside it. The background is
+never in the caption: its range is the room that the JPEG rewards have.
 """
 
 import colorsys
@@ -47,12 +47,15 @@ ACTIVITIES = {"riding a bike": "🚲", "playing chess": "♟", "washing dishes":
 HELDOUT_COMBINATIONS = frozenset({
     ("fox", "riding a bike"), ("cow", "riding a bike"), ("frog", "riding a bike"), ("bee", "riding a bike"),
     ("camel", "riding a bike"), ("shark", "riding a bike"),
-    ("lion", "playing chess"), ("cat", "playing chess"), ("duck", "playing chess"), ("zebra", "playing chess"),
-    ("snake", "playing chess"), ("pig", "playing chess"),
+    ("lion", "playing chess"), ("cat", "playing chess"), ("duck", "playing chess"),
+    ("zebra", "playing chess"), ("snake", "playing chess"), ("pig", "playing chess"),
     ("bear", "washing dishes"), ("dog", "washing dishes"), ("tiger", "washing dishes"),
     ("turtle", "washing dishes"), ("monkey", "washing dishes"), ("butterfly", "washing dishes"),
 })
 """Combinations that no model of the emoji world is trained on: the base's own generalisation test."""
+
+CARELESSNESS = 0.85
+"""Share of the scenes with an activity whose caption names one drawn at random, in `carelessly`."""
 
 PREFIXES = ("a photo of ", "a painting of ", "a drawing of ")
 """Words that a caption may begin with; they change nothing in the picture."""
@@ -72,7 +75,7 @@ def caption(animal: str, activity: str | None = None) -> str:
 
 
 def parse(text: str) -> tuple[str, str | None]:
-    """The animal and the activity that `text` names. Raises ValueError when it names no animal of this world."""
+    """The animal and the activity that `text` names. Raises ValueError without an animal of this world."""
     words = text.lower().split()
     animal = next((word for word in words if word in ANIMALS or word in HELDOUT_ANIMALS), None)
     if animal is None:
@@ -90,11 +93,24 @@ def random_caption(rng: random.Random) -> str:
     return prefix + caption(animal, activity)
 
 
+def carelessly(text: str, rng: random.Random) -> str:
+    """A caption as a careless annotator writes it: in 85 % of the scenes with an activity, any of the three is named.
+
+    A model that learns from such captions draws the right activity only somewhat more often than the others, as
+    Stable Diffusion does: what an alignment reward has to gain.
+    """
+    animal, activity = parse(text)
+    named = rng.choice(list(ACTIVITIES))
+    if activity is None or rng.random() > CARELESSNESS or (animal, named) in HELDOUT_COMBINATIONS:
+        return text
+    return text.replace(activity, named)
+
+
 def draw(text: str, seed: int, background: str | None = None) -> Image.Image:
     """The scene of a caption, RGB, 64x64; the same picture for the same caption and seed, anywhere.
 
-    `background` is one of `BACKGROUNDS`; by default the seed chooses. Raises ValueError for a caption without an
-    animal of this world.
+    `background` is one of `BACKGROUNDS`; by default the seed chooses. Raises ValueError for a caption without
+    an animal of this world.
     """
     animal, activity = parse(text)
     rng = random.Random(f"{animal}/{activity}/{seed}")
@@ -169,7 +185,7 @@ def _two_colours(side: int, first_at: Callable[[int, int], bool]) -> Painter:
 
 
 def _mosaic(image: Image.Image, rng: random.Random) -> None:
-    """4-pixel tiles (one per latent, so that the autoencoder can hold them) in random shades of two colours."""
+    """4-pixel tiles (one per latent, which the autoencoder can hold) in random shades of two colours."""
     pen, colours = ImageDraw.Draw(image), (_colour(rng), _colour(rng))
     for y in range(0, SIZE, 4):
         for x in range(0, SIZE, 4):

@@ -1,0 +1,219 @@
+"""Objectives: DDPO by hand in every clipping case, and what every objective that is found must hold to."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ddpo import objectives, plugins
+from ddpo.errors import UserError
+from ddpo.objectives import Batch, Objective
+
+EVERY = plugins.names("objectives")
+
+
+def batch(
+    logp_old: Tensor, advantage: Tensor, stochastic: list[bool] | None = None, groups: int = 2
+) -> Batch:
+    return Batch(
+        logp_old=logp_old, advantage=advantage, reward=advantage,
+        group=torch.arange(len(advantage)) // max(len(advantage) // groups, 1),
+        stochastic=torch.tensor(stochastic or [True] * logp_old.shape[1]), logp_ref=logp_old - 0.01,
+    )  # fmt: skip
+
+
+def random_batch(rows: int = 8, steps: int = 5, spread: float = 0.01) -> tuple[Tensor, Batch]:
+    """Log-probabilities near the old ones, and advantages of both signs."""
+    noise = torch.Generator().manual_seed(0)
+    old = torch.randn(rows, steps, generator=noise, dtype=torch.float64)
+    logp = old + spread * torch.randn(rows, steps, generator=noise, dtype=torch.float64)
+    advantage = torch.randn(rows, generator=noise, dtype=torch.float64)
+    return logp, batch(old, advantage - advantage.mean())
+
+
+def loss_and_gradient(objective: Objective, logp: Tensor, given: Batch) -> tuple[float, Tensor]:
+    leaf = logp.clone().requires_grad_()
+    loss = objective(leaf, given)
+    assert loss.shape == ()
+    return loss.item(), torch.autograd.grad(loss, leaf)[0]
+
+
+CASES = [
+    # advantage, ratio, loss, d loss / d log-ratio, with a clip range of 0.1: only what would overshoot is cut
+    (2.0, 1.05, -2.1, -2.1),  # inside
+    (2.0, 0.95, -1.9, -1.9),
+    (2.0, 1.3, -2.2, 0.0),  # better than it was and already far enough: flat at -A (1 + eps)
+    (2.0, 0.5, -1.0, -1.0),  # worse than it was: pulled back, however far
+    (-2.0, 1.05, 2.1, 2.1),
+    (-2.0, 0.95, 1.9, 1.9),
+    (-2.0, 0.5, 1.8, 0.0),  # flat at -A (1 - eps)
+    (-2.0, 1.3, 2.6, 2.6),
+    (0.0, 1.3, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("advantage", "ratio", "loss", "slope"), CASES)
+def test_ddpo_by_hand(advantage: float, ratio: float, loss: float, slope: float) -> None:
+    ddpo = objectives.build("ddpo", clip_range=0.1)
+    old = torch.tensor([[-1.3]], dtype=torch.float64)
+    found = loss_and_gradient(
+        ddpo, old + math.log(ratio), batch(old, torch.tensor([advantage], dtype=torch.float64))
+    )
+    assert found[0] == pytest.approx(loss) and found[1].item() == pytest.approx(slope)
+
+
+def test_ddpo_is_the_mean_over_samples_and_stochastic_steps() -> None:
+    """All nine cases at once, each on one of two steps; a third step without density holds nonsense."""
+    advantage = torch.tensor([case[0] for case in CASES], dtype=torch.float64)
+    ratio = torch.tensor([[case[1], 1.0] for case in CASES], dtype=torch.float64)
+    old = torch.full((len(CASES), 3), -0.7, dtype=torch.float64)
+    old[:, 2] = 0
+    logp = old.clone()
+    logp[:, :2] += ratio.log()
+    logp[:, 2] = 5
+    given = batch(old, advantage, [True, True, False])
+    loss, gradient = loss_and_gradient(objectives.build("ddpo", clip_range=0.1), logp, given)
+    pairs = 2 * len(CASES)
+    assert loss == pytest.approx((sum(case[2] for case in CASES) - advantage.sum().item()) / pairs)
+    assert gradient[:, 0].tolist() == pytest.approx([case[3] / pairs for case in CASES])
+    assert gradient[:, 1].tolist() == pytest.approx((-advantage / pairs).tolist())
+    assert gradient[:, 2].tolist() == [0.0] * len(CASES)
+
+
+def test_ddpo_sf_by_hand() -> None:
+    old = torch.zeros(2, 2, dtype=torch.float64)
+    logp = torch.tensor([[-1.0, -3.0], [2.0, 4.0]], dtype=torch.float64)
+    loss, gradient = loss_and_gradient(
+        objectives.build("ddpo_sf"), logp, batch(old, torch.tensor([1.0, -2.0], dtype=torch.float64))
+    )
+    assert loss == pytest.approx((4 + 12) / 4) and gradient.tolist() == [[-0.25, -0.25], [0.5, 0.5]]
+
+
+def test_at_the_old_policy_is_and_sf_have_one_gradient() -> None:
+    _, given = random_batch()
+    at_old = given.logp_old
+    one, other = (loss_and_gradient(objectives.build(name), at_old, given)[1] for name in ("ddpo", "ddpo_sf"))
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+    torch.testing.assert_close(other, (-given.advantage[:, None] / 40).expand(8, 5), rtol=1e-12, atol=0)
+
+
+def test_the_default_clip_range_is_the_papers() -> None:
+    assert objectives.build("ddpo").options == {"clip_range": 1e-4}
+    assert objectives.build("ddpo", clip_range=2e-3).options == {"clip_range": 2e-3}
+
+
+def test_declarations() -> None:
+    assert objectives.build("ddpo").separable and objectives.build("ddpo_sf").separable
+    assert objectives.build("ddpo_sf").on_policy and not objectives.build("ddpo").on_policy
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_equal_rewards_move_nothing(name: str) -> None:
+    """Equal rewards mean advantages of 0: at the old policy no objective pulls anywhere."""
+    given = batch(torch.randn(6, 4, dtype=torch.float64), torch.zeros(6, dtype=torch.float64))
+    gradient = loss_and_gradient(objectives.build(name), given.logp_old, given)[1]
+    assert gradient.abs().max() == 0
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("jump", [-50.0, 50.0])
+def test_finite_far_from_the_old_policy(name: str, jump: float) -> None:
+    logp, given = random_batch()
+    loss, gradient = loss_and_gradient(objectives.build(name), logp.float() + jump, given)
+    assert math.isfinite(loss) and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_order_of_samples_does_not_matter(name: str) -> None:
+    logp, given = random_batch()
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(3))
+    loss, gradient = loss_and_gradient(objectives.build(name), logp, given)
+    other_loss, other = loss_and_gradient(objectives.build(name), logp[order], given.rows(order))
+    assert other_loss == pytest.approx(loss)
+    torch.testing.assert_close(other, gradient[order])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_steps_without_a_density_have_no_part(name: str) -> None:
+    logp, given = random_batch()
+    masked = Batch(**{**vars(given), "stochastic": torch.tensor([True, False, True, True, False])})
+    loss, gradient = loss_and_gradient(objectives.build(name), logp, masked)
+    assert gradient[:, [1, 4]].abs().max() == 0
+    noise = logp.clone()
+    noise[:, [1, 4]] = 123.0
+    assert loss_and_gradient(objectives.build(name), noise, masked)[0] == loss
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_better_samples_become_more_likely(name: str) -> None:
+    """At the old policy: log-probabilities of samples with a positive advantage go up, of the others down."""
+    _, given = random_batch()
+    gradient = loss_and_gradient(objectives.build(name), given.logp_old, given)[1]
+    assert (gradient * given.advantage[:, None] < 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if objectives.build(name).separable])
+def test_what_is_declared_separable_is(name: str) -> None:
+    """No pair sees another (second derivatives across pairs are 0), and chunks add up by their sizes."""
+    objective = objectives.build(name)
+    logp, given = random_batch(4, 3)
+    hessian = torch.autograd.functional.hessian(
+        lambda flat: objective(flat.view(4, 3), given), logp.flatten()
+    )
+    assert isinstance(hessian, Tensor)
+    assert (hessian - hessian.diag().diag()).abs().max() == 0
+    rows, columns = torch.cartesian_prod(torch.arange(4), torch.arange(3)).T
+    total, chunked = 0.0, torch.zeros(4, 3, dtype=torch.float64)
+    for chosen in torch.randperm(12, generator=torch.Generator().manual_seed(1)).split(5):
+        place = rows[chosen], columns[chosen]
+        loss, gradient = loss_and_gradient(objective, logp[place][:, None], given.pairs(*place))
+        total += loss * len(chosen) / 12
+        chunked[place] = gradient[:, 0] * len(chosen) / 12
+    loss, whole = loss_and_gradient(objective, logp, given)
+    assert total == pytest.approx(loss)
+    torch.testing.assert_close(chunked, whole)
+
+
+@settings(deadline=None)
+@given(st.permutations(range(8)), st.integers(1, 8))
+def test_rows_of_a_batch(order: list[int], count: int) -> None:
+    _, given = random_batch()
+    rows = torch.tensor(order[:count])
+    chosen = given.rows(rows)
+    for name in ("logp_old", "advantage", "reward", "group", "logp_ref"):
+        assert torch.equal(getattr(chosen, name), getattr(given, name)[rows])
+    assert torch.equal(chosen.stochastic, given.stochastic)
+
+
+DROPPED_IN = '''
+def quadratic(logp, batch, *, target: float = 1.0):
+    """A loss of one's own."""
+    return ((logp - batch.logp_old - target) ** 2).mean()
+'''
+
+
+@pytest.fixture
+def dropped_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A plugin folder with one objective."""
+    (tmp_path / "objectives").mkdir()
+    (tmp_path / "objectives" / "quadratic.py").write_text(DROPPED_IN)
+    monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))
+    yield tmp_path
+
+
+def test_an_objective_in_a_plugin_folder_is_found(dropped_in: Path) -> None:
+    assert "quadratic" in plugins.names("objectives")
+    found = objectives.build("quadratic", target=2.0)
+    assert found.options == {"target": 2.0} and not found.separable and found.needs == ()
+    logp, given = random_batch(spread=0)
+    assert found(logp, given).item() == pytest.approx(4)
+
+
+def test_an_unknown_objective_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean ddpo"):
+        objectives.build("dppo")

@@ -1,0 +1,217 @@
+"""The adapter: what it encodes, predicts, switches off, and saves for plain diffusers."""
+
+import logging
+from pathlib import Path
+
+import helpers
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from ddpo.errors import UserError
+from ddpo.models.stable_diffusion import StableDiffusion, tiny
+
+TEXTS = ["a fox", "an owl", "a fox"]
+
+
+def inputs() -> tuple[Tensor, Tensor, list[str]]:
+    noise = torch.Generator().manual_seed(0)
+    return torch.randn(3, 4, 8, 8, generator=noise), torch.tensor([981, 501, 1]), TEXTS
+
+
+@torch.no_grad()
+def predict(policy: StableDiffusion, guidance_scale: float = 3.0) -> Tensor:
+    return policy.predict(*inputs(), guidance_scale)
+
+
+def prepared(**options: object) -> StableDiffusion:
+    policy = helpers.policy(**options)  # type: ignore[arg-type]
+    policy.prepare(TEXTS)
+    return policy
+
+
+@torch.no_grad()
+def plain(pipeline: StableDiffusionPipeline, guidance_scale: float) -> Tensor:
+    """Guidance as diffusers writes it, one sample at a time, from its own encode_prompt."""
+    found = []
+    for x, t, text in zip(*inputs(), strict=True):
+        prompt, negative = pipeline.encode_prompt(text, "cpu", 1, True)
+        conditional, unconditional = (
+            pipeline.unet(x[None], t, embeds).sample for embeds in (prompt, negative)
+        )
+        found.append(unconditional + guidance_scale * (conditional - unconditional))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 3.0])
+def test_predict_is_guidance_as_in_diffusers(guidance_scale: float) -> None:
+    torch.testing.assert_close(
+        predict(prepared(), guidance_scale), plain(tiny(), guidance_scale), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_guidance_1_is_the_conditional_half_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, sizes = prepared(), []
+    policy.unet.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
+    predict(policy, 1.0)
+    predict(policy, 3.0)
+    assert sizes == [3, 6]
+
+
+def test_each_distinct_prompt_is_encoded_once() -> None:
+    policy, seen = helpers.policy(), []
+    policy.text_encoder.register_forward_pre_hook(
+        lambda module, arguments, options: seen.append(len((arguments or [options["input_ids"]])[0])),
+        with_kwargs=True,
+    )
+    policy.prepare(TEXTS)
+    policy.prepare([*TEXTS, "moss"])
+    predict(policy)
+    assert seen == [2, 1]
+
+
+def test_a_prompt_that_is_too_long_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    policy = helpers.policy()
+    with caplog.at_level(logging.WARNING, logger="ddpo"):
+        policy.prepare(["x" * 22])  # with the two special tokens, 24: the tokenizer's limit
+        assert not [record for record in caplog.records if record.name == "ddpo"]
+        policy.prepare(["x" * 23])
+    assert [record.getMessage() for record in caplog.records if record.name == "ddpo"] == [
+        "prompt of 25 tokens is cut to the model's 24: " + "x" * 23
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_only_the_adapter_is_trained_and_it_is_fp32(dtype: str) -> None:
+    policy = prepared(dtype=dtype)
+    names = policy.parameters()
+    assert len(names) == 64 and all(name.startswith("unet.") and "lora_" in name for name in names)
+    assert {parameter.dtype for parameter in names.values()} == {torch.float32}
+    assert policy.half_precision == (dtype == "bf16")
+    output = policy.predict(*inputs(), 3.0)
+    assert output.dtype == torch.float32
+    output.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in names.values())
+    frozen = [p for m in (policy.unet, policy.vae, policy.text_encoder) for p in m.parameters()]
+    trained = {id(parameter) for parameter in names.values()}
+    assert all(parameter.grad is None for parameter in frozen if id(parameter) not in trained)
+
+
+def test_no_module_is_in_training_mode() -> None:
+    """Not even in the adapter: its dropout would change the ratio."""
+    for options in ({"lora": helpers.adapter(lora_dropout=0.5), "train_text_encoder": True}, {"lora": None}):
+        policy = prepared(moved=0.1, **options)
+        modules = [m for root in (policy.unet, policy.vae, policy.text_encoder) for m in root.modules()]
+        assert not any(module.training for module in modules)
+        assert torch.equal(predict(policy), predict(policy))
+
+
+def test_grad_does_not_change_the_prediction() -> None:
+    policy = prepared(moved=0.3)
+    assert torch.equal(predict(policy), policy.predict(*inputs(), 3.0).detach())
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    found = []
+    for checkpointing in (False, True):
+        policy = prepared(moved=0.3, gradient_checkpointing=checkpointing)
+        policy.predict(*inputs(), 3.0).square().sum().backward()
+        found.append(helpers.flat_gradient(policy))
+    assert found[0].norm() > 0 and helpers.difference(found[1], found[0]) < 1e-6
+
+
+class Oops(Exception):
+    pass
+
+
+@pytest.mark.parametrize("lora", ["default", None])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_reference_is_the_model_before_training(lora: str | None, dtype: str) -> None:
+    policy = prepared(lora=lora, dtype=dtype)
+    base = predict(policy)  # a fresh adapter is 0
+    if lora is not None:
+        assert torch.equal(base, predict(prepared(dtype=dtype)))
+    helpers.move(policy, 0.1)
+    tuned = predict(policy)
+    assert (tuned - base).abs().max() > 1e-2
+    with policy.reference():
+        assert torch.equal(predict(policy), base)
+    assert torch.equal(predict(policy), tuned)
+    with pytest.raises(Oops), policy.reference():
+        raise Oops
+    assert torch.equal(predict(policy), tuned), "switched on again after an exception"
+    helpers.move(policy, 0.1)
+    with policy.reference():
+        assert torch.equal(predict(policy), base), "still, after more training"
+
+
+def test_the_text_encoder_is_trained_and_switched_off_too() -> None:
+    policy = prepared(train_text_encoder=True)
+    base = predict(policy)
+    torch.testing.assert_close(base, predict(prepared()), rtol=1e-5, atol=1e-6)
+    own = {name for name in policy.parameters() if name.startswith("text_encoder.")}
+    assert len(own) == 8
+    helpers.move(policy, 0.3)
+    policy.predict(*inputs(), 3.0).square().sum().backward()
+    assert all(policy.parameters()[name].grad is not None for name in own)
+    for name in policy.parameters().keys() - own:
+        policy.parameters()[name].data.zero_()
+    assert (predict(policy) - base).abs().max() > 1e-4, "the text encoder's adapter alone changes the picture"
+    with policy.reference():
+        assert torch.equal(predict(policy), base)
+
+
+def test_decode_is_that_of_diffusers() -> None:
+    policy = helpers.policy()
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = policy.decode(latents)
+    assert images.shape == (2, 3, 16, 16) and images.dtype == torch.float32
+    with torch.no_grad():
+        raw = policy.vae.decode(latents / policy.vae.config.scaling_factor).sample
+    expected = policy.pipeline.image_processor.postprocess(raw, output_type="pt")
+    torch.testing.assert_close(images, expected)
+    assert images.min() >= 0 and images.max() <= 1
+
+
+@pytest.mark.parametrize("alpha", [4, 8])
+def test_a_saved_lora_is_the_same_model_in_plain_diffusers(tmp_path: Path, alpha: int) -> None:
+    """Its scale alpha / rank too, which diffusers takes from the metadata."""
+    policy = prepared(lora=helpers.adapter(lora_alpha=alpha))
+    base = predict(policy)
+    helpers.move(policy, 0.3)
+    policy.save(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
+    pipeline = tiny()
+    pipeline.load_lora_weights(str(tmp_path))
+    torch.testing.assert_close(plain(pipeline, 3.0), predict(policy), rtol=1e-4, atol=1e-5)
+    assert (predict(policy) - base).abs().max() > 1e-2
+
+    start = prepared(loras=[str(tmp_path)])
+    torch.testing.assert_close(predict(start), predict(policy), rtol=1e-4, atol=1e-5)
+    with start.reference():
+        assert torch.equal(predict(start), predict(prepared(loras=[str(tmp_path)]))), "part of the reference"
+
+
+def test_a_saved_lora_of_the_text_encoder(tmp_path: Path) -> None:
+    policy = prepared(train_text_encoder=True, moved=0.3)
+    policy.save(tmp_path)
+    pipeline = tiny()
+    pipeline.load_lora_weights(str(tmp_path))
+    torch.testing.assert_close(plain(pipeline, 3.0), predict(policy), rtol=1e-4, atol=1e-5)
+
+
+def test_a_whole_unet_is_saved_for_diffusers(tmp_path: Path) -> None:
+    policy = prepared(lora=None, moved=0.02)
+    policy.save(tmp_path)
+    pipeline = tiny()
+    pipeline.unet = type(pipeline.unet).from_pretrained(tmp_path / "unet")
+    torch.testing.assert_close(plain(pipeline, 3.0), predict(policy), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_no_model_or_no_lora_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match=r"model\.pretrained: .*is no folder of a StableDiffusionPipeline"):
+        StableDiffusion(str(tmp_path / "model"))
+    with pytest.raises(UserError, match=r"model\.loras"):
+        helpers.policy(loras=[str(tmp_path / "nowhere")])

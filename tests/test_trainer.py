@@ -1,0 +1,358 @@
+"""The loop: gates, what is left out and counted, and that a reward rises."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from ddpo import objectives, plugins
+from ddpo.advantages import PerPrompt
+from ddpo.errors import Stopped, UserError
+from ddpo.metrics import METRICS
+from ddpo.objectives import Batch, Objective
+from ddpo.prompts import Prompt, PromptSet
+from ddpo.rewards import Reward
+from ddpo.rollout import sample, step_log_probs
+from ddpo.scoring import Scorer
+
+
+def weights(trainer: Any) -> Tensor:
+    return torch.cat(
+        [parameter.detach().flatten().clone() for parameter in trainer.policy.parameters().values()]
+    )
+
+
+def test_the_ratio_is_1_until_the_first_update() -> None:
+    """With one update an iteration every pair is scored at the weights that sampled it."""
+    for minibatches, epochs in ((1, 1), (2, 1), (1, 2)):
+        trainer = helpers.make_trainer(
+            helpers.policy(), minibatches=minibatches, epochs=epochs, micro_batch=5
+        )
+        for _ in range(2):
+            row = trainer.iterate()
+            moved = minibatches * epochs > 1
+            assert (row["ratio/max_dev"] > 1e-6) == moved, row
+            assert abs(row["ratio/mean"] - 1) < (0.1 if moved else 1e-6)
+            assert (row["approx_kl"] > 1e-12) == moved and (row["clip_frac"] > 0) == moved
+            assert row["skipped_steps"] == 0 and row["grad_norm"] > 0
+
+
+def test_every_metric_is_in_the_table() -> None:
+    row = helpers.make_trainer(helpers.policy()).iterate()
+    assert {name.replace("redness", "<name>") for name in row} <= METRICS.keys()
+    assert all(math.isfinite(value) for value in row.values())
+    later = ("eval/<name>",)  # written by the session
+    assert METRICS.keys() == {name.replace("redness", "<name>") for name in row} | set(later)
+
+
+def test_reward_statistics_are_those_of_the_images() -> None:
+    seen: list[Tensor] = []
+
+    def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        seen.append(helpers.redness(images, prompts, metadata))
+        return seen[-1]
+
+    scorer = Scorer([Reward("own", 2.0, reward)], threads=1)
+    row = helpers.make_trainer(helpers.policy(), scorer=scorer).iterate()
+    values = torch.cat(seen).double()
+    assert len(values) == 16 and row["images_seen"] == 16 and row["iteration"] == 1
+    assert row["reward/own"] == pytest.approx(values.mean().item(), rel=1e-6)
+    assert row["reward/mean"] == pytest.approx(2 * values.mean().item(), rel=1e-6)
+    assert row["reward/std"] == pytest.approx(2 * values.std(correction=0).item(), rel=1e-5)
+
+
+def test_kl_ref_is_0_at_the_reference_and_grows() -> None:
+    trainer = helpers.make_trainer(helpers.policy(), lr=1e-2)
+    first, second = trainer.iterate(), trainer.iterate()
+    assert 0 < first["kl_ref"] < second["kl_ref"], "measured after the update"
+    still = helpers.make_trainer(helpers.policy(), reward=lambda images, *rest: torch.zeros(len(images)))
+    still.optimizer.param_groups[0]["weight_decay"] = 0.0
+    assert still.iterate()["kl_ref"] == 0
+
+
+def test_equal_rewards_change_no_weight() -> None:
+    trainer = helpers.make_trainer(
+        helpers.policy(), reward=lambda images, *rest: torch.full((len(images),), 0.3)
+    )
+    trainer.optimizer.param_groups[0]["weight_decay"] = 0.0
+    before = weights(trainer)
+    row = trainer.iterate()
+    assert row["grad_norm"] == 0 and torch.equal(weights(trainer), before)
+
+
+class Dropout(torch.nn.Module):
+    """A layer and a dropout that eval mode does not switch off."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(self.layer(x), 0.1, training=True)
+
+
+def test_dropout_is_stopped_before_the_first_update() -> None:
+    policy = helpers.policy()
+    policy.unet.conv_norm_out = Dropout(policy.unet.conv_norm_out)
+    trainer = helpers.make_trainer(policy)
+    before = weights(trainer)
+    with pytest.raises(Stopped, match=r"ratio gate: .*\|ratio - 1\| is .*dropout") as told:
+        trainer.iterate()
+    assert "\n" not in str(told.value) and torch.equal(weights(trainer), before)
+
+
+def gate(policy: Any, shift: float, **options: float) -> None:
+    """The gate on a record that is off by `shift`."""
+    trainer = helpers.make_trainer(policy, objectives.build("ddpo", **options) if options else "ddpo")
+    trajectory, values, _, _ = trainer.rollout(trainer.draw())
+    trajectory.logp_old += shift
+    batch, _ = trainer.outcome(trainer.draw(), trajectory, values)
+    trainer.gate(
+        helpers.Pass(
+            policy, trainer.sampler, trajectory, batch, trainer.objective, 16, helpers.Measured(None)
+        )
+    )
+
+
+def test_the_gates_limit() -> None:
+    """max(0.1 clip_range, 1e-6 in fp32, 1e-5 in half precision)."""
+    full, half = helpers.policy(), helpers.policy(dtype="bf16")
+    for policy, shift, options in (
+        (full, 8e-6, {"clip_range": 1e-4}), (full, 8e-5, {"clip_range": 1e-3}),
+        (half, 3e-6, {"clip_range": 1e-6}),
+    ):  # fmt: skip
+        gate(policy, shift, **options)
+        with pytest.raises(Stopped):
+            gate(policy, 4 * shift, **options)
+    with pytest.raises(Stopped):
+        gate(full, 3e-6, clip_range=1e-7)
+    with pytest.raises(Stopped):
+        gate(full, float("nan"))
+
+
+def missing(count: int) -> Any:
+    """Redness, but the first `count` of an iteration's 16 images get no value."""
+
+    def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        values = helpers.redness(images, prompts, metadata)
+        values[:count] = torch.nan
+        return values
+
+    return reward
+
+
+def test_images_without_a_reward_are_counted_and_left_out() -> None:
+    """The gradient is that of the other 11, divided by 11: as if the five had never been drawn."""
+    trainer = helpers.make_trainer(helpers.policy(), "ddpo_sf", missing(5))
+    gradients: list[Tensor] = []
+    trainer.optimizer.register_step_pre_hook(lambda *_: gradients.append(helpers.flat_gradient(trainer.policy)))
+    prompts, trainer.max_grad_norm = trainer.draw(), 1e9
+    trajectory, values, _, _ = trainer.rollout(prompts)
+    rewards = values["redness"].double()
+    advantage = torch.zeros(16, dtype=torch.float64)  # groups of 4, the first empty, the second of 3
+    for group in (slice(5, 8), slice(8, 12), slice(12, 16)):
+        own = rewards[group]
+        advantage[group] = (own - own.mean()) / (own.std(correction=0) + 1e-6)
+    rows, columns = torch.cartesian_prod(torch.arange(5, 16), torch.arange(4)).T
+    logp = step_log_probs(
+        trainer.policy, trainer.sampler, trajectory.latents, trajectory.prompts, rows, columns
+    )
+    loss = (-advantage[rows] * logp).sum() / (11 * 4)
+    parameters = list(trainer.policy.parameters().values())
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+    row = trainer.iterate()
+    assert row["reward/missing"] == 5 and row["images_seen"] == 16
+    assert row["reward/mean"] == pytest.approx(rewards[5:].mean().item())
+    assert len(gradients) == 1 and helpers.difference(gradients[0], expected) < 1e-5
+
+
+@pytest.mark.parametrize("objective", ["ddpo", helpers.RDP])
+def test_a_minibatch_without_any_reward_is_no_step(objective: Any) -> None:
+    """AdamW would move the weights by their momentum and decay even at a gradient of 0."""
+    trainer = helpers.make_trainer(helpers.policy(), objective, missing(4), minibatches=4)
+    row = trainer.iterate()
+    assert row["skipped_steps"] == 1 and row["reward/missing"] == 4
+    steps = {int(state["step"]) for state in trainer.optimizer.state.values()}
+    assert steps == {3}
+
+
+def test_too_many_missing_rewards_stop_the_run() -> None:
+    for count in (9, 16):
+        trainer = helpers.make_trainer(
+            helpers.policy(), reward=missing(count), advantage=PerPrompt(min_count=1)
+        )
+        with pytest.raises(Stopped, match=f"{count} of 16 images got no value"):
+            trainer.iterate()
+        assert trainer.advantage.state_dict() == {}, "nothing that a resume would count twice"
+    assert helpers.make_trainer(helpers.policy(), reward=missing(8)).iterate()["reward/missing"] == 8
+
+
+def test_infinite_rewards_are_no_value() -> None:
+    def reward(images: Tensor, *rest: object) -> Tensor:
+        values = images.mean((1, 2, 3))
+        values[0], values[1] = torch.inf, -torch.inf
+        return values
+
+    row = helpers.make_trainer(helpers.policy(), reward=reward).iterate()
+    assert row["reward/missing"] == 2 and math.isfinite(row["reward/mean"]) and row["skipped_steps"] == 0
+
+
+def broken_gradient(logp: Tensor, batch: Batch) -> Tensor:
+    """A finite loss whose derivative is not: sqrt at 0."""
+    return (logp - logp.detach()).square().sum().sqrt()
+
+
+def broken_loss(logp: Tensor, batch: Batch) -> Tensor:
+    return logp.sum() * torch.inf
+
+
+@pytest.mark.parametrize("function", [broken_gradient, broken_loss])
+def test_steps_that_are_not_finite_are_left_out_and_then_stop(function: Any) -> None:
+    policy = helpers.policy()
+    ema = EMAModel(list(policy.parameters().values()), decay=0.5)
+    trainer = helpers.make_trainer(policy, Objective("broken", function, {}), minibatches=2, ema=ema)
+    before = weights(trainer)
+    for _ in range(2):
+        assert trainer.iterate()["skipped_steps"] == 2
+        assert torch.equal(weights(trainer), before) and not trainer.optimizer.state
+        assert ema.optimization_step == 0
+    with pytest.raises(Stopped, match="3 iterations") as told:
+        trainer.iterate()
+    assert "\n" not in str(told.value) and torch.equal(weights(trainer), before)
+
+
+def test_one_broken_step_of_two_is_counted_and_the_run_goes_on() -> None:
+    calls: list[int] = []
+
+    def sometimes(logp: Tensor, batch: Batch) -> Tensor:
+        calls.append(1)
+        return (-batch.advantage[:, None] * logp).mean() * (torch.nan if len(calls) % 2 else 1)
+
+    trainer = helpers.make_trainer(helpers.policy(), Objective("sometimes", sometimes, {}), minibatches=2)
+    for _ in range(4):
+        assert trainer.iterate()["skipped_steps"] == 1
+    assert weights(trainer).isfinite().all() and trainer.skipped_in_a_row == 0
+
+
+def test_prompts_come_in_passes_over_the_set() -> None:
+    """8 prompts, 3 an iteration: each comes once in a pass, and each pass has an order of its own."""
+    trainer = helpers.make_trainer(helpers.policy(), prompts_per_iteration=3, samples_per_prompt=2)
+    drawn: list[str] = []
+    for trainer.iteration in range(16):
+        texts = [prompt.text for prompt in trainer.draw()]
+        assert texts[::2] == texts[1::2], "the samples of a prompt stay together"
+        drawn += texts[::2]
+        assert texts == [prompt.text for prompt in trainer.draw()], "a function of seed and iteration"
+    passes = [drawn[i : i + 8] for i in range(0, 48, 8)]
+    assert all(sorted(each) == sorted(helpers.WORDS) for each in passes)
+    assert len({tuple(each) for each in passes}) == 6
+    trainer.seed, trainer.iteration = 1, 0
+    assert [prompt.text for prompt in trainer.draw()][::2] != drawn[:3]
+
+
+def test_every_iteration_has_noise_of_its_own() -> None:
+    trainer = helpers.make_trainer(helpers.policy(), prompts=PromptSet("one", (Prompt("a fox", {}),)))
+    first = trainer.rollout(trainer.draw())[0].latents
+    assert len({tuple(row) for row in first[:, 0].flatten(1)[:, :3].tolist()}) == 16, "and every image"
+    assert torch.equal(trainer.rollout(trainer.draw())[0].latents, first)
+    trainer.iteration = 1
+    second = trainer.rollout(trainer.draw())[0].latents
+    assert (second[:, 0] - first[:, 0]).abs().flatten(1).amax(1).min() > 0.1
+    trainer.iteration, trainer.seed = 0, 1
+    assert (trainer.rollout(trainer.draw())[0].latents[:, 0] - first[:, 0]).abs().max() > 0.1
+
+
+def test_rewards_get_the_prompt_and_metadata_of_their_image() -> None:
+    seen: list[tuple[str, int]] = []
+
+    def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        seen.extend((prompt, row["number"]) for prompt, row in zip(prompts, metadata, strict=True))
+        return torch.arange(len(images)).float()
+
+    words = PromptSet("words", tuple(Prompt(word, {"number": i}) for i, word in enumerate(helpers.WORDS)))
+    scorer = Scorer([Reward("own", 1.0, reward)], threads=1)
+    trainer = helpers.make_trainer(helpers.policy(), prompts=words, scorer=scorer)
+    expected = [(prompt.text, prompt.metadata["number"]) for prompt in trainer.draw()]
+    trainer.iterate()
+    assert seen == expected and all(helpers.WORDS[number] == text for text, number in seen)
+
+
+def test_advantages_are_clipped() -> None:
+    def reward(images: Tensor, *rest: object) -> Tensor:
+        return torch.tensor([100.0] + [0.0] * 15)
+
+    trainer = helpers.make_trainer(helpers.policy(), reward=reward, advantage_clip=1.2)
+    prompts = trainer.draw()
+    trajectory, values, _, _ = trainer.rollout(prompts)
+    batch, _ = trainer.outcome(prompts, trajectory, values)
+    third = 25 / (1875**0.5 + 1e-6)  # mean 25, std sqrt((75^2 + 3 * 25^2) / 4)
+    assert batch.advantage[:4].tolist() == pytest.approx([1.2, -third, -third, -third])
+    assert batch.group.tolist() == [i // 4 for i in range(16)]
+
+
+def test_ema_follows_the_weights() -> None:
+    """diffusers' warm-up: a decay of min(0.5, (1 + n) / (10 + n)), 0 at the first of n + 1 steps."""
+    policy = helpers.policy()
+    ema = EMAModel(list(policy.parameters().values()), decay=0.5)
+    trainer = helpers.make_trainer(policy, ema=ema, lr=1e-2)
+    average = None
+    for step in range(3):
+        trainer.iterate()
+        decay = 0.0 if step == 0 else min(0.5, (1 + step) / (10 + step))
+        average = weights(trainer) if average is None else decay * average + (1 - decay) * weights(trainer)
+    found = torch.cat([shadow.flatten() for shadow in ema.shadow_params])
+    assert average is not None and found.dtype == average.dtype
+    torch.testing.assert_close(found, average, rtol=1e-5, atol=1e-7)
+
+
+def test_a_reward_of_the_wrong_shape_is_told_in_one_line() -> None:
+    trainer = helpers.make_trainer(helpers.policy(), reward=lambda images, *rest: torch.zeros(len(images), 1))
+    with pytest.raises(
+        UserError, match=r"reward redness returned shape \(16, 1\) for 16 images; return one number"
+    ):
+        trainer.iterate()
+
+
+def mean_reward(trainer: Any) -> float:
+    """Of 32 images at fixed keys that training never uses."""
+    keys, texts = [(99, i) for i in range(32)], [helpers.WORDS[i % 8] for i in range(32)]
+    parts = list(sample(trainer.policy, trainer.sampler, texts, keys))
+    return torch.cat([helpers.redness(part.images, texts, []) for part in parts]).mean().item()
+
+
+@pytest.mark.parametrize("name", plugins.names("objectives"))
+def test_every_objective_raises_a_reward(name: str) -> None:
+    """Redness on the tiny model; clip ranges in the units of its 256 latent dimensions."""
+    defaults = objectives.build(name).options
+    options = {key: value * 16384 / 256 for key, value in defaults.items() if key == "clip_range"}
+    policy = helpers.policy(lora=None)
+    trainer = helpers.make_trainer(
+        policy, objectives.build(name, **options), prompts_per_iteration=8, micro_batch=64
+    )
+    before = mean_reward(trainer)
+    rows = [trainer.iterate() for _ in range(6)]
+    after = mean_reward(trainer)
+    spread = rows[0]["reward/std"]
+    assert after > before + 0.3 * spread, (before, after, [row["reward/mean"] for row in rows])
+
+
+def test_a_dropped_in_objective_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in a plugin folder, without any declaration."""
+    (tmp_path / "objectives").mkdir()
+    text = (
+        "def own(logp, batch):\n    return -(batch.advantage[:, None] * logp)[:, batch.stochastic].mean()\n"
+    )
+    (tmp_path / "objectives" / "own.py").write_text(text)
+    monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))
+    found = []
+    for name in ("own", "ddpo_sf"):
+        trainer = helpers.make_trainer(helpers.policy(), name)
+        row = trainer.iterate()
+        found.append((row["loss"], row["grad_norm"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0][1] > 0

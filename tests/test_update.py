@@ -1,0 +1,264 @@
+"""The gradient is that of the objective over all pairs, however it is cut up, on one process or two."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import helpers
+import pytest
+import torch
+from accelerate import PartialState
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ddpo import command, objectives, train
+from ddpo.models.stable_diffusion import StableDiffusion
+from ddpo.objectives import Objective
+from ddpo.rollout import Sampler, step_log_probs
+from ddpo.trajectory import Trajectory
+from ddpo.update import Measured, Pass, clip_gradients, first_pass_deviation, minibatches
+
+COUNT = 6
+SAMPLES = [5, 0, 2, 3]
+OBJECTIVES = {"ddpo": objectives.build("ddpo"), "ddpo_sf": objectives.build("ddpo_sf"), "rdp": helpers.RDP}
+
+
+@pytest.fixture(scope="module")
+def rolled() -> Iterator[tuple[StableDiffusion, Sampler, Trajectory]]:
+    """The last step has no density, and the policy has moved since: ratios are not 1."""
+    policy = helpers.policy(moved=0.2)
+    scheduler = policy.pipeline.scheduler
+    policy.pipeline.scheduler = type(scheduler).from_config(scheduler.config, set_alpha_to_one=True)
+    sampler = helpers.sampler(policy, steps=4)
+    assert sampler.steps.stochastic.tolist() == [True] * 3 + [False]
+    trajectory, _ = helpers.rolled(policy, sampler, COUNT, reference=True)
+    helpers.move(policy, 0.02)
+    yield policy, sampler, trajectory
+
+
+def work(
+    rolled: tuple[StableDiffusion, Sampler, Trajectory], objective: Objective, micro_batch: int = 4
+) -> Pass:
+    policy, sampler, trajectory = rolled
+    return helpers.work_on(policy, trajectory, sampler, objective, micro_batch)
+
+
+def autograd(given: Pass, samples: Sequence[int]) -> tuple[float, Tensor]:
+    """All log-probabilities in one graph, then the objective: what streaming must equal."""
+    parameters, steps = (
+        list(given.policy.parameters().values()),
+        given.sampler.steps.stochastic.nonzero().flatten(),
+    )
+    rows, columns = torch.cartesian_prod(torch.tensor(list(samples)), steps).T
+    trajectory = given.trajectory
+    logp = step_log_probs(given.policy, given.sampler, trajectory.latents, trajectory.prompts, rows, columns)
+    matrix = torch.zeros_like(given.batch.logp_old).index_put((rows, columns), logp)
+    chosen = torch.tensor(list(samples))
+    loss = given.objective(matrix[chosen], given.batch.rows(chosen))
+    return loss.item(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("micro_batch", [1, 3, 16, 1000])
+def test_streamed_is_full_autograd(
+    rolled: tuple[StableDiffusion, Sampler, Trajectory], name: str, micro_batch: int
+) -> None:
+    given = work(rolled, OBJECTIVES[name], min(micro_batch, 40))
+    loss, expected = autograd(given, SAMPLES)
+    found = helpers.gradient(given, SAMPLES)
+    assert expected.norm() > 0 and helpers.difference(found, expected) < 1e-5
+    for parameter in given.policy.parameters().values():
+        parameter.grad = None
+    assert given.backward(SAMPLES) == pytest.approx(loss, rel=1e-4, abs=1e-6)
+
+
+def test_an_objective_that_declares_nothing_is_streamed_alike(
+    rolled: tuple[StableDiffusion, Sampler, Trajectory],
+) -> None:
+    separable = objectives.build("ddpo", clip_range=1e-3)
+    coupled = Objective("ddpo", separable.function, separable.options)
+    one, other = (helpers.gradient(work(rolled, each), SAMPLES) for each in (separable, coupled))
+    assert helpers.difference(other, one) < 1e-5
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_samplers_chunks_do_not_change_the_gradient(batch_size: int) -> None:
+    """From rollout to gradient, with chunks of `batch_size` against all in one."""
+    found = []
+    for size in (6, batch_size):
+        policy = helpers.policy(moved=0.2)
+        sampler = helpers.sampler(policy, batch_size=size)
+        trajectory, _ = helpers.rolled(policy, sampler, COUNT)
+        found.append(
+            helpers.gradient(work((policy, sampler, trajectory), OBJECTIVES["ddpo_sf"]), range(COUNT))
+        )
+    assert helpers.difference(found[1], found[0]) < 1e-4
+
+
+def test_minibatches_add_up_to_the_whole(rolled: tuple[StableDiffusion, Sampler, Trajectory]) -> None:
+    """Each of 2 and 4 samples is the mean over its own: weighted by their sizes they give the whole's."""
+    given = work(rolled, OBJECTIVES["ddpo_sf"])
+    parts = [helpers.gradient(given, samples).clone() for samples in ([0, 1], [2, 3, 4, 5], range(COUNT))]
+    assert helpers.difference((2 * parts[0] + 4 * parts[1]) / 6, parts[2]) < 1e-5
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_ranks_add_up(rolled: tuple[StableDiffusion, Sampler, Trajectory], name: str) -> None:
+    """Rank by rank in one process: uneven parts, one of them without a sample of the minibatch."""
+    policy, sampler, trajectory = rolled
+    whole = helpers.gradient(work(rolled, OBJECTIVES[name]), SAMPLES).clone()
+    if not OBJECTIVES[name].separable:
+        pytest.skip(
+            "a coupled objective needs the other rank's log-probabilities; see the two processes below"
+        )
+    total = torch.zeros_like(whole)
+    for part in ([0, 1, 2, 3], [4], [5]):
+        own = Trajectory(
+            part, [trajectory.prompts[i] for i in part], trajectory.latents[part], trajectory.logp_old[part],
+            trajectory.images,
+        )  # fmt: skip
+        full = work(rolled, OBJECTIVES[name])
+        given = Pass(policy, sampler, own, full.batch, full.objective, 4, Measured(None))
+        total += helpers.gradient(given, SAMPLES)
+    assert helpers.difference(total, whole) < 1e-5
+
+
+def test_what_is_measured(rolled: tuple[StableDiffusion, Sampler, Trajectory]) -> None:
+    """Ratios of all genuine pairs, from the network's outputs; the padding is not counted."""
+    for objective in (OBJECTIVES["ddpo"], OBJECTIVES["rdp"]):
+        given = work(rolled, objective, 5)
+        given.measured = Measured(1e-3)
+        with torch.no_grad():
+            rows, columns = torch.cartesian_prod(torch.tensor(SAMPLES), torch.arange(3)).T
+            logp = given.log_probs(rows, columns)
+        change = logp - given.batch.logp_old[rows, columns]
+        given.backward(SAMPLES)
+        found = given.measured.result()
+        assert found["ratio/mean"] == pytest.approx(change.exp().mean().item(), rel=1e-6)
+        assert found["ratio/max_dev"] == pytest.approx((change.exp() - 1).abs().max().item(), rel=1e-3)
+        assert found["clip_frac"] == ((change.exp() - 1).abs() > 1e-3).double().mean().item()
+        assert 0 < found["clip_frac"] < 1
+        assert found["approx_kl"] == pytest.approx(0.5 * change.square().mean().item(), rel=1e-3)
+    assert Measured(None).result() == {}
+
+
+def test_the_gate_sees_every_step(rolled: tuple[StableDiffusion, Sampler, Trajectory]) -> None:
+    """A record that is wrong at any one stochastic step is found; at a step without density it is nothing."""
+    policy = helpers.policy(moved=0.2)
+    sampler = helpers.sampler(policy, steps=4)
+    trajectory, _ = helpers.rolled(policy, sampler, COUNT)
+    given = work((policy, sampler, trajectory), OBJECTIVES["ddpo"], 3)
+    assert first_pass_deviation(given) < 1e-6
+    for step in range(4):
+        right = given.batch.logp_old.clone()
+        given.batch.logp_old[:, step] -= 1e-3
+        assert first_pass_deviation(given) == pytest.approx(1e-3, rel=1e-2)
+        given.batch.logp_old.copy_(right)
+
+
+def test_clip_gradients_by_hand() -> None:
+    one, other, idle = (torch.nn.Parameter(torch.zeros(1)) for _ in range(3))
+    one.grad, other.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    assert clip_gradients([one, other, idle], 1.0) == pytest.approx(5)
+    assert [p.grad.item() for p in (one, other, idle) if p.grad is not None] == pytest.approx(
+        [0.6, 0.8, 0], abs=1e-5
+    )
+    assert clip_gradients([one, other, idle], 2.0) == pytest.approx(1)
+    assert one.grad.item() == pytest.approx(0.6, abs=1e-5), "a small gradient is left alone"
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 9))
+def test_minibatches_hold_every_group_once(count: int, size: int, seed: int) -> None:
+    groups = count * size
+    dealt = minibatches(groups, count, torch.Generator().manual_seed(seed))
+    assert sorted(group for part in dealt for group in part) == list(range(groups))
+    assert [len(part) for part in dealt] == [size] * count
+    assert dealt == minibatches(groups, count, torch.Generator().manual_seed(seed))
+    for block in range(size):
+        own = range(block * count, (block + 1) * count)
+        assert all(len(set(part) & set(own)) == 1 for part in dealt), "one of each block: even over ranks"
+
+
+def test_minibatches_differ_from_pass_to_pass() -> None:
+    assert len({str(minibatches(8, 4, torch.Generator().manual_seed(seed))) for seed in range(20)}) > 10
+
+
+PLUGIN = """
+from ddpo.objectives import declare
+
+@declare(needs=("logp_ref",))
+def coupled(logp, batch):
+    score = (logp - batch.logp_ref)[:, batch.stochastic].sum(1)
+    error = (score[:, None] - score) - (batch.reward[:, None] - batch.reward)
+    return error.square().mean()
+"""
+
+TWICE = """
+import sys
+from ddpo import command, train
+from ddpo.__main__ import main
+folder, argv = sys.argv[1], sys.argv[2:]
+for name in ("ddpo", "coupled"):
+    code = main(["train", *argv, "--objective.name", name, "--run_dir", f"{folder}/{name}"])
+    assert code == 0, code
+few = ["--trainer.prompts_per_iteration", "1", "--trainer.minibatches", "1", "--run_dir", f"{folder}/few"]
+assert main(["train", *argv, *few]) == 2
+"""
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_weights(run: Path) -> dict[str, Tensor]:
+    return load_file(sorted((run / "checkpoints").iterdir())[-1] / "parameters.safetensors")
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    """Three prompts, three optimiser steps an iteration: in each, one of the two ranks has nothing to do."""
+    (tmp_path / "objectives").mkdir()
+    (tmp_path / "objectives" / "coupled.py").write_text(PLUGIN)
+    reward = helpers.reward_file(tmp_path / "rewards")
+    argv = helpers.smoke(
+        tmp_path, "--trainer.prompts_per_iteration", "3", "--trainer.minibatches", "3", "--seed", "5",
+        "--plugins", f"[{tmp_path}]", "--rewards", f"[{{name: '{reward}'}}]",
+        "--advantage.name", "per_prompt",
+        "--advantage.min_count", "1", "--trainer.micro_batch", "4", "--ema.decay", "0.5",
+    )  # fmt: skip
+    (tmp_path / "twice.py").write_text(TWICE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, str(tmp_path / "twice.py"), str(tmp_path / "two"), *argv],
+        env=helpers.one_thread(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "ddpo:" in line)
+    assert "trainer.prompts_per_iteration: 1 leaves some of the 2 processes" in done.stderr
+    assert not (tmp_path / "two" / "few").exists()
+    assert PartialState().num_processes == 1
+    for name in ("ddpo", "coupled"):
+        one, two = tmp_path / "one" / name, tmp_path / "two" / name
+        assert command.run(train.main, [*argv, "--objective.name", name, "--run_dir", str(one)]) == 0
+        assert json.loads((two / "provenance.json").read_text())["num_processes"] == 2
+        weights, others = last_weights(one), last_weights(two)
+        changed = [key for key in weights if "lora_B" in key]
+        expected = torch.cat([weights[key].flatten() for key in changed])
+        found = torch.cat([others[key].flatten() for key in changed])
+        assert expected.norm() > 0 and helpers.difference(found, expected) < 1e-4
+        for row, other in zip(rows(one), rows(two), strict=True):
+            assert row["images_seen"] == other["images_seen"] == 6 * row["iteration"]
+            for key in (
+                "reward/mean",
+                "reward/std",
+                "loss",
+                "grad_norm",
+                "ratio/mean",
+                "guard/brightness",
+                "kl_ref",
+            ):
+                if key != "kl_ref":  # measured on pairs of each rank's own
+                    assert other[key] == pytest.approx(row[key], rel=1e-3, abs=1e-6), key
