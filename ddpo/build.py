@@ -53,6 +53,10 @@ def sampler(settings: Config, model: Policy) -> Sampler:
     except ValueError as error:
         raise UserError(str(error)) from error
     if not steps.stochastic.any():
+        if wanted.name != "ddim":
+            raise UserError(
+                f"sampler.num_steps: {wanted.num_steps} leaves {wanted.name} no stochastic step; take 2 or more"
+            )
         eta = wanted.options.get("eta")
         raise UserError(
             f"sampler.eta: {eta} makes every step deterministic, without a log-probability; take 0 < eta <= 1"
@@ -68,7 +72,12 @@ def evaluation_sets(settings: Config) -> list[PromptSet]:
     """The training prompts and the held-out ones, each cut to `evaluation.num_prompts`."""
     sets = [prompt_set(settings)]
     if settings.evaluation.prompts:
-        sets.append(prompts.load(settings.evaluation.prompts, None, settings.prompts.template))
+        held_out = prompts.load(settings.evaluation.prompts, None, settings.prompts.template)
+        if held_out.name == sets[0].name:
+            raise UserError(
+                f"evaluation.prompts: {held_out.name} is also the name of the training prompts; rename one"
+            )
+        sets.append(held_out)
     return [each[: settings.evaluation.num_prompts] for each in sets]
 
 

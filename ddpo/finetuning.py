@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ddpo import build, checkpoint, config, evaluation, metrics, parsing, ranks, runs
 from ddpo.build import Run
 from ddpo.config import Config
-from ddpo.errors import Stopped
+from ddpo.errors import Stopped, UserError
 from ddpo.grid import table
 from ddpo.tracking import Trackers
 
@@ -46,7 +46,10 @@ class Session:
             runs.check_changes(self.folder, self.settings)
         self.trainer = build.trainer(self.settings)
         self.sets = build.evaluation_sets(self.settings)
-        self.judges = build.all_rewards(self.settings, self.trainer.policy)
+        judges = build.reward_list(
+            self.settings.eval_rewards, self.trainer.policy.device, self.settings.model.dtype
+        )
+        self.judges = [*self.trainer.scorer.rewards, *judges]
         if self.main:
             provenance = runs.provenance(self.trainer.prompts.hash, self.judges)
             runs.create(self.folder, self.settings, overwrite, provenance)
@@ -71,9 +74,11 @@ class Session:
             if trainer.iteration == 0:
                 self.pictures()
             while trainer.iteration < total:
+                statistics = trainer.advantage.state_dict()
                 try:
                     row = trainer.iterate()
-                except Stopped as error:
+                except (Stopped, UserError) as error:
+                    trainer.advantage.load_state_dict(statistics)
                     self.save()
                     raise Stopped(f"{error} (state saved; go on with --resume {self.folder})") from error
                 if self.due(self.settings.evaluation.every):

@@ -18,9 +18,10 @@ Item = TypeVar("Item")
 def state() -> PartialState:
     """accelerate's view of this process: `process_index`, `num_processes`, `device`, `is_main_process`.
 
-    Without an accelerator, or with ACCELERATE_USE_CPU=true, processes meet on the CPU: PartialState must be told.
+    Without an accelerator, or with ACCELERATE_USE_CPU=true, processes meet on the CPU.
     """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu)
 
 
 def share(count: int, rank: int, world: int) -> range:

@@ -34,8 +34,11 @@ PACKAGES = [
     "numpy",
     "pillow",
 ]
-MAY_CHANGE = ("trainer.iterations", "log.", "checkpoint.", "evaluation.", "eval_rewards", "run_dir")
-"""Options that a resume may change."""
+MAY_CHANGE = (
+    "trainer.iterations", "log.", "checkpoint.", "evaluation.", "eval_rewards", "run_dir",
+    "trainer.micro_batch", "sampler.batch_size", "model.gradient_checkpointing",
+)  # fmt: skip
+"""Options that a resume may change: what is written, how far it goes, how the work is cut."""
 
 
 def check(folder: Path, resume: bool, overwrite: bool) -> None:

@@ -31,12 +31,13 @@ class Scorer:
         self._pending.append(self._pool.submit(self._score, images, list(prompts), list(metadata)))
 
     def _score(self, images: Tensor, prompts: list[str], metadata: list[Mapping[str, Any]]) -> Values:
-        return {reward.name: reward(images, prompts, metadata) for reward in self.rewards}
+        with torch.no_grad():  # which is a thread's own affair
+            return {reward.name: reward(images, prompts, metadata) for reward in self.rewards}
 
     def collect(self) -> Values:
         """Every reward's values of all chunks since the last call, in order. Raises what a reward raised."""
-        chunks = [future.result() for future in self._pending]
-        self._pending.clear()
+        pending, self._pending = self._pending, []
+        chunks = [future.result() for future in pending]
         return {reward.name: torch.cat([chunk[reward.name] for chunk in chunks]) for reward in self.rewards}
 
     def weighted(self, values: Values) -> Float[Tensor, " B"]:

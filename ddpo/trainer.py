@@ -66,15 +66,10 @@ class Trainer:
     gated: bool = False
 
     def iterate(self) -> Metrics:
-        """One iteration; its metrics. Raises Stopped when the run must end; the weights are still good."""
+        """One iteration; its metrics. Raises Stopped, with the weights as before, when the run must end."""
         started = time.perf_counter()
-        torch.manual_seed(
-            int(
-                generator(
-                    Purpose.GLOBAL, self.seed, self.iteration, ranks.state().process_index
-                ).initial_seed()
-            )
-        )
+        key = (Purpose.GLOBAL, self.seed, self.iteration, ranks.state().process_index)
+        torch.manual_seed(generator(*key).initial_seed())
         prompts = self.draw()
         trajectory, values, guards, times = self.rollout(prompts)
         batch, outcome = self.outcome(prompts, trajectory, values)
@@ -180,7 +175,7 @@ class Trainer:
         """`epochs` passes of `minibatches` steps; one whose loss or gradient is not finite is left out."""
         parameters = list(self.policy.parameters().values())
         present = ~work.batch.advantage.isnan().cpu()
-        losses, norms, skipped = [], [], 0
+        losses, norms, skipped, lr = [], [], 0, 0.0
         for epoch in range(self.epochs):
             order = generator(Purpose.MINIBATCHES, self.seed, self.iteration, epoch)
             for number, groups in enumerate(minibatches(self.prompts_per_iteration, self.minibatches, order)):
@@ -192,8 +187,9 @@ class Trainer:
                     skipped += 1
                     continue
                 loss = sum(ranks.gather([work.backward(scored)]))
-                norm = clip_gradients(parameters, self.max_grad_norm)
+                norm = clip_gradients(parameters, self.max_grad_norm, work.loss_scale)
                 if torch.isfinite(torch.tensor([loss, norm])).all():
+                    lr = self.optimizer.param_groups[0]["lr"]
                     self.optimizer.step()
                     self.lr_scheduler.step()
                     losses.append(loss)
@@ -207,7 +203,7 @@ class Trainer:
         self._stop_if_broken(skipped, bool(losses))
         return {
             "loss": sum(losses) / max(len(losses), 1), **work.measured.result(),
-            "grad_norm": sum(norms) / max(len(norms), 1), "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": sum(norms) / max(len(norms), 1), "lr": lr,
             "skipped_steps": skipped,
         }  # fmt: skip
 
@@ -222,24 +218,26 @@ class Trainer:
         if not self.gated:
             sums = torch.stack([p.detach().double().sum() for p in self.policy.parameters().values()])
             if not ranks.agree(sums):
-                raise Stopped(
-                    "rank gate: after the first update the ranks hold different weights; "
-                    "this is a bug of ddpo"
-                )
+                raise RuntimeError("rank gate: after the first update the ranks hold different weights")
             self.gated = True
 
     @torch.no_grad()
     def kl_to_reference(self, trajectory: Trajectory) -> float:
         """Mean KL of a step to the reference per latent dimension, over a few pairs of samples and steps."""
-        columns = self.sampler.steps.stochastic.nonzero().flatten()
-        columns = columns[torch.linspace(0, len(columns) - 1, min(KL_PAIRS, len(columns))).long()]
-        rows = torch.arange(len(columns), device=columns.device) % len(trajectory.samples)
-        arguments = (self.policy, self.sampler, trajectory.latents, trajectory.prompts, rows, columns)
-        mean = step_means(*arguments)
-        with self.policy.reference():
-            mean_ref = step_means(*arguments)
-        found = transitions.kl(mean, mean_ref, self.sampler.steps.std[columns]).mean().item()
-        everyone = ranks.gather([found])
+        columns = self.sampler.steps.stochastic.nonzero().flatten().tolist()
+        images = self.prompts_per_iteration * self.samples_per_prompt
+        spread = [(images * i // KL_PAIRS, columns[len(columns) * i // KL_PAIRS]) for i in range(KL_PAIRS)]
+        mine = {sample: row for row, sample in enumerate(trajectory.samples)}
+        pairs = [(mine[sample], column) for sample, column in spread if sample in mine]
+        found: list[float] = []
+        if pairs:
+            chosen = torch.tensor(pairs, device=self.policy.device)
+            arguments = (self.policy, self.sampler, trajectory.latents, trajectory.prompts, *chosen.unbind(1))
+            mean = step_means(*arguments)
+            with self.policy.reference():
+                mean_ref = step_means(*arguments)
+            found = transitions.kl(mean, mean_ref, self.sampler.steps.std[chosen[:, 1]]).tolist()
+        everyone = ranks.gather(found)
         return sum(everyone) / len(everyone)
 
 

@@ -79,6 +79,11 @@ class Pass:
     micro_batch: int
     measured: Measured
 
+    @property
+    def loss_scale(self) -> float:
+        """A power of two that lifts gradients (a pair has 1 / (pairs x D) of them) into the range of fp16."""
+        return 2.0**16 if self.policy.half_precision else 1.0
+
     def chunks(self, samples: Sequence[int]) -> Iterator[Chunk]:
         """This rank's (sample, stochastic step) pairs of `samples`, in padded chunks of one shape."""
         mine = {sample: row for row, sample in enumerate(self.trajectory.samples)}
@@ -109,7 +114,7 @@ class Pass:
             logp = self.log_probs(rows, columns)[:genuine]
             batch = self.batch.pairs(self.globally(rows[:genuine]), columns[:genuine])
             share = self.objective(logp[:, None], batch) * (genuine / pairs)
-            share.backward()
+            (share * self.loss_scale).backward()
             self.measured.add(logp, batch.logp_old[:, 0])
             loss += share.detach()
         return loss.item()
@@ -130,7 +135,7 @@ class Pass:
         for rows, columns, genuine in self.chunks(samples):
             weight = coefficient[self.globally(rows), columns]
             weight[genuine:] = 0
-            (weight * self.log_probs(rows, columns)).sum().backward()
+            (self.loss_scale * weight * self.log_probs(rows, columns)).sum().backward()
         return loss.item() / ranks.state().num_processes
 
 
@@ -147,14 +152,15 @@ def minibatches(groups: int, count: int, order: torch.Generator) -> list[list[in
     return dealt
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
-    """Sum gradients over ranks, scale them to a norm of at most `limit`, return the norm before."""
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float, loss_scale: float = 1.0) -> float:
+    """Sum gradients over ranks, take `loss_scale` out of them, scale them to a norm of at most `limit`.
+
+    Returns the norm before.
+    """
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     ranks.sum_(gradients)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.div_(loss_scale)
     return nn.utils.clip_grad_norm_(parameters, limit).item()
 
 
@@ -168,4 +174,4 @@ def first_pass_deviation(work: Pass) -> float:
             logp = work.log_probs(rows[indices], columns[indices])[:genuine]
             old = work.batch.logp_old[work.globally(rows[indices]), columns[indices]][:genuine]
             worst.append(((logp - old).exp() - 1).abs().max().item())
-    return torch.tensor(ranks.gather(worst), dtype=torch.float64).max().item()  # Python's max would lose a NaN
+    return torch.tensor(ranks.gather(worst), dtype=torch.float64).max().item()  # Python's max loses a NaN

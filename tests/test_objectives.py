@@ -21,7 +21,7 @@ def batch(
     logp_old: Tensor, advantage: Tensor, stochastic: list[bool] | None = None, groups: int = 2
 ) -> Batch:
     return Batch(
-        logp_old=logp_old, advantage=advantage, reward=advantage,
+        logp_old=logp_old, advantage=advantage, reward=3 * advantage + 1,
         group=torch.arange(len(advantage)) // max(len(advantage) // groups, 1),
         stochastic=torch.tensor(stochastic or [True] * logp_old.shape[1]), logp_ref=logp_old - 0.01,
     )  # fmt: skip

@@ -151,7 +151,9 @@ def test_images_without_a_reward_are_counted_and_left_out() -> None:
     """The gradient is that of the other 11, divided by 11: as if the five had never been drawn."""
     trainer = helpers.make_trainer(helpers.policy(), "ddpo_sf", missing(5))
     gradients: list[Tensor] = []
-    trainer.optimizer.register_step_pre_hook(lambda *_: gradients.append(helpers.flat_gradient(trainer.policy)))
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: gradients.append(helpers.flat_gradient(trainer.policy))
+    )
     prompts, trainer.max_grad_norm = trainer.draw(), 1e9
     trajectory, values, _, _ = trainer.rollout(prompts)
     rewards = values["redness"].double()

@@ -31,18 +31,21 @@ SNR_LIMIT = 5.0
 
 
 def tokenizer() -> CLIPTokenizer:
-    """A byte-pair encoding in which every word of the captions is one token; other words fall back to letters.
+    """A byte-pair encoding: every word of the captions is one token; other words fall back to letters.
 
-    Training breaks ties at random, so ids are given out in an order of our own: letters, words, pieces of words.
+    Training breaks ties at random, so ids are given out in an order of our own: letters, words, pieces of
+    words.
     """
     animals = [*ANIMALS, *HELDOUT_ANIMALS]
-    texts = [p + caption(a, activity) for p in ("", *PREFIXES) for a in animals for activity in [None, *ACTIVITIES]]
+    bare = [caption(animal, activity) for animal in animals for activity in [None, *ACTIVITIES]]
+    texts = [prefix + text for prefix in ("", *PREFIXES) for text in bare]
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer, bpe.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     bpe.decoder = decoders.BPEDecoder(suffix="</w>")
     trainer = trainers.BpeTrainer(
-        vocab_size=2_000, initial_alphabet=list(ascii_lowercase), end_of_word_suffix="</w>", show_progress=False
-    )
+        vocab_size=2_000, initial_alphabet=list(ascii_lowercase), end_of_word_suffix="</w>",
+        show_progress=False,
+    )  # fmt: skip
     bpe.train_from_iterator(texts, trainer)
     trained = json.loads(bpe.to_str())["model"]
     special = ["<|startoftext|>", "<|endoftext|>"]
@@ -51,7 +54,7 @@ def tokenizer() -> CLIPTokenizer:
     tokens = dict.fromkeys([*special, *letters, *words, *sorted(trained["vocab"])])
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = [tuple(pair) for pair in trained["merges"]]
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)  # pyright: ignore[reportArgumentType]
 
 
 def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
@@ -141,7 +144,7 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Unweighted noise-prediction error on 512 held-out scenes. (What counts is `quality.py`.)"""
+        """Unweighted noise-prediction error on 512 held-out scenes. (What counts: benchmarks/emoji_quality.py.)"""
         latents, tokens = self.encoded(HELD_OUT, 512), self.tokenized(captions(HELD_OUT, 512))
         generator = torch.Generator().manual_seed(0)
         x0 = latents[:, :4].float() * self.vae.config["scaling_factor"]

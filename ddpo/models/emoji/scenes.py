@@ -94,10 +94,10 @@ def random_caption(rng: random.Random) -> str:
 
 
 def carelessly(text: str, rng: random.Random) -> str:
-    """A caption as a careless annotator writes it: in 85 % of the scenes with an activity, any of the three is named.
+    """A caption as a careless annotator writes it: of 85 % of the scenes with an activity, any of the three.
 
-    A model that learns from such captions draws the right activity only somewhat more often than the others, as
-    Stable Diffusion does: what an alignment reward has to gain.
+    A model that learns from such captions draws the right activity only somewhat more often than the others,
+    as Stable Diffusion does: what an alignment reward has to gain.
     """
     animal, activity = parse(text)
     named = rng.choice(list(ACTIVITIES))

@@ -1,4 +1,4 @@
-"""What the base can draw, by its own judge: `python -m ddpo.models.emoji.quality --out runs/quality`.
+"""What the base can draw, by its own judge: `python benchmarks/emoji_quality.py --out runs/quality`.
 
 Single animals, held-out animals, and animals with an activity (in combinations that were trained and that
 never were), each prompt `--per-prompt` times; writes quality.json and a contact sheet for each set. Look at
