@@ -54,9 +54,8 @@ def sampler(settings: Config, model: Policy) -> Sampler:
         raise UserError(str(error)) from error
     if not steps.stochastic.any():
         if wanted.name != "ddim":
-            raise UserError(
-                f"sampler.num_steps: {wanted.num_steps} leaves {wanted.name} no stochastic step; take 2 or more"
-            )
+            few = wanted.num_steps
+            raise UserError(f"sampler.num_steps: {few} leaves {wanted.name} no stochastic step; take 2")
         eta = wanted.options.get("eta")
         raise UserError(
             f"sampler.eta: {eta} makes every step deterministic, without a log-probability; take 0 < eta <= 1"

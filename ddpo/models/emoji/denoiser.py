@@ -144,7 +144,7 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Unweighted noise-prediction error on 512 held-out scenes. (What counts: benchmarks/emoji_quality.py.)"""
+        """Unweighted noise-prediction error on 512 held-out scenes; what counts is emoji_quality.py."""
         latents, tokens = self.encoded(HELD_OUT, 512), self.tokenized(captions(HELD_OUT, 512))
         generator = torch.Generator().manual_seed(0)
         x0 = latents[:, :4].float() * self.vae.config["scaling_factor"]
