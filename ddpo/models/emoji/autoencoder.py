@@ -63,7 +63,7 @@ def reconstruction_loss(difference: Tensor) -> Tensor:
 class Training:
     """The whole autoencoder: reconstruction, and a small KL that keeps the latents near a unit Gaussian."""
 
-    steps, lr, ema_decay = 5_000, 1.2e-3, 0.995
+    steps, lr, ema_decay = 4_000, 1.2e-3, 0.995
 
     def __init__(self, device: torch.device, weights: Path, work: Path) -> None:
         self.module = build().to(device)  # pyright: ignore[reportArgumentType]
@@ -98,7 +98,7 @@ class Training:
 class DecoderTraining(Training):
     """The decoder alone: latents, and whatever was trained on them, stay valid."""
 
-    steps, lr, ema_decay = 4_000, 6e-4, 0.998
+    steps, lr, ema_decay = 1_750, 6e-4, 0.998
 
     def __init__(self, device: torch.device, weights: Path, work: Path) -> None:
         vae = AutoencoderKL.from_pretrained(weights / "pipeline" / "vae")

@@ -116,7 +116,7 @@ def question(text: str, rng: random.Random) -> tuple[str, str]:
 class Training:
     """Next-word cross-entropy on the answers alone."""
 
-    steps, lr, ema_decay = 4_000, 1e-3, 0.998
+    steps, lr, ema_decay = 8_000, 1e-3, 0.998
 
     def __init__(self, device: torch.device, weights: Path, work: Path) -> None:
         self.processor = processor()
