@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,16 @@ def test_rows_of_a_batch(order: list[int], count: int) -> None:
     for name in ("logp_old", "advantage", "reward", "group", "logp_ref"):
         assert torch.equal(getattr(chosen, name), getattr(given, name)[rows])
     assert torch.equal(chosen.stochastic, given.stochastic)
+
+
+def test_pairs_of_a_batch_keep_their_own_steps_mark() -> None:
+    """A chunk never mixes both kinds; the mark is that of the chosen steps, not of the first."""
+    _, given = random_batch()
+    given = replace(given, stochastic=torch.tensor([False, True, True, True, False]))
+    chosen = given.pairs(torch.tensor([3, 0, 7]), torch.tensor([1, 3, 2]))
+    assert chosen.stochastic.tolist() == [True]
+    assert torch.equal(chosen.logp_old, given.logp_old[[3, 0, 7], [1, 3, 2]][:, None])
+    assert torch.equal(chosen.advantage, given.advantage[[3, 0, 7]])
 
 
 DROPPED_IN = '''
