@@ -13,6 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from ddpo import objectives, transitions
 from ddpo.advantages import Group
@@ -143,6 +144,7 @@ def pipeline_folder() -> str:
     """The tiny pipeline as diffusers saves it; removed when the process ends."""
     folder = tempfile.mkdtemp(prefix="ddpo_tiny_")
     atexit.register(shutil.rmtree, folder, True)
+    transformers_logging.disable_progress_bar()  # some tests count the lines on stderr
     tiny().save_pretrained(folder)
     return folder
 

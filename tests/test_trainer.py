@@ -51,6 +51,23 @@ def test_every_metric_is_in_the_table() -> None:
     assert METRICS.keys() == {name.replace("redness", "<name>") for name in row} | set(later)
 
 
+def test_the_minibatches_of_a_pass_share_out_its_gradient() -> None:
+    """At a learning rate of 0: two steps on 8 of 16 images each have the mean gradient of one step on all."""
+    found: list[list[Tensor]] = []
+    for minibatches in (1, 2):
+        trainer = helpers.make_trainer(
+            helpers.policy(), "ddpo_sf", lr=0.0, minibatches=minibatches, max_grad_norm=1e9
+        )
+        seen: list[Tensor] = []
+        trainer.optimizer.register_step_pre_hook(
+            lambda *_, trainer=trainer, seen=seen: seen.append(helpers.flat_gradient(trainer.policy))
+        )
+        trainer.iterate()
+        found.append(seen)
+    (whole,), (one, other) = found
+    assert helpers.difference((one + other) / 2, whole) < 1e-5 and helpers.difference(one, whole) > 0.1
+
+
 def test_reward_statistics_are_those_of_the_images() -> None:
     seen: list[Tensor] = []
 
@@ -214,7 +231,12 @@ def broken_loss(logp: Tensor, batch: Batch) -> Tensor:
     return logp.sum() * torch.inf
 
 
-@pytest.mark.parametrize("function", [broken_gradient, broken_loss])
+def broken_value(logp: Tensor, batch: Batch) -> Tensor:
+    """A loss that is not finite, with a derivative that is."""
+    return logp.sum() + torch.inf
+
+
+@pytest.mark.parametrize("function", [broken_gradient, broken_loss, broken_value])
 def test_steps_that_are_not_finite_are_left_out_and_then_stop(function: Any) -> None:
     policy = helpers.policy()
     ema = EMAModel(list(policy.parameters().values()), decay=0.5)
