@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from study_arms import QUERIES, REMARK, TUNED, TUNING_SEED
+from study_arms import QUERIES, TUNED, TUNING_SEED
 from study_claims import CLAIMS, Claim, Pool, Result, gain, interval, kl, recognised, reward_of
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -44,8 +44,7 @@ def head(results: Sequence[Result]) -> list[str]:
         f"{len(results)} runs, {hours:.1f} CPU-hours on one core each, commits {commits}. Every run has "
         f"{QUERIES} reward queries (640 in the task `guided` and the arms with `passes`) and ends with two "
         "pictures of every prompt at fixed seeds, before and after. Tuning, equal for every method: two "
-        f"learning rates, a run each, at a seed that no result uses; chosen: {rates}. {REMARK} "
-        "Given is the mean over "
+        f"learning rates, a run each, at a seed that no result uses; chosen: {rates}. Given is the mean over "
         "seeds and half of its 95 % interval (Student's t, over 3 seeds: wide). A check is `held` or `not "
         "held` where its interval excludes 0, else `undecided`; a claim is what its worst check is.",
     ]
