@@ -2,7 +2,7 @@
 
 tune    tries each learning rate once; the better ones stand in TUNED of study_arms.py
 run     makes what is not yet in benchmarks/results/, one JSON a finished run; stop it and start it again as
-        you like; `--only TEXT` takes the runs whose names contain it, `--reverse` begins at the other end
+        you like; `--only 'compress.ddpo.*'` takes the runs of such names, `--reverse` begins at the other end
 report  makes docs/results.md and its plots again from these JSONs
 
 Every arm of a task has the same number of reward queries and the same tuning budget: two learning rates,
@@ -15,6 +15,7 @@ import logging
 import subprocess
 import tempfile
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,16 @@ KEPT = (
     "ratio/max_dev", "grad_norm", "objective/ess", "guard/edge_density", "skipped_steps", "time/total",
 )  # fmt: skip
 
+BASE: dict[tuple[str, str], list[evaluation.Shot]] = {}
+"""The pretrained model's pictures by task and prompt set: the same for every run."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("do", choices=("tune", "run", "report"))
-    parser.add_argument("--only", default="", help="runs whose names contain this")
+    parser.add_argument("--only", default="*", help="runs with such names, as compress.prdp.*")
     parser.add_argument("--reverse", action="store_true", help="for a second process beside the first")
     arguments = parser.parse_args()
     if arguments.do == "report":
@@ -48,7 +52,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     runs_of = {"tune": TUNING, "run": RUNS}
     RESULTS.mkdir(exist_ok=True)
-    wanted = [run for run in runs_of[arguments.do] if arguments.only in run.name]
+    wanted = [run for run in runs_of[arguments.do] if fnmatch(run.name, arguments.only)]
     for run in reversed(wanted) if arguments.reverse else wanted:
         file, claimed = RESULTS / f"{run.name}.json", RESULTS / f"{run.name}.running"
         if file.exists() or claimed.exists():
@@ -75,7 +79,7 @@ def measure(run: Arm) -> dict[str, Any]:
             stopped = str(error).partition(" (state saved")[0]
         rows = metrics.read(Path(folder) / "run" / "metrics.jsonl")
         trained = time.process_time() - started
-        final = {name: compare(session, name) for name in SETS}
+        final = {name: compare(session, run.task, name) for name in SETS}
     return {
         "name": run.name, "task": run.task, "arm": run.arm, "seed": run.seed, "lr": run.lr,
         "flags": flags(run),
@@ -85,16 +89,15 @@ def measure(run: Arm) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compare(session: Session, name: str) -> dict[str, dict[str, float]]:
+def compare(session: Session, task: str, name: str) -> dict[str, dict[str, float]]:
     """Of every judge: means before and after at the same seeds, two pictures a prompt, and the difference."""
-    policy, sampler = session.trainer.policy, session.trainer.sampler
-    asked = prompts.load(name)
-    with policy.reference():
-        base = evaluation.all_shots(policy, sampler, asked, 2, session.judges)
-    tuned = evaluation.all_shots(policy, sampler, asked, 2, session.judges)
-    found = {}
+    asked = (session.trainer.policy, session.trainer.sampler, prompts.load(name), 2, session.judges)
+    if (task, name) not in BASE:
+        with session.trainer.policy.reference():
+            BASE[task, name] = evaluation.all_shots(*asked)
+    tuned, found = evaluation.all_shots(*asked), {}
     for judge in session.judges:
-        before, after = ([shot.scores[judge.name] for shot in shots] for shots in (base, tuned))
+        before, after = ([shot.scores[judge.name] for shot in shots] for shots in (BASE[task, name], tuned))
         found[judge.name] = {
             "base": sum(before) / len(before), "tuned": sum(after) / len(after), "n": len(before),
             **paired(before, after),

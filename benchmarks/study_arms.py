@@ -38,7 +38,7 @@ PRDP = ["--objective.name", "prdp", *CLIP, *TWICE]
 """Twice DDPO's updates a rollout: the PRDP paper has 10 at small scale, where DDPO has 4."""
 RWR = ["--objective.name", "rwr", "--objective.standardize", "true", "--objective.per_prompt", "false"]
 OPEN = ["--objective.clip_range", "1e9"]
-PASSES = ["--trainer.epochs", "4", "--trainer.iterations", "20"]
+PASSES = ["--trainer.epochs", "4", "--trainer.iterations", "15"]
 
 ARMS = {
     "ddpo": CLIP,
