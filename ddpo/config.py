@@ -48,7 +48,7 @@ class Lora:
     alpha: float | None = None
     """the update is scaled by alpha / rank; null: alpha = rank, the only choice every program reads alike"""
     target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
-    """ends of the names of the layers that get an adapter"""
+    """ends of the names of the denoiser's layers that get an adapter; [] with text_encoder: none"""
     text_encoder: bool = False
     """adapt the text encoder too"""
 

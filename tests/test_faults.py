@@ -75,6 +75,10 @@ MISTAKES = {
         ["--lora.target_modules", "[to_q, to_w]"],
         "lora.target_modules: no layer is called 'to_w'; did you mean",
     ),
+    "no layer": (
+        ["--lora.target_modules", "[]"],
+        "lora.target_modules: [] leaves nothing to train",
+    ),
     "groups": (
         ["--trainer.minibatches", "3"],
         "trainer.minibatches: 3 does not divide prompts_per_iteration 4",

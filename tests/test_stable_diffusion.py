@@ -206,8 +206,12 @@ def test_a_saved_lora_is_the_same_model_in_plain_diffusers(tmp_path: Path, alpha
         assert torch.equal(predict(start), predict(prepared(loras=[str(tmp_path)]))), "part of the reference"
 
 
-def test_a_saved_lora_of_the_text_encoder(tmp_path: Path) -> None:
-    policy = prepared(train_text_encoder=True, moved=0.3)
+@pytest.mark.parametrize("targets", [helpers.TARGETS, []])
+def test_a_saved_lora_of_the_text_encoder(tmp_path: Path, targets: list[str]) -> None:
+    adapter = helpers.adapter(target_modules=targets)
+    policy = prepared(train_text_encoder=True, moved=0.3, lora=adapter)
+    trained = {name.partition(".")[0] for name in policy.parameters()}
+    assert trained == {"text_encoder", *(["unet"] if targets else [])}
     policy.save(tmp_path)
     pipeline = tiny()
     pipeline.load_lora_weights(str(tmp_path))

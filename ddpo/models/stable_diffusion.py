@@ -74,18 +74,24 @@ class StableDiffusion:
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self._frozen: list[Tensor] | None = None
-        self._adapted = [self.unet]
+        self._adapted: dict[str, nn.Module] = {}
         if lora is None:
             self.unet.float().requires_grad_(True)
             self._frozen = [parameter.detach().clone() for parameter in self.unet.parameters()]
         else:
             _check_targets(self.unet, lora.target_modules)
-            self.unet.add_adapter(lora)
+            if lora.target_modules:
+                self.unet.add_adapter(lora)
+                self._adapted["unet"] = self.unet
             if train_text_encoder:
                 targets = {**lora.to_dict(), "target_modules": TEXT_ENCODER_TARGETS}
                 self.text_encoder.add_adapter(LoraConfig(**targets))
-                self._adapted.append(self.text_encoder)
-            for module in self._adapted:
+                self._adapted["text_encoder"] = self.text_encoder
+            if not self._adapted:
+                raise UserError(
+                    "lora.target_modules: [] leaves nothing to train; name layers, or set lora.text_encoder"
+                )
+            for module in self._adapted.values():
                 module.eval()  # an adapter is added in training mode, its dropout alive
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
@@ -213,12 +219,12 @@ class StableDiffusion:
                 for parameter, data in zip(self.unet.parameters(), trained, strict=True):
                     parameter.data = data
             return
-        for module in self._adapted:
+        for module in self._adapted.values():
             module.disable_adapters()
         try:
             yield
         finally:
-            for module in self._adapted:
+            for module in self._adapted.values():
                 module.enable_adapters()
 
     @property
@@ -231,7 +237,7 @@ class StableDiffusion:
         lora_B is multiplied by alpha / rank, so that a reader who knows of no alpha is right, too.
         """
         found = {}
-        for kind, module in zip(("unet", "text_encoder"), self._adapted, strict=False):
+        for kind, module in self._adapted.items():
             adapter = module.peft_config["default"]
             found[kind] = {
                 name if kind == "unet" else old_spelling(name): value.detach()
@@ -246,7 +252,7 @@ class StableDiffusion:
             self.unet.save_pretrained(folder / "unet")
             return
         weights = self.lora_weights()
-        metadata = _collate_lora_metadata(dict(zip(weights, self._adapted, strict=True)))
+        metadata = _collate_lora_metadata(self._adapted)
         for adapter in metadata.values():
             adapter["lora_alpha"] = adapter["r"]  # the scale is in the weights
             adapter["target_modules"] = sorted(adapter["target_modules"])  # a set has an order a process
