@@ -6,8 +6,9 @@ part.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from math import copysign
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -104,6 +105,34 @@ class PerPrompt:
         self.history = {prompt: deque(values, maxlen=self.buffer_size) for prompt, values in state.items()}
 
 
+class PerReward:
+    """A = sum over rewards of w_k A_k: each is compared by itself, then they are added up (GDPO).
+
+    Liu et al. 2026, arXiv 2601.05242. A_k is the advantage of reward k alone, with statistics of its own, so
+    that w_k weighs standard deviations. Differs: GDPO normalises the sum once more over the batch.
+    """
+
+    def __init__(self, make: Callable[[], Advantage], weights: Mapping[str, float]) -> None:
+        self.weights, self.each = dict(weights), {name: make() for name in weights}
+
+    def __call__(
+        self, values: Mapping[str, Float[Tensor, " B"]], prompts: Sequence[str], group: Int[Tensor, " B"],
+        gated: Bool[Tensor, " B"],
+    ) -> Float[Tensor, " B"]:  # fmt: skip
+        parts = []
+        for name, weight in self.weights.items():
+            reward = lowered(copysign(1.0, weight) * values[name], group, gated)
+            parts.append(abs(weight) * self.each[name](reward, prompts, group))
+        return torch.stack(parts).sum(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: advantage.state_dict() for name, advantage in self.each.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, advantage in self.each.items():
+            advantage.load_state_dict(state.get(name, {}))
+
+
 ADVANTAGES: dict[str, type] = {"batch": Batch, "per_prompt": PerPrompt, "group": Group}
 
 
@@ -115,6 +144,21 @@ def extremes(reward: Float[Tensor, " B"], group: Int[Tensor, " B"], keep: int) -
         ranked = rows[reward[rows].argsort(stable=True)]
         chosen[ranked[:keep]] = chosen[ranked[-keep:]] = True
     return chosen
+
+
+def lowered(
+    reward: Float[Tensor, " B"], group: Int[Tensor, " B"], gated: Bool[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """Gated samples have the lowest reward of their group: none wins a comparison within it, all tie.
+
+    To leave them out instead would teach nothing; to give them an advantage of 0 while their high rewards
+    still raise the mean would push the others down.
+    """
+    found = reward.clone()
+    for g in group[gated].unique():
+        rows = (group == g) & ~reward.isnan()
+        found[rows & gated] = reward[rows].min()
+    return found
 
 
 def _mean(values: Float[Tensor, " N"]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpo import checkpoint, config, objectives, offline, plugins, prompts, ranks, rewards
-from ddpo.advantages import ADVANTAGES
+from ddpo.advantages import ADVANTAGES, PerReward
 from ddpo.config import Config
 from ddpo.errors import UserError
 from ddpo.images import to_pil
@@ -108,7 +109,8 @@ def subset(settings: Config, stochastic: Bool[Tensor, " T"]) -> Subset:
 
 def prompt_set(settings: Config) -> PromptSet:
     wanted = settings.prompts
-    return prompts.load(wanted.name, wanted.path, wanted.template, repeats=settings.objective.offline)
+    dataset = (wanted.dataset, wanted.split, wanted.column) if wanted.dataset else None
+    return prompts.load(wanted.name, wanted.path, wanted.template, settings.objective.offline, dataset)
 
 
 def evaluation_sets(settings: Config) -> list[PromptSet]:
@@ -125,7 +127,8 @@ def evaluation_sets(settings: Config) -> list[PromptSet]:
 
 
 def reward_list(wanted: Sequence[config.Reward], device: torch.device, dtype: str) -> list[Reward]:
-    return [rewards.build(each.name, each.weight, each.params, device, DTYPES[dtype]) for each in wanted]
+    build = partial(rewards.build, device=device, dtype=DTYPES[dtype])
+    return [build(r.name, r.weight, r.params, gate=(r.min, r.max), cache=r.cache) for r in wanted]
 
 
 def all_rewards(settings: Config, model: Policy) -> list[Reward]:
@@ -146,6 +149,10 @@ def trainer(settings: Config) -> Trainer:
     parameters = list(model.parameters().values())
     steps = sampler(settings, model)
     judges = reward_list(settings.rewards, model.device, settings.model.dtype)
+    kind = offline.Ranking if folder else Scorer
+    scorer = kind(judges, timeout_s=wanted.reward_timeout_s, group_size=wanted.samples_per_prompt)
+    advantage = partial(ADVANTAGES[settings.advantage.name], **settings.advantage.options)
+    weights = {judge.name: judge.weight for judge in judges if judge.weight}
     updates = wanted.minibatches * wanted.epochs
     optimizer = torch.optim.AdamW(
         parameters,
@@ -163,9 +170,8 @@ def trainer(settings: Config) -> Trainer:
     )
     return Trainer(
         policy=model, sampler=steps, prompts=training_prompts,
-        scorer=(offline.Ranking if folder else Scorer)(judges, timeout_s=wanted.reward_timeout_s),
-        objective=loss,
-        advantage=ADVANTAGES[settings.advantage.name](**settings.advantage.options),
+        scorer=scorer, objective=loss,
+        advantage=PerReward(advantage, weights) if settings.advantage.per_reward else advantage(),
         optimizer=optimizer, lr_scheduler=schedule,
         ema=EMAModel(parameters, decay=settings.ema.decay) if settings.ema.decay else None,
         prompts_per_iteration=wanted.prompts_per_iteration, samples_per_prompt=wanted.samples_per_prompt,
@@ -174,7 +180,8 @@ def trainer(settings: Config) -> Trainer:
         subset=Subset() if loss.denoising_errors else subset(settings, steps.steps.stochastic),
         guidance_scale=settings.objective.guidance_scale,
         draws=settings.objective.draws or settings.sampler.num_steps,
-        keep_extremes=settings.advantage.keep_extremes, pairs_folder=folder,
+        keep_extremes=settings.advantage.keep_extremes, max_missing=wanted.max_missing,
+        pairs_folder=folder,
     )  # fmt: skip
 
 

@@ -6,8 +6,6 @@ section with a `name` takes, flat beside its own fields, the keyword-only parame
 `parse` and `load`, which fill in every default; importing this module is cheap.
 """
 
-import importlib.util
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,7 @@ import yaml
 from ddpo import parsing, plugins
 from ddpo.errors import UserError, nearest
 
-TRACKERS = ("jsonl", "tensorboard", "wandb")
+PROMPT_SOURCES = {"name", "path", "dataset"}
 KINDS = {"model": "models", "objective": "objectives", "rewards": "rewards", "eval_rewards": "rewards"}
 
 
@@ -70,17 +68,23 @@ class Sampler:
 
 @dataclass
 class Prompts:
-    """The prompts of training: a named set, or a file of one's own."""
+    """The prompts of training: a named set, a file of one's own, or a data set."""
 
     name: str | None = "animals"
     """a set of `ddpo list prompts`"""
     path: str | None = None
     """a txt, jsonl, csv or py file; takes the place of name"""
+    dataset: str | None = None
+    """a data set of the Hub, or a folder of parquet or jsonl files; takes the place of name"""
+    split: str = "train"
+    """of the data set"""
+    column: str = "prompt"
+    """of the data set: the prompts; its other columns of text, numbers and truth values are metadata"""
     template: str | None = None
     """text around each prompt, as in "A painting of a {prompt}" """
 
     def __post_init__(self) -> None:
-        self.name = None if self.path else self.name
+        self.name = None if self.path or self.dataset else self.name
 
 
 @dataclass
@@ -90,8 +94,14 @@ class Reward:
     name: str
     """a reward of `ddpo list rewards`, package.module:attribute or path/file.py:function"""
     weight: float = 1.0
-    """factor in the sum of rewards"""
+    """factor in the sum of rewards; 0: it is only logged, or only a gate"""
     params: dict[str, Any] = field(default_factory=dict)
+    min: float | None = None
+    """an image with less is gated: it counts as the worst of its prompt and gets no positive advantage"""
+    max: float | None = None
+    """an image with more is gated likewise"""
+    cache: str | None = None
+    """folder that keeps values from run to run; null: they are computed each time"""
 
 
 @dataclass
@@ -127,6 +137,8 @@ class Advantage:
     """batch, per_prompt or group"""
     clip: float = 5.0
     """advantages are clipped to [-clip, clip]"""
+    per_reward: bool = False
+    """compare each reward by itself, then add up by weight; false: compare the weighted sum"""
     keep_extremes: int | None = None
     """train only on the so many best and as many worst images of each prompt; null: on all"""
     options: dict[str, Any] = field(default_factory=dict)
@@ -164,6 +176,8 @@ class Trainer:
     """gradients with a larger norm are scaled down to it"""
     reward_timeout_s: float | None = 600.0
     """seconds to wait for the rewards of a chunk of images before the run stops; null: no end"""
+    max_missing: float = 0.5
+    """share of an iteration's images without a value of some reward above which the run stops, in [0, 1)"""
 
 
 @dataclass
@@ -247,8 +261,9 @@ def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[s
         names = ", ".join(plugins.names("configs"))
         raise UserError(f"--config: needs a YAML file, or the name of a bundled one: {names}")
     values = parsing.normal(Config, parsing.read(_file(source)) if source else {})
-    if "prompts.name" in changes and isinstance(values.get("prompts"), dict):
-        values["prompts"].pop("path", None)
+    named = {source for source in PROMPT_SOURCES if f"prompts.{source}" in changes}
+    if named and isinstance(values.get("prompts"), dict):  # it takes the place of the file's
+        values["prompts"] = {k: v for k, v in values["prompts"].items() if k not in PROMPT_SOURCES - named}
     parsing.change(Config, values, changes)
     _add_plugins(values)
     config, groups = parsing.resolve(Config, values, _find)
@@ -278,74 +293,6 @@ def dump(config: Config) -> str:
 def changed(old: Config, new: Config) -> list[str]:
     """The dotted names whose values differ, as `trainer.lr`; a list of rewards counts as one."""
     return list(_differences("", parsing.flat(old), parsing.flat(new)))
-
-
-def check(config: Config, processes: int = 1) -> None:
-    """What types cannot say: ranges, arithmetic, trackers. Raises UserError with the nearest valid values."""
-    _check_ranges(config)
-    if not config.rewards:
-        raise UserError("rewards: needs at least one, as in --rewards '[{name: jpeg_compressibility}]'")
-    if not any(reward.weight for reward in config.rewards):
-        raise UserError("rewards: all weights are 0; give one another weight")
-    names = [reward.name for reward in config.rewards]
-    for i, reward in enumerate(config.rewards):
-        if names.index(reward.name) < i:
-            raise UserError(f"rewards.{i}.name: {reward.name} is there twice; give it once, with one weight")
-    trainer = config.trainer
-    if trainer.prompts_per_iteration % trainer.minibatches:
-        prompts, parts = trainer.prompts_per_iteration, trainer.minibatches
-        divisors = [n for n in range(1, prompts + 1) if prompts % n == 0]
-        near = [max(n for n in divisors if n < parts), *[n for n in divisors if n > parts][:1]]
-        raise UserError(
-            f"trainer.minibatches: {parts} does not divide prompts_per_iteration {prompts}, and the samples "
-            f"of a prompt stay together; take {' or '.join(map(str, near))}, or prompts_per_iteration "
-            f"{prompts + -prompts % parts}"
-        )
-    if trainer.prompts_per_iteration < processes:
-        text = f"{trainer.prompts_per_iteration} leaves some of the {processes} processes without a prompt"
-        raise UserError(f"trainer.prompts_per_iteration: {text}; take {processes} or more")
-    path, samples = config.prompts.path, trainer.samples_per_prompt
-    if config.advantage.name == "group" and samples < 2:
-        raise UserError(
-            f"trainer.samples_per_prompt: {samples} leaves nothing to compare with, "
-            "and advantage group compares within a prompt; take 2 or more"
-        )
-    if config.objective.offline and (samples != 2 or path is None):
-        raise UserError(
-            "objective.offline: needs prompts.path, a file with the columns chosen and rejected, and "
-            f"trainer.samples_per_prompt 2, these two; got {path} and {samples}"
-        )
-    for i, tracker in enumerate(config.log.trackers):
-        if tracker not in TRACKERS:
-            raise UserError(f"log.trackers.{i}: no such tracker as {tracker!r}{nearest(tracker, TRACKERS)}")
-        if tracker != "jsonl" and importlib.util.find_spec(tracker) is None:
-            raise UserError(f"log.trackers.{i}: {tracker} is not installed; pip install 'ddpo[{tracker}]'")
-
-
-def _check_ranges(config: Config) -> None:
-    ranges: list[tuple[str, Callable[[Any], object], str]] = [
-        ("at least 1", lambda value: 1 <= value < math.inf, """
-            sampler.num_steps sampler.batch_size trainer.iterations trainer.prompts_per_iteration
-            trainer.samples_per_prompt trainer.minibatches trainer.epochs trainer.micro_batch checkpoint.every
-            checkpoint.keep_last evaluation.samples_per_prompt evaluation.num_prompts log.every lora.rank
-            objective.block_size objective.draws advantage.keep_extremes"""),
-        ("at least 0", lambda value: 0 <= value < math.inf, """
-            sampler.guidance_scale trainer.warmup_steps trainer.weight_decay evaluation.every log.images seed
-            objective.kl_weight objective.drop_last objective.guidance_scale"""),
-        ("above 0 and finite", lambda value: 0 < value < math.inf, """
-            trainer.lr trainer.adam_eps trainer.max_grad_norm trainer.reward_timeout_s advantage.clip
-            lora.alpha"""),
-        ("at least 0 and below 1", lambda value: 0 <= value < 1, "ema.decay trainer.betas.0 trainer.betas.1"),
-        ("above 0 and at most 1", lambda value: 0 < value <= 1, "objective.timestep_fraction"),
-        ("finite", math.isfinite, " ".join(f"rewards.{i}.weight" for i in range(len(config.rewards)))),
-        ("the path of a folder", str.strip, "run_dir"),
-    ]  # fmt: skip
-    values = dict(parsing.leaves(parsing.flat(config)))
-    for wanted, holds, places in ranges:
-        for place in places.split():
-            value = values.get(place)
-            if value is not None and not holds(value):
-                raise UserError(f"{place}: must be {wanted}, got {value!r}")
 
 
 def _differences(place: str, old: Any, new: Any) -> Iterator[str]:

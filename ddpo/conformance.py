@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ddpo.images import from_pil
 from ddpo.prompts import Prompt
-from ddpo.rewards import Score
+from ddpo.rewards import Score, groupwise
 
 PROMPTS = (
     Prompt("a fox", {"animal": "fox"}),
@@ -53,7 +53,8 @@ class Case:
     def __init__(self, score: Score, device: str = "cpu", prompts: Sequence[Prompt] = PROMPTS) -> None:
         self.score = score
         self.every = list(range(6))
-        self.prompts = [prompts[i % len(prompts)] for i in self.every]
+        kinds = prompts[:1] if groupwise(score) else prompts  # then the six are one group
+        self.prompts = [kinds[i % len(kinds)] for i in self.every]
         with Image.open(Path(__file__).with_suffix(".png")) as row:
             self.images = torch.cat(from_pil([row]).chunk(6, dim=3)).to(device)
 
@@ -131,6 +132,17 @@ def _singles(case: Case) -> str:
     return case.difference(torch.cat([case.values([i]) for i in case.every]), "alone")
 
 
+def _gradient(case: Case) -> str:
+    images, prompts, metadata = case.inputs(case.every)
+    with torch.enable_grad():
+        values = case.score(images.requires_grad_(), prompts, metadata)
+        known = values[~values.isnan()].sum()
+        found = torch.autograd.grad(known, images)[0] if known.requires_grad else torch.zeros_like(images)
+    if not found.isfinite().all():
+        return "one that is not finite"
+    return case.difference(values.detach().cpu(), "with a gradient") if found.any() else "zero at every pixel"
+
+
 def _threads(case: Case) -> str:
     score = torch.no_grad()(lambda _: case.values(case.every))
     with ThreadPoolExecutor(2) as pool:
@@ -154,6 +166,7 @@ CHECKS: dict[str, tuple[Callable[[Case], str], str, str]] = {
     "generators": (_generators, "call", "leaves the global random generators of torch and numpy alone"),
     "order": (_order, "determinism", "returns values in the order of the images"),
     "singles": (_singles, "determinism", "returns for a batch what it returns for each image alone"),
+    "gradient": (_gradient, "values", "passes a gradient on to the images, without a change of values"),
     "threads": (_threads, "determinism", "returns the same in two threads at once, under no_grad"),
     "bare": (_bare, "shape", "accepts an empty prompt and empty metadata (NaN if it can say nothing)"),
 }
@@ -162,9 +175,13 @@ the checks without which it means nothing; what it expects."""
 
 
 def findings(case: Case) -> Iterator[Finding]:
-    """Every check in order, each made when it is asked for."""
+    """Every check in order, each made when it is asked for; not those that this reward has no use for."""
     passed: set[str] = set()
+    idle = {"singles"} if groupwise(case.score) else set()
+    idle |= set() if getattr(case.score, "differentiable", False) else {"gradient"}
     for name, (check, needs, expected) in CHECKS.items():
+        if name in idle:
+            continue
         if missing := [other for other in needs.split() if other not in passed]:
             yield Finding(name, expected, f"nothing, since {missing[0]} comes first", None)
             continue

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -18,6 +18,7 @@ from ddpo.models import Policy
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.rewards import Reward
 from ddpo.rollout import Purpose, Sampler, sample
+from ddpo.scoring import Scorer
 
 
 @dataclass(frozen=True)
@@ -32,30 +33,36 @@ class Shot:
 
 def shoot(
     policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seeds: Sequence[int],
-    rewards: Sequence[Reward],
-) -> Iterator[Shot]:  # fmt: skip
+    rewards: Sequence[Reward], per_prompt: int = 1,
+) -> list[Shot]:  # fmt: skip
     """One picture for each prompt and seed, in order, scored by every reward and guard.
 
-    A picture depends on its prompt, its seed and the weights alone.
+    A picture depends on its prompt, its seed and the weights alone. Each `per_prompt` prompts in a row are
+    the same, and their pictures one group for the rewards that compare.
     """
     keys = [(Purpose.EVALUATION, seed) for seed in seeds]
+    scorer, images = Scorer(rewards, group_size=per_prompt), list[Image.Image]()
+    scores: dict[str, list[float]] = {name: [] for name in [reward.name for reward in rewards] + [*GUARDS]}
     for part in sample(policy, sampler, [prompt.text for prompt in prompts], keys):
-        metadata = [prompts[i].metadata for i in part.samples]
-        scores = {reward.name: reward(part.images, part.prompts, metadata).tolist() for reward in rewards}
-        scores |= {name: guard(part.images).tolist() for name, guard in GUARDS.items()}
-        for row, (i, image) in enumerate(zip(part.samples, to_pil(part.images), strict=True)):
-            own = {name: column[row] for name, column in scores.items()}
-            yield Shot(part.prompts[row], seeds[i], image, own)
+        scorer.submit(part.images, part.prompts, [prompts[i].metadata for i in part.samples])
+        images += to_pil(part.images)
+        for name, guard in GUARDS.items():
+            scores[name] += guard(part.images).tolist()
+    scores |= {name: values.tolist() for name, values in scorer.collect().items()}
+    rows = [dict(zip(scores, row, strict=True)) for row in zip(*scores.values(), strict=True)]
+    shots = zip([prompt.text for prompt in prompts], seeds, images, rows, strict=True)
+    return [Shot(*shot) for shot in shots]
 
 
 def all_shots(
     policy: Policy, sampler: Sampler, prompts: PromptSet, per_prompt: int, rewards: Sequence[Reward]
 ) -> list[Shot]:
-    """`per_prompt` pictures of every prompt, each with its own seed; ranks share the work, each gets all."""
-    asked = [prompt for prompt in prompts for _ in range(per_prompt)]
-    mine = ranks.share(len(asked), ranks.state().process_index, ranks.state().num_processes)
+    """`per_prompt` pictures of every prompt, each with its own seed; ranks share the prompts, and get all."""
+    mine = ranks.share(len(prompts), ranks.state().process_index, ranks.state().num_processes)
+    asked = [prompts[i] for i in mine for _ in range(per_prompt)]
+    seeds = range(mine.start * per_prompt, mine.stop * per_prompt)
     with ranks.together():
-        shots = list(shoot(policy, sampler, [asked[i] for i in mine], list(mine), rewards))
+        shots = shoot(policy, sampler, asked, seeds, rewards, per_prompt) if asked else []
     return ranks.gather(shots)
 
 

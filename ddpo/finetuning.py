@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ddpo import build, card, checkpoint, config, evaluation, metrics, parsing, ranks, runs
+from ddpo import build, card, checkpoint, config, evaluation, limits, metrics, parsing, ranks, runs
 from ddpo.build import Run
 from ddpo.config import Config
 from ddpo.errors import Stopped, UserError
@@ -42,7 +42,7 @@ class Session:
         self._saved = -1
         with ranks.together():  # at its end all have looked, and only then the first one writes
             self.settings = config.load(settings)
-            config.check(self.settings, ranks.state().num_processes)
+            limits.check(self.settings, ranks.state().num_processes)
             self.folder = Path(self.settings.run_dir)
             runs.check(self.folder, resume, overwrite)
             continues = resume and (self.folder / "config.yaml").exists()
@@ -173,7 +173,7 @@ class Session:
         chosen, reward, iteration = [prompts[i] for i in seeds], self.judges[0], self.trainer.iteration
         with self.averaged():
             arguments = (self.trainer.policy, self.trainer.sampler, chosen, seeds, [reward])
-            shots = list(evaluation.shoot(*arguments))
+            shots = evaluation.shoot(*arguments)
         texts, images = [shot.prompt for shot in shots], [shot.image for shot in shots]
         scores = [f"{shot.scores[reward.name]:.3f}" for shot in shots]
         target = self.folder / "samples" / f"{iteration:06d}"
@@ -197,7 +197,7 @@ class Session:
             shots = evaluation.all_shots(*arguments)
         names = [judge.name for judge in self.judges]
         means = {name: torch.tensor([shot.scores[name] for shot in shots]).nanmean().item() for name in names}
-        mean = sum(reward.weight * means[reward.name] for reward in trainer.scorer.rewards)
+        mean = sum(reward.weight * means[reward.name] for reward in trainer.scorer.rewards if reward.weight)
         if mean > (self.best["mean"] if self.best else float("-inf")):
             self.best = {"iteration": trainer.iteration, "mean": mean}
         return {f"eval/{name}": mean for name, mean in means.items()}

@@ -48,10 +48,10 @@ def grid(run_dir: str, prompt_source: str | None, count: int, seed: int) -> Imag
     columns: dict[str, list[evaluation.Shot]] = {}
     arguments = (run.policy, run.sampler, chosen, [seed] * len(chosen), rewards)
     with run.policy.reference():
-        columns["base"] = list(evaluation.shoot(*arguments))
+        columns["base"] = evaluation.shoot(*arguments)
     for name in run.checkpoints:
         run.use(name)
-        columns[f"iteration {int(name)}"] = list(evaluation.shoot(*arguments))
+        columns[f"iteration {int(name)}"] = evaluation.shoot(*arguments)
     rows = list(zip(*columns.values(), strict=True))
     captions = [["  ".join(f"{shot.scores[r.name]:.3f}" for r in rewards) for shot in row] for row in rows]
     cells = [[shot.image for shot in row] for row in rows]

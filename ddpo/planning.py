@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ddpo import build, config, memory, plugins, ranks
+from ddpo import build, limits, memory, plugins, ranks
 from ddpo.config import Config
 from ddpo.objectives import Objective
 from ddpo.rollout import Purpose, generator
@@ -65,7 +65,7 @@ class Plan:
 
 def plan(settings: Config, processes: int = 1) -> Plan:
     """Raises UserError for what a run of that many processes would refuse."""
-    config.check(settings, processes)
+    limits.check(settings, processes)
     objective, count, policy = build.objective(settings), settings.sampler.num_steps, _outline(settings)
     dense = build.sampler(settings, policy).steps.stochastic if policy else torch.ones(count) > 0
     columns = settings.objective.draws or count

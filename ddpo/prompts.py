@@ -2,13 +2,15 @@
 
 A prompt file is .txt (a line a prompt), .jsonl or .csv (`prompt`, and whatever else as metadata), or .py (a
 function of the file's name that returns a list of strings or of such rows). The metadata goes to the rewards
-beside the prompt; in a .csv every value is text.
+beside the prompt; in a .csv every value is text. A data set of the Hub, or a folder of its files, is read by
+the package datasets.
 """
 
 import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +54,9 @@ class PromptSet(Sequence[Prompt]):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+PLAIN = ("string", "large_string", "bool", "int", "uint", "float")
+"""Beginnings of the types of columns that become metadata; pictures, lists and times do not."""
+
 Row = tuple[str, dict[str, Any]]
 """A place for messages (`mine.jsonl, line 7`) and the columns found there, `prompt` among them."""
 
@@ -61,19 +66,27 @@ def load(
     path: str | Path | None = None,
     template: str | None = None,
     repeats: bool = False,
+    dataset: tuple[str, str, str] | None = None,
 ) -> PromptSet:
     """The prompt set of that name (a bundled or user's file, an entry point, `module:function`) or at `path`.
 
-    `template` is a str.format template over `prompt` and the metadata: "A painting of a {animal}". Raises
-    UserError, naming file and line, for an unknown name, a missing or broken file, an empty set, a column
-    that the template asks for and a row lacks, and two prompts that are the same text, unless `repeats`.
+    `dataset` is a data set's name or folder, its split and its column. `template` is a str.format template
+    over `prompt` and the metadata: "A painting of a {animal}". Raises UserError, naming file and line, for an
+    unknown name, a missing or broken file, an empty set, a column that the template asks for and a row lacks,
+    and two prompts that are the same text, unless `repeats`.
     """
-    if (name is None) == (path is None):
-        both = f"got name {name!r} and path {path!r}"
-        raise UserError(f"prompts: give a name or a path, one of the two; {both}")
+    given = [source for source in (name, path, dataset and dataset[0]) if source is not None]
+    if len(given) != 1:
+        raise UserError(f"prompts: give a name or a path or a dataset, one of them; got {given}")
+    if dataset:
+        rows, title = _of_dataset(*dataset), Path(dataset[0]).name
+    elif path is not None:
+        rows, title = _of_file(Path(path).expanduser()), Path(path).stem
+    else:
+        rows, title = _of_name(str(name)), str(name)
     prompts: list[Prompt] = []
     places: dict[str, str] = {}
-    for place, columns in _of_file(Path(path).expanduser()) if path is not None else _of_name(str(name)):
+    for place, columns in rows:
         text = _text(columns, template, place)
         if text in places and not repeats:
             twice = f"the prompt {text!r} stands already at {places[text]}"
@@ -81,8 +94,8 @@ def load(
         places[text] = place
         prompts.append(Prompt(text, {key: value for key, value in columns.items() if key != "prompt"}))
     if not prompts:
-        raise UserError(f"prompts: {path or name} holds no prompt; it needs at least one")
-    return PromptSet(Path(path).stem if path is not None else str(name), tuple(prompts))
+        raise UserError(f"prompts: {given[0]} holds no prompt; it needs at least one")
+    return PromptSet(title, tuple(prompts))
 
 
 def named_or_file(source: str) -> PromptSet:
@@ -105,6 +118,33 @@ def _of_file(file: Path) -> Iterable[Row]:
         return _called(plugins.load("prompts", str(file)), str(file))
     reader = {".txt": _of_txt, ".jsonl": _of_jsonl, ".csv": _of_csv}[file.suffix]
     return reader(plugins.text_of(file), str(file))
+
+
+def _of_dataset(name: str, split: str, column: str) -> Iterator[Row]:
+    """The first row of each prompt: a data set repeats prompts and has gaps, and nobody can edit it."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("prompts.dataset: datasets is not installed; pip install 'ddpo[datasets]'") from error
+    try:
+        found = datasets.load_dataset(str(Path(name).expanduser()), split=split)
+    except Exception as error:  # a dozen kinds: no network, no such name, split or folder, a broken file
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        told += ", and HF_HUB_OFFLINE is set" * bool(os.environ.get("HF_HUB_OFFLINE"))
+        remedy = "give a name of the Hub or a folder of parquet or jsonl files, and one of its splits"
+        place = f"prompts.dataset: {name}, split {split}"
+        raise UserError(f"{place}: cannot be loaded ({told}); {remedy}") from error
+    kinds = {key: str(getattr(kind, "dtype", "")) for key, kind in dict(found.features).items()}
+    texts = [key for key, kind in kinds.items() if kind.endswith("string")]
+    if column not in texts:
+        raise UserError(f"prompts.column: {name} has no text called {column!r}{nearest(column, texts)}")
+    seen: set[str] = set()
+    plain = [key for key, kind in kinds.items() if kind.startswith(PLAIN)]
+    for number, row in enumerate(map(dict, found.select_columns(plain))):
+        text = (row.pop(column) or "").strip()
+        if text and text not in seen:
+            yield f"{name}, row {number}", {**row, "prompt": text}
+        seen.add(text)
 
 
 def _of_txt(text: str, file: str) -> Iterator[Row]:

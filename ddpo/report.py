@@ -70,7 +70,7 @@ class Run:
     def sets(self) -> list[str]:
         """The evaluated sets, that of the training prompts first."""
         prompts = self.config["prompts"]
-        train = prompts["name"] or Path(prompts["path"]).stem
+        train = prompts["name"] or Path(prompts.get("dataset") or Path(prompts["path"]).stem).name
         return sorted(self.results["sets"], key=lambda name: name != train)
 
     @property

@@ -6,44 +6,63 @@ A reward is a function
 
 of images (Float[Tensor, "B 3 H W"] in [0, 1], fp32), B prompts and B metadata mappings that returns B numbers
 (Float[Tensor, "B"]; NaN means "no value"), or a class with __init__(*, device, dtype, **options) and the same
-__call__.
+__call__. Attributes of the function or class say more of it:
+
+    groupwise = True       its values compare the images of a call, which are all those of one prompt
+    pairwise = True        called as (first, second, prompts, metadata), it returns preferences for the first,
+                           in [0, 1]; an image's value is its win rate among the images of its prompt
+    differentiable = True  a gradient reaches the images
 """
 
-import hashlib
-import inspect
+import ast
+import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import PurePath
+from dataclasses import dataclass, field, replace
+from functools import partial, update_wrapper
+from hashlib import sha256
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ddpo import plugins
+from ddpo.cache import Cache
 from ddpo.errors import UserError, where
+from ddpo.images import to_uint8
 
 # a module with __path__ is a package; its files may live in several folders
 __path__ = plugins.folders("rewards")
 
-Score = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]]], Tensor]
+Metadata = Sequence[Mapping[str, Any]]
+Score = Callable[[Tensor, Sequence[str], Metadata], Tensor]
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward ready for use: its name in metrics, its weight in the sum, and what computes it."""
+    """A reward ready for use: its name in metrics, its weight in the sum, what computes it, its gate."""
 
     name: str
     weight: float
     score: Score
     version: str = field(default="", compare=False)
+    min: float | None = None
+    max: float | None = None
 
+    @property
+    def gates(self) -> bool:
+        return self.min is not None or self.max is not None
+
+    def outside(self, values: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Which values violate the gate; NaN does not."""
+        low, high = (values if bound is None else bound for bound in (self.min, self.max))
+        return (values < low) | (values > high)
+
+    @torch.no_grad()
     def __call__(
-        self,
-        images: Float[Tensor, "B 3 height width"],
-        prompts: Sequence[str],
-        metadata: Sequence[Mapping[str, Any]],
+        self, images: Float[Tensor, "B 3 height width"], prompts: Sequence[str], metadata: Metadata
     ) -> Float[Tensor, " B"]:
         """B values on the CPU in fp32. Raises UserError when the reward raises or returns anything else."""
         try:
@@ -67,26 +86,87 @@ class Reward:
         return values
 
 
+def groupwise(score: Score) -> bool:
+    """Whether it must be given the images of one prompt together, and no others with them."""
+    return getattr(score, "groupwise", False)
+
+
+def win_rates(score: Callable[..., Tensor]) -> Score:
+    """Of a pairwise reward, the groupwise one: an image's mean preference over the others.
+
+    rate(i) = mean over j != i of (p(i, j) + 1 - p(j, i)) / 2, so that a judge who favours the first of two
+    does no harm. A pair without a value is left out; an image without a pair has none.
+    """
+
+    def rates(images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
+        preferred = images.new_full((len(images), len(images)), torch.nan)
+        every = range(len(images)) if len(images) > 1 else ()
+        for i in every:
+            others = [j for j in every if j != i]
+            texts, rows = [prompts[j] for j in others], [metadata[j] for j in others]
+            found = torch.as_tensor(score(images[[i] * len(others)], images[others], texts, rows))
+            if found.shape != (len(others),) or ((found < 0) | (found > 1)).any():
+                raise ValueError(f"a preference is a number in [0, 1], one a pair; got {found.tolist()}")
+            preferred[i, others] = found.to(preferred)
+        return ((preferred + 1 - preferred.T) / 2).nanmean(1)
+
+    rates.groupwise = True  # pyright: ignore[reportFunctionMemberAccess]
+    return rates
+
+
+def cached(reward: Reward, folder: str, identity: object) -> Score:
+    """The reward, asked only for what `folder` does not hold yet; what is not finite is never kept.
+
+    A key is the sha256 of the image's bytes and shape, its prompt, its metadata and `identity`.
+    """
+    cache = Cache(folder)
+
+    def score(images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
+        facts = [[identity, images.shape[1:], *each] for each in zip(prompts, metadata, strict=True)]
+        texts = [json.dumps(each, sort_keys=True, default=repr).encode() for each in facts]
+        pictures = to_uint8(images).cpu().numpy()
+        keys = [sha256(text + each.tobytes()).digest() for text, each in zip(texts, pictures, strict=True)]
+        known = cache.get(keys)
+        values = torch.tensor([known.get(key, torch.nan) for key in keys])
+        if rows := [i for i, key in enumerate(keys) if key not in known]:
+            values[rows] = reward(images[rows], [prompts[i] for i in rows], [metadata[i] for i in rows])
+            cache.put({keys[i]: values[i].item() for i in rows if values[i].isfinite()})
+        return values
+
+    return score
+
+
 def build(
     name: str,
     weight: float = 1.0,
     params: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    gate: tuple[float | None, float | None] = (None, None),
+    cache: str | None = None,
 ) -> Reward:
     """Find a reward by name, `module:attribute` or `file.py:function` and give it its options.
 
-    Raises UserError where it cannot be built. That it has these options the configuration has checked.
+    `gate` is its min and max, `cache` a folder. Raises UserError where it cannot be built. That it has these
+    options the configuration has checked.
     """
     target = cast(Any, plugins.load("rewards", name))
-    options, is_class = dict(params or {}), isinstance(target, type)
+    options, is_class, version = dict(params or {}), isinstance(target, type), _version(target)
+    pairwise = getattr(target, "pairwise", False)
+    if cache is not None and (pairwise or groupwise(target) or version == "unknown"):
+        why = "its source is not found" if version == "unknown" else "a value depends on the other images"
+        raise UserError(f"reward {name}: {why}, so that it cannot be cached; leave cache out")
     try:
         score = target(device=device, dtype=dtype, **options) if is_class else partial(target, **options)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"reward {name} cannot be built: {where(error)}") from error
-    return Reward(short_name(name), weight, score, _version(target))
+    if not is_class:
+        update_wrapper(score, target)  # with its attributes
+    found = Reward(short_name(name), weight, win_rates(score) if pairwise else score, version, *gate)
+    identity = [found.name, version, options, str(dtype)]
+    return found if cache is None else replace(found, score=cached(found, cache, identity))
 
 
 def short_name(spec: str) -> str:
@@ -96,14 +176,28 @@ def short_name(spec: str) -> str:
 
 
 def _version(target: Callable[..., Any]) -> str:
-    """A short hash of the reward's own source, so that a run can say which version scored it."""
+    """A short hash of the reward's file and of those beside it that it imports.
+
+    A run says by it which version scored it, and a cache tells versions apart.
+    """
+    digest = sha256()
     try:
-        return hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:12]
-    except (OSError, TypeError):
+        modules = [sys.modules[target.__module__]]
+        for module in modules:  # which grows
+            source = Path(str(module.__file__)).read_bytes()
+            digest.update(source)
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.ImportFrom) and node.level == 1:
+                    names = [node.module] if node.module else [alias.name for alias in node.names]
+                    beside = [sys.modules.get(f"{module.__package__}.{name}") for name in names]
+                    modules += [helper for helper in beside if helper and helper not in modules]
+    except (AttributeError, KeyError, OSError, SyntaxError):
         return "unknown"
+    return digest.hexdigest()[:12]
 
 
 def total(rewards: Sequence[Reward], values: Mapping[str, Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
-    """The weighted sum; NaN where any reward with a weight has no value."""
+    """The weighted sum; NaN where any reward with a weight or a gate has no value."""
     parts = [reward.weight * values[reward.name] for reward in rewards if reward.weight != 0]
-    return torch.stack(parts).sum(0)
+    unknown = [torch.where(values[r.name].isnan(), torch.nan, 0.0) for r in rewards if r.gates]
+    return torch.stack([*parts, *unknown]).sum(0)

@@ -34,6 +34,7 @@ PACKAGES = [
 MAY_CHANGE = (
     "trainer.iterations", "log.", "checkpoint.", "evaluation.", "eval_rewards", "run_dir",
     "trainer.micro_batch", "sampler.batch_size", "model.gradient_checkpointing", "trainer.reward_timeout_s",
+    "trainer.max_missing",
 )  # fmt: skip
 """Options that a resume may change: what is written, how far it goes, how the work is cut."""
 

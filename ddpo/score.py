@@ -1,4 +1,4 @@
-"""Score image files with a reward."""
+"""Score image files with a reward; one that compares images takes them all as images of the one prompt."""
 
 from ddpo import command, config
 from ddpo.errors import UserError
@@ -30,6 +30,12 @@ def main(argv: list[str]) -> None:
         read(file)  # a mistake in the last one should not come after the first one's score
     device = str(ranks.state().device)
     reward = rewards.build(wanted.name, 1.0, wanted.params, device)
-    for file in arguments.images:
-        value = reward(from_pil([read(file)]).to(device), [arguments.prompt], [arguments.metadata]).item()
-        print(f"{value:.6g}\t{file}", flush=True)
+    together = rewards.groupwise(reward.score)
+    for files in [arguments.images] if together else [[file] for file in arguments.images]:
+        pictures = [read(file) for file in files]
+        if len({picture.size for picture in pictures}) > 1:
+            sizes = ", ".join(f"{f} {p.width}x{p.height}" for f, p in zip(files, pictures, strict=True))
+            raise UserError(f"{reward.name} compares the images, which must be of one size: {sizes}")
+        asked = [arguments.prompt] * len(files), [arguments.metadata] * len(files)
+        for value, file in zip(reward(from_pil(pictures).to(device), *asked).tolist(), files, strict=True):
+            print(f"{value:.6g}\t{file}", flush=True)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddpo import offline, ranks, transitions
-from ddpo.advantages import Advantage, extremes
+from ddpo.advantages import Advantage, PerReward, extremes, lowered
 from ddpo.errors import Stopped
 from ddpo.images import GUARDS
 from ddpo.models import Policy
@@ -36,9 +36,6 @@ Metrics = dict[str, float]
 MAX_SKIPPED = 3
 """Iterations in a row without one good optimiser step after which a run stops."""
 
-MAX_MISSING = 0.5
-"""Share of an iteration's images without a reward above which a run stops."""
-
 KL_PAIRS = 4
 """Pairs on which the KL to the reference is measured each iteration: enough for a trend, and cheap."""
 
@@ -54,6 +51,7 @@ class Trainer:
     guidance_scale  of the update, where it is not the sampler's
     draws           columns of denoising errors, for objectives on these
     keep_extremes   only so many best and worst samples of a group are trained on
+    max_missing     share of an iteration's images without a value of some reward above which it stops
     pairs_folder    where recorded pairs lie, which then take the place of rollouts
     """
 
@@ -62,7 +60,7 @@ class Trainer:
     prompts: PromptSet
     scorer: Scorer
     objective: Objective
-    advantage: Advantage
+    advantage: Advantage | PerReward
     optimizer: torch.optim.Optimizer
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler
     ema: EMAModel | None
@@ -78,6 +76,7 @@ class Trainer:
     guidance_scale: float | None = None
     draws: int = 1
     keep_extremes: int | None = None
+    max_missing: float = 0.5
     pairs_folder: Path | None = None
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None
     iteration: int = 0
@@ -174,22 +173,33 @@ class Trainer:
 
     def outcome(self, prompts: list[Prompt], trajectory: Trajectory, values: Values) -> tuple[Batch, Metrics]:
         """The global batch (samples without a reward have a NaN advantage) and what the rewards were."""
-        reward = self.scorer.weighted(values).double()
-        missing = int(reward.isnan().sum())
-        if missing > MAX_MISSING * len(reward):
-            raise Stopped(
-                f"rewards: {missing} of {len(reward)} images got no value; see which reward returns NaN"
-            )
-        group = torch.arange(len(reward)) // self.samples_per_prompt
-        advantage = self.advantage(reward, [prompt.text for prompt in prompts], group)
+        values = {name: torch.where(v.isfinite(), v, torch.nan) for name, v in values.items()}
+        summed, gates = self.scorer.weighted(values).double(), self.scorer.gated(values)
+        present, group = ~summed.isnan(), torch.arange(len(summed)) // self.samples_per_prompt
+        missing, lost = {name: int(v.isnan().sum()) for name, v in values.items()}, int((~present).sum())
+        if lost > self.max_missing * len(summed):
+            each = ", ".join(f"from {name} for {count}" for name, count in missing.items() if count)
+            share = f"{lost} of {len(summed)} images got no value, above trainer.max_missing"
+            raise Stopped(f"rewards: {share} {self.max_missing:g} (NaN {each})")
+        gated = torch.stack([torch.zeros_like(present), *gates.values()]).any(0) & present
+        texts = [prompt.text for prompt in prompts]
+        if isinstance(self.advantage, PerReward):
+            known = {name: torch.where(present, v.double(), torch.nan) for name, v in values.items()}
+            reward = advantage = self.advantage(known, texts, group, gated)
+        else:
+            reward = lowered(summed, group, gated)
+            advantage = self.advantage(reward, texts, group)
         advantage = advantage.clamp(-self.advantage_clip, self.advantage_clip)
+        advantage = torch.where(gated, advantage.clamp(max=0), advantage)
         if self.keep_extremes is not None:
             advantage[~extremes(reward, group, self.keep_extremes)] = torch.nan
-        device, present = self.policy.device, reward[~reward.isnan()]
+        device, found = self.policy.device, summed[present]
         batch = self.batch(trajectory, advantage.to(device), reward.to(device), group.to(device))
-        metrics = {"reward/mean": present.mean().item(), "reward/std": present.std(correction=0).item()}
+        metrics = {"reward/mean": found.mean().item(), "reward/std": found.std(correction=0).item()}
         metrics |= {f"reward/{name}": column.nanmean().item() for name, column in values.items()}
-        return batch, {**metrics, "reward/missing": missing}
+        metrics |= {f"missing/{name}": count for name, count in missing.items()}
+        metrics |= {f"gated/{name}": rows.double().mean().item() for name, rows in gates.items()}
+        return batch, {**metrics, "reward/missing": lost, "reward/gated": gated.double().mean().item()}
 
     def batch(self, trajectory: Trajectory, advantage: Tensor, reward: Tensor, group: Tensor) -> Batch:
         """The matrices of all ranks; beside denoising errors, a column of zeros for each draw."""

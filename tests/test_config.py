@@ -12,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddpo import command, config, plugins
+from ddpo import command, config, limits, plugins
 from ddpo.config import Config, Lora, Objective, Prompts, Reward, Sampler, Trainer
 from ddpo.errors import Stopped, UserError
 
@@ -71,7 +71,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def parse(*argv: str) -> Config:
     found = config.parse(["--config", "toy.yaml", *argv])
-    config.check(found)
+    limits.check(found)
     return found
 
 
@@ -125,8 +125,10 @@ def test_lora_null_and_back(folder: Path) -> None:
 
 
 def test_the_list_of_rewards_is_replaced(folder: Path) -> None:
+    toy = (folder / "rewards" / "toy.py").read_text()
+    (folder / "rewards" / "own.py").write_text(toy.replace("toy", "own"))
     found = parse(
-        "--rewards", "[{name: toy}, {name: 'rewards/toy.py:toy'}]", "--rewards.1.params.quality", "3"
+        "--rewards", "[{name: toy}, {name: 'rewards/own.py:own'}]", "--rewards.1.params.quality", "3"
     )
     assert [reward.params["quality"] for reward in found.rewards] == [95, 3]
 
@@ -238,14 +240,28 @@ def test_a_path_of_prompts_takes_the_place_of_the_name(folder: Path) -> None:
         ({"rewards": [{"name": "toy", "weight": float("nan")}]}, "rewards.0.weight: must be finite"),
         ({"rewards": [{"name": "toy", "weight": 0}]}, "all weights are 0"),
         ({"rewards": [{"name": "toy"}, {"name": "toy"}]}, "rewards.1.name: toy is there twice"),
+        ({"rewards": [{"name": "toy"}, {"name": "rewards/toy.py"}]}, "rewards.1.name: toy is there twice"),
+        ({"rewards": [{"name": "toy", "max": float("inf")}]}, "rewards.0.max: must be finite"),
+        ({"rewards": [{"name": "toy", "min": 2, "max": 1}]}, "rewards.0.min: 2.0 is above max 1.0"),
+        ({"eval_rewards": [{"name": "toy", "max": 1}]}, "eval_rewards.0.max: a judge gates nothing"),
+        ({"trainer": {"max_missing": 1}}, "trainer.max_missing: must be at least 0 and below 1"),
+        (
+            {
+                "objective": {"name": "toy", "offline": True},
+                "prompts": {"path": "a.jsonl"},
+                "trainer": {"samples_per_prompt": 2},
+                "advantage": {"per_reward": True},
+            },
+            "objective.offline: rewards only judge, and advantage.per_reward",
+        ),
         ({"log": {"trackers": ["tensorbord"]}}, "did you mean tensorboard?"),
     ],
 )
 def test_check(folder: Path, change: dict[str, Any], words: str) -> None:
     base = yaml.safe_load((folder / "toy.yaml").read_text())
-    config.check(config.load(base))
+    limits.check(config.load(base))
     with pytest.raises(UserError, match=r".+: ") as caught:
-        config.check(config.load(base | change))
+        limits.check(config.load(base | change))
     assert words in str(caught.value)
 
 
@@ -354,7 +370,7 @@ def test_a_bundled_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", plugins.names("configs"))
 def test_our_own_configurations(name: str) -> None:
-    config.check(config.load(name))
+    limits.check(config.load(name))
 
 
 def quietly(*argv: str) -> tuple[subprocess.CompletedProcess[str], float]:

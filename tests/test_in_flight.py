@@ -111,7 +111,7 @@ IN_REWARD = {
     "matrix": "reward matrix returned shape (8, 3, 16, 16) for 8 images; return one number each",
     "text": "reward text returned str 'good'; return a tensor of 8 numbers, one an image",
     "nothing": "reward nothing returned NoneType None; return a tensor of 8 numbers, one an image",
-    "blind": "rewards: 8 of 8 images got no value; see which reward returns NaN",
+    "blind": "rewards: 8 of 8 images got no value, above trainer.max_missing 0.5 (NaN from blind for 8)",
     "hangs": "rewards: hangs gave no values within 0.3 s (trainer.reward_timeout_s)",
 }
 

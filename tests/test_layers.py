@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     ["errors", "files"],
-    ["transitions", "advantages", "stats", "images", "plugins", "metrics", "ranks", "memory"],
+    ["transitions", "advantages", "stats", "images", "plugins", "metrics", "ranks", "memory", "cache"],
     ["objectives", "trajectory", "rewards", "prompts", "grid"],
     ["models"],
     ["rollout", "scoring", "checkpoint"],
@@ -21,7 +21,7 @@ FLOORS = [
     ["trainer"],
     ["parsing"],
     ["config", "tracking"],
-    ["build", "runs", "card"],
+    ["build", "runs", "card", "limits"],
     ["finetuning", "judging", "planning", "export"],
     ["command"],
     [

@@ -1,12 +1,15 @@
 """Every form of prompt file is read alike, mistakes name file and line, bundled sets are the papers'."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import helpers
 import pytest
 
-from ddpo import plugins, prompts
+from ddpo import config, plugins, prompts
+from ddpo.__main__ import main
 from ddpo.errors import UserError
 from ddpo.models.emoji import scenes
 
@@ -205,3 +208,79 @@ def test_counting() -> None:
     assert len(plurals) == 22 and set(plurals) <= set(scenes.ANIMALS)
     irregular = {"fox": "foxes", "wolf": "wolves", "mouse": "mice", "butterfly": "butterflies"}
     assert plurals == {animal: {irregular.get(animal, f"{animal}s")} for animal in plurals}
+
+
+ROWS = [
+    {"caption": "a fox", "id": 1, "score": 0.5, "good": True, "tags": ["x"], "note": None},
+    {"caption": " a fox ", "id": 2, "score": 0.5, "good": True, "tags": ["x"], "note": "repeats"},
+    {"caption": None, "id": 3, "score": 0.5, "good": True, "tags": ["x"], "note": "empty"},
+    {"caption": "a cat", "id": 4, "score": 0.25, "good": False, "tags": [], "note": "é"},
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rows as parquet and as jsonl, each in a folder, and as the prompt file they amount to."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("data")
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    datasets.disable_progress_bars()
+    for name in ("parquet", "lines"):
+        (folder / name).mkdir()
+    datasets.Dataset.from_list(ROWS).to_parquet(folder / "parquet" / "train-00000-of-00001.parquet")
+    datasets.Dataset.from_list(ROWS[3:]).to_parquet(folder / "parquet" / "test-00000-of-00001.parquet")
+    (folder / "lines" / "data.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    plain = ("id", "score", "good", "note")
+    kept = [{"prompt": row["caption"], **{key: row[key] for key in plain}} for row in (ROWS[0], ROWS[3])]
+    (folder / "same.jsonl").write_text("\n".join(map(json.dumps, kept)))
+    return folder
+
+
+def test_a_data_set_is_the_file_of_its_plain_columns(data: Path) -> None:
+    """The first row of each prompt; no lists; the hash of a run's provenance covers all of it."""
+    same = prompts.load(path=data / "same.jsonl")
+    for name in ("parquet", "lines"):
+        found = prompts.load(dataset=(str(data / name), "train", "caption"))
+        assert (found.prompts, found.hash, found.name) == (same.prompts, same.hash, name)
+        assert dict(found[1].metadata) == {"id": 4, "score": 0.25, "good": False, "note": "é"}
+    held_out = prompts.load(None, None, "{prompt}, {note}", False, (str(data / "parquet"), "test", "caption"))
+    assert texts(held_out) == ["a cat, é"] and held_out.hash != same.hash
+
+
+def test_a_data_set_that_cannot_be(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(data / "parquet")
+    for asked, words in (
+        (
+            (folder, "train", "captoin"),
+            r"prompts.column: .* no text called 'captoin'; did you mean caption\?",
+        ),
+        ((folder, "train", "id"), "no text called 'id'; known: caption, note"),
+        ((folder, "trian", "caption"), r"split trian: cannot be loaded \(ValueError: Unknown split"),
+        (
+            ("nobody/nothing", "train", "prompt"),
+            "nobody/nothing, .*, and HF_HUB_OFFLINE is set.; give a name",
+        ),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            prompts.load(dataset=asked)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="give a name or a path or a dataset"):
+        prompts.load("animals", dataset=(folder, "train", "caption"))
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"datasets is not installed; pip install 'ddpo\[datasets\]'"):
+        prompts.load(dataset=(folder, "train", "caption"))
+
+
+def test_a_run_on_a_data_set(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Named on the command line it takes the place of the file's name; the provenance knows its rows."""
+    run, same = tmp_path / "run", prompts.load(path=data / "same.jsonl")
+    flags = ["--prompts.dataset", str(data / "lines"), "--prompts.column", "caption"]
+    assert main(["train", *helpers.smoke(run), *flags, "--trainer.iterations", "1"]) == 0
+    assert json.loads((run / "provenance.json").read_text())["prompt_set_sha256"] == same.hash
+    written = config.load(run / "config.yaml").prompts
+    assert (written.name, written.path, written.column) == (None, None, "caption")
+    (data / "lines" / "data.jsonl").write_text(json.dumps(ROWS[3]))
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run), "--trainer.iterations", "2"]) == 2
+    assert "prompts: no longer those of the run" in capsys.readouterr().err

@@ -47,7 +47,8 @@ def test_every_metric_is_in_the_table() -> None:
     row = helpers.make_trainer(helpers.policy()).iterate()
     assert {name.replace("redness", "<name>") for name in row} <= METRICS.keys()
     assert all(math.isfinite(value) for value in row.values())
-    later = ("eval/<name>", "objective/<name>")  # written by the session, by some objectives
+    # written by the session, by some objectives, for rewards with a gate
+    later = ("eval/<name>", "objective/<name>", "gated/<name>")
     assert METRICS.keys() == {name.replace("redness", "<name>") for name in row} | set(later)
 
 

@@ -1,0 +1,99 @@
+"""What the types of a configuration cannot say: ranges, arithmetic, what does not go together."""
+
+import importlib.util
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ddpo import parsing
+from ddpo.config import Config
+from ddpo.errors import UserError, nearest
+from ddpo.rewards import short_name
+
+TRACKERS = ("jsonl", "tensorboard", "wandb")
+
+
+def check(config: Config, processes: int = 1) -> None:
+    """Raises UserError with the place, the value and the nearest valid ones."""
+    _check_ranges(config)
+    _check_rewards(config)
+    trainer = config.trainer
+    if trainer.prompts_per_iteration % trainer.minibatches:
+        prompts, parts = trainer.prompts_per_iteration, trainer.minibatches
+        divisors = [n for n in range(1, prompts + 1) if prompts % n == 0]
+        near = [max(n for n in divisors if n < parts), *[n for n in divisors if n > parts][:1]]
+        raise UserError(
+            f"trainer.minibatches: {parts} does not divide prompts_per_iteration {prompts}, and the samples "
+            f"of a prompt stay together; take {' or '.join(map(str, near))}, or prompts_per_iteration "
+            f"{prompts + -prompts % parts}"
+        )
+    if trainer.prompts_per_iteration < processes:
+        text = f"{trainer.prompts_per_iteration} leaves some of the {processes} processes without a prompt"
+        raise UserError(f"trainer.prompts_per_iteration: {text}; take {processes} or more")
+    path, samples = config.prompts.path, trainer.samples_per_prompt
+    if config.advantage.name == "group" and samples < 2:
+        raise UserError(
+            f"trainer.samples_per_prompt: {samples} leaves nothing to compare with, "
+            "and advantage group compares within a prompt; take 2 or more"
+        )
+    if config.objective.offline and (samples != 2 or path is None):
+        raise UserError(
+            "objective.offline: needs prompts.path, a file with the columns chosen and rejected, and "
+            f"trainer.samples_per_prompt 2, these two; got {path} and {samples}"
+        )
+    gate = next((each.name for each in config.rewards if (each.min, each.max) != (None, None)), None)
+    if config.objective.offline and (gate or config.advantage.per_reward):
+        wrong = f"the gate of {gate}" if gate else "advantage.per_reward"
+        raise UserError(f"objective.offline: rewards only judge, and {wrong} has nothing to work on; drop it")
+    for i, tracker in enumerate(config.log.trackers):
+        if tracker not in TRACKERS:
+            raise UserError(f"log.trackers.{i}: no such tracker as {tracker!r}{nearest(tracker, TRACKERS)}")
+        if tracker != "jsonl" and importlib.util.find_spec(tracker) is None:
+            raise UserError(f"log.trackers.{i}: {tracker} is not installed; pip install 'ddpo[{tracker}]'")
+
+
+def _check_rewards(config: Config) -> None:
+    if not config.rewards:
+        raise UserError("rewards: needs at least one, as in --rewards '[{name: jpeg_compressibility}]'")
+    if not any(reward.weight for reward in config.rewards):
+        raise UserError("rewards: all weights are 0; give one another weight")
+    names = [short_name(reward.name) for reward in config.rewards]
+    for i, (reward, name) in enumerate(zip(config.rewards, names, strict=True)):
+        if names.index(name) < i:
+            raise UserError(f"rewards.{i}.name: {name} is there twice; give it once, with one weight")
+        if reward.min is not None and reward.max is not None and reward.min > reward.max:
+            raise UserError(
+                f"rewards.{i}.min: {reward.min} is above max {reward.max}, so no image could pass"
+            )
+    for i, reward in enumerate(config.eval_rewards):
+        if reward.min is not None or reward.max is not None:
+            gate = "min" if reward.max is None else "max"
+            raise UserError(f"eval_rewards.{i}.{gate}: a judge gates nothing; move {reward.name} to rewards")
+
+
+def _check_ranges(config: Config) -> None:
+    finite = [f"rewards.{i}.{key}" for i in range(len(config.rewards)) for key in ("weight", "min", "max")]
+    ranges: list[tuple[str, Callable[[Any], object], str]] = [
+        ("at least 1", lambda value: 1 <= value < math.inf, """
+            sampler.num_steps sampler.batch_size trainer.iterations trainer.prompts_per_iteration
+            trainer.samples_per_prompt trainer.minibatches trainer.epochs trainer.micro_batch checkpoint.every
+            checkpoint.keep_last evaluation.samples_per_prompt evaluation.num_prompts log.every lora.rank
+            objective.block_size objective.draws advantage.keep_extremes"""),
+        ("at least 0", lambda value: 0 <= value < math.inf, """
+            sampler.guidance_scale trainer.warmup_steps trainer.weight_decay evaluation.every log.images seed
+            objective.kl_weight objective.drop_last objective.guidance_scale"""),
+        ("above 0 and finite", lambda value: 0 < value < math.inf, """
+            trainer.lr trainer.adam_eps trainer.max_grad_norm trainer.reward_timeout_s advantage.clip
+            lora.alpha"""),
+        ("at least 0 and below 1", lambda value: 0 <= value < 1, """
+            ema.decay trainer.betas.0 trainer.betas.1 trainer.max_missing"""),
+        ("above 0 and at most 1", lambda value: 0 < value <= 1, "objective.timestep_fraction"),
+        ("finite", math.isfinite, " ".join(finite)),
+        ("the path of a folder", str.strip, "run_dir"),
+    ]  # fmt: skip
+    values = dict(parsing.leaves(parsing.flat(config)))
+    for wanted, holds, places in ranges:
+        for place in places.split():
+            value = values.get(place)
+            if value is not None and not holds(value):
+                raise UserError(f"{place}: must be {wanted}, got {value!r}")
