@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
@@ -74,7 +74,7 @@ class StableDiffusion:
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self._frozen: list[Tensor] | None = None
-        self._adapted: dict[str, nn.Module] = {}
+        self._adapted: dict[str, Any] = {}  # with peft's methods
         if lora is None:
             self.unet.float().requires_grad_(True)
             self._frozen = [parameter.detach().clone() for parameter in self.unet.parameters()]
