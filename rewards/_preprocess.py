@@ -1,0 +1,74 @@
+"""The preprocessing of a checkpoint on tensors, never through Pillow, so that gradients reach the pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import open_clip
+import transformers
+from jaxtyping import Float
+from open_clip.transform import center_crop_or_pad
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
+
+RESAMPLE = {2: "bilinear", 3: "bicubic"}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize (antialiased, as Pillow does), crop or pad to the centre, normalise: what a checkpoint says.
+
+    `mode` is which side of the image is brought to `size`: the shortest, the longest, or both (squash).
+    """
+
+    size: tuple[int, int]
+    mode: Literal["shortest", "longest", "squash"]
+    crop: tuple[int, int] | None
+    interpolation: str
+    mean: Sequence[float]
+    std: Sequence[float]
+    fill: float = 0.0
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 height width"]:
+        (height, width), (high, wide) = images.shape[-2:], self.size
+        if self.mode == "squash":
+            size = [high, wide]
+        elif self.mode == "shortest" and high == wide:
+            size = [high]  # torchvision rounds the other side down
+        else:
+            ratio = (max if self.mode == "longest" else min)(height / high, width / wide)
+            size = [round(height / ratio), round(width / ratio)]
+        how = InterpolationMode(self.interpolation)
+        resized = transforms.resize(images.float(), size, how, antialias=True)
+        # bicubic overshoots; bytes cannot, so the references clip. The gradient goes on as if they did not
+        resized = resized + (resized.clamp(0, 1) - resized).detach()
+        if self.crop:
+            resized = center_crop_or_pad(resized, list(self.crop), fill=self.fill)  # pyright: ignore
+        return transforms.normalize(resized, list(self.mean), list(self.std))
+
+
+def of_open_clip(model: Any) -> Preprocess:
+    """What `open_clip.create_model_from_pretrained` would make a transform of."""
+    cfg = open_clip.get_model_preprocess_cfg(model)
+    size = cfg["size"] if isinstance(cfg["size"], Sequence) else (cfg["size"], cfg["size"])
+    crop = None if cfg["resize_mode"] == "squash" else tuple(size)
+    how = "bilinear" if cfg["interpolation"] == "bilinear" else "bicubic"  # "random" is training's
+    fill = cfg["fill_color"] / 255
+    return Preprocess(tuple(size), cfg["resize_mode"], crop, how, cfg["mean"], cfg["std"], fill)
+
+
+def of_transformers(name: str) -> Preprocess:
+    """What the image processor of that name or folder says. Raises ValueError where it does anything else."""
+    cfg = transformers.AutoImageProcessor.from_pretrained(name).to_dict()
+    size, crop = cfg["size"], cfg.get("crop_size") or {}
+    if not cfg["do_resize"] or set(size) not in ({"shortest_edge"}, {"height", "width"}):
+        raise ValueError(
+            f"the image processor does not resize to a side or to height and width, but to {size}"
+        )
+    edge = size.get("shortest_edge")
+    shape = (edge, edge) if edge else (size["height"], size["width"])
+    cropped = (crop["height"], crop["width"]) if cfg.get("do_center_crop") else None
+    mean, std = (cfg["image_mean"], cfg["image_std"]) if cfg["do_normalize"] else ([0.0] * 3, [1.0] * 3)
+    how = RESAMPLE[int(cfg["resample"])]
+    return Preprocess(shape, "shortest" if edge else "squash", cropped, how, mean, std)
