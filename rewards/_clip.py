@@ -14,14 +14,13 @@ from ddpo.rewards import UserError
 
 from ._embedded import folder
 from ._preprocess import of_open_clip, of_transformers
-from ._weights import loading, pretrained
+from ._weights import loading, whole
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class _OpenClip:
-    """`hf-hub:NAME`, `local-dir:FOLDER` or ARCHITECTURE/TAG, as `ViT-L-14/openai`; or an architecture
-    and the file of its weights."""
+    """`hf-hub:NAME`, `local-dir:FOLDER`, `ViT-L-14/openai`; or an architecture and a file of weights."""
 
     def __init__(
         self, name: str, checkpoint: str, device: torch.device | str, dtype: torch.dtype, **preprocess: Any
@@ -50,7 +49,7 @@ class _Transformers:
     """
 
     def __init__(self, name: str, processor: str, device: torch.device | str, dtype: torch.dtype) -> None:
-        self.model = pretrained(transformers.AutoModel, name, device, dtype)
+        self.model = whole(transformers.AutoModel, name, device, dtype)
         self.preprocess = of_transformers(processor or name)
         self.pair = hasattr(self.model, "get_image_features")
         self.length = self.model.config.text_config.max_position_embeddings if self.pair else 0
@@ -65,9 +64,8 @@ class _Transformers:
 
     def text(self, prompts: list[str], device: torch.device) -> Tensor:
         # always to the full length: SigLIP needs it, and an image's score must not depend on the batch
-        rows = self.tokens(
-            prompts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
-        )
+        length = {"padding": "max_length", "truncation": True, "max_length": self.length}
+        rows = self.tokens(prompts, **length, return_tensors="pt")
         return self.model.get_text_features(**rows.to(device)).pooler_output
 
 
@@ -88,13 +86,13 @@ class Encoder:
             name = f"local-dir:{name}"
         architecture, _, tag = name.partition("/")
         known = architecture in open_clip.list_models()
-        if known and tag not in (tags := open_clip.list_pretrained_tags_by_model(architecture)) and tag:
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        if known and not checkpoint and tag not in tags:
             raise UserError(f"{option}: {architecture} has no weights {tag!r}; there are: {', '.join(tags)}")
-        theirs = known or name.startswith(("hf-hub:", "local-dir:"))
         if batch_size < 1:
             raise UserError(f"{option.partition('.')[0]}.batch_size: {batch_size}; take 1 or more")
-        with loading(option, name):
-            if theirs:
+        with loading(option, checkpoint or name):
+            if checkpoint or known or name.startswith(("hf-hub:", "local-dir:")):
                 self.towers = _OpenClip(name, checkpoint, device, dtype, **preprocess)
             else:
                 self.towers = _Transformers(name, processor, device, dtype)

@@ -63,9 +63,7 @@ def of_transformers(name: str) -> Preprocess:
     cfg = transformers.AutoImageProcessor.from_pretrained(name).to_dict()
     size, crop = cfg["size"], cfg.get("crop_size") or {}
     if not cfg["do_resize"] or set(size) not in ({"shortest_edge"}, {"height", "width"}):
-        raise ValueError(
-            f"the image processor does not resize to a side or to height and width, but to {size}"
-        )
+        raise ValueError(f"the image processor resizes to {size}, neither to a side nor to height and width")
     edge = size.get("shortest_edge")
     shape = (edge, edge) if edge else (size["height"], size["width"])
     cropped = (crop["height"], crop["width"]) if cfg.get("do_center_crop") else None

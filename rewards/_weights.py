@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+from torch import Tensor
 
 from ddpo.rewards import UserError
 
@@ -41,7 +43,7 @@ def loading(option: str, name: str) -> Iterator[None]:
         ) from error
 
 
-def pretrained(kind: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> Any:
+def whole(kind: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> Any:
     """`kind.from_pretrained(name)` in eval mode, without gradients of its own.
 
     Raises ValueError where weights are missing: transformers would draw them at random and only log it.
@@ -59,3 +61,10 @@ def file(name: str, wanted: str) -> str:
     if place.is_file():
         return name
     return str(place / wanted) if place.is_dir() else hf_hub_download(name, wanted)
+
+
+def tensors(file: str) -> dict[str, Tensor]:
+    """The named tensors of a .safetensors file or of one that torch saved; nothing else is unpickled."""
+    if file.endswith(".safetensors"):
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
