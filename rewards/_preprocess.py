@@ -1,13 +1,13 @@
 """The preprocessing of a checkpoint on tensors, never through Pillow, so that gradients reach the pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import open_clip
+import torch
 import transformers
 from jaxtyping import Float
-from open_clip.transform import center_crop_or_pad
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
@@ -20,6 +20,7 @@ class Preprocess:
     """Resize (antialiased, as Pillow does), crop or pad to the centre, normalise: what a checkpoint says.
 
     `mode` is which side of the image is brought to `size`: the shortest, the longest, or both (squash).
+    `whole` is the library's way to a whole number of pixels cut off where it is a half.
     """
 
     size: tuple[int, int]
@@ -29,23 +30,36 @@ class Preprocess:
     mean: Sequence[float]
     std: Sequence[float]
     fill: float = 0.0
+    whole: Callable[[float], int] = round
 
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 height width"]:
-        (height, width), (high, wide) = images.shape[-2:], self.size
-        if self.mode == "squash":
-            size = [high, wide]
-        elif self.mode == "shortest" and high == wide:
-            size = [high]  # torchvision rounds the other side down
-        else:
-            ratio = (max if self.mode == "longest" else min)(height / high, width / wide)
-            size = [round(height / ratio), round(width / ratio)]
+        resized, (to_height, to_width) = images.float(), self._size(*images.shape[-2:])
         how = InterpolationMode(self.interpolation)
-        resized = transforms.resize(images.float(), size, how, antialias=True)
-        # bicubic overshoots; bytes cannot, so the references clip. The gradient goes on as if they did not
-        resized = resized + (resized.clamp(0, 1) - resized).detach()
+        for size in ((images.shape[-2], to_width), (to_height, to_width)):  # width first: Pillow's order
+            resized = transforms.resize(resized, list(size), how, antialias=True)
+            # bicubic overshoots; bytes cannot, so Pillow clips. The gradient goes on as if it did not
+            resized = resized + (resized.clamp(0, 1) - resized).detach()
         if self.crop:
-            resized = center_crop_or_pad(resized, list(self.crop), fill=self.fill)  # pyright: ignore
+            (height, width), (high, wide) = resized.shape[-2:], self.crop
+            up, left = self._margin(high - height), self._margin(wide - width)
+            margins = (left, wide - width - left, up, high - height - up)
+            resized = torch.nn.functional.pad(resized, margins, value=self.fill)
         return transforms.normalize(resized, list(self.mean), list(self.std))
+
+    def _margin(self, missing: int) -> int:
+        """The pixels before the image; below 0 they are cut off."""
+        return missing // 2 if missing > 0 else -self.whole(-missing / 2)
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """What an image of this size is resized to, in each library's own rounding."""
+        high, wide = self.size
+        if self.mode == "squash":
+            return high, wide
+        if self.mode == "shortest" and high == wide:
+            short = min(height, width)
+            return int(high * height / short), int(high * width / short)
+        ratio = (max if self.mode == "longest" else min)(height / high, width / wide)
+        return round(height / ratio), round(width / ratio)
 
 
 def of_open_clip(model: Any) -> Preprocess:
@@ -69,4 +83,4 @@ def of_transformers(name: str) -> Preprocess:
     cropped = (crop["height"], crop["width"]) if cfg.get("do_center_crop") else None
     mean, std = (cfg["image_mean"], cfg["image_std"]) if cfg["do_normalize"] else ([0.0] * 3, [1.0] * 3)
     how = RESAMPLE[int(cfg["resample"])]
-    return Preprocess(shape, "shortest" if edge else "squash", cropped, how, mean, std)
+    return Preprocess(shape, "shortest" if edge else "squash", cropped, how, mean, std, whole=int)

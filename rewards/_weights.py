@@ -1,5 +1,6 @@
 """Weights from a folder or from the Hub: loaded whole, or refused in one line."""
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ def loading(option: str, name: str) -> Iterator[None]:
 
     `option` is the reward's, as `clip_score.pretrained`. Raises UserError.
     """
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # what the libraries log of a failure, the line says
     try:
         yield
     except UserError:
@@ -41,6 +44,8 @@ def loading(option: str, name: str) -> Iterator[None]:
         raise UserError(
             f"{option}: {name} is no folder here and did not load from the Hub; {remedy} ({told})"
         ) from error
+    finally:
+        logging.disable(before)
 
 
 def whole(kind: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> Any:
@@ -58,9 +63,11 @@ def whole(kind: Any, name: str, device: torch.device | str, dtype: torch.dtype) 
 def file(name: str, wanted: str) -> str:
     """The file `wanted` of a folder or of a repository on the Hub; `name` itself if it is a file."""
     place = Path(name)
-    if place.is_file():
-        return name
-    return str(place / wanted) if place.is_dir() else hf_hub_download(name, wanted)
+    if place.is_dir() and not (place / wanted).is_file():
+        raise FileNotFoundError(f"no {wanted}")
+    if place.is_dir():
+        return str(place / wanted)
+    return name if place.is_file() else hf_hub_download(name, wanted)
 
 
 def tensors(file: str) -> dict[str, Tensor]:

@@ -29,8 +29,9 @@ class clip_score:
         pretrained: str = "openai/clip-vit-large-patch14", batch_size: int = 16,
     ) -> None:  # fmt: skip
         self.encoder = Encoder(
-            pretrained, option="clip_score.pretrained", device=device, dtype=dtype, batch_size=batch_size
-        )
+            pretrained, option="clip_score.pretrained", device=device, dtype=dtype, batch_size=batch_size,
+            text=True,
+        )  # fmt: skip
 
     def __call__(
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddpo.rewards import UserError
+
 from ._clip import Encoder
 from ._weights import file, loading
 
@@ -38,11 +40,14 @@ class hps:
         if architecture.endswith(".json"):
             open_clip.add_model_config(Path(architecture))
             architecture = Path(architecture).stem
+        if architecture not in open_clip.list_models():
+            known = "ViT-H-14 is the published one's; a JSON file has embed_dim, vision_cfg and text_cfg"
+            raise UserError(f"hps.architecture: open_clip knows no {architecture!r}; {known}")
         with loading("hps.pretrained", pretrained):
             checkpoint = file(pretrained, FILES[version])
         self.encoder = Encoder(
             architecture, option="hps.pretrained", device=device, dtype=dtype, batch_size=batch_size,
-            checkpoint=checkpoint, resize_mode="longest",
+            text=True, checkpoint=checkpoint, resize_mode="longest",
         )  # fmt: skip
 
     def __call__(

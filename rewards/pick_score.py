@@ -33,7 +33,7 @@ class pick_score:
     ) -> None:  # fmt: skip
         self.encoder = Encoder(
             pretrained, option="pick_score.pretrained", device=device, dtype=dtype, batch_size=batch_size,
-            processor=processor,
+            text=True, processor=processor,
         )  # fmt: skip
         self.scale = self.encoder.towers.model.logit_scale.float().exp()
 

@@ -20,7 +20,8 @@ def sharpness(
     """
     y = luma(images)
     around = y[:, :-2, 1:-1] + y[:, 2:, 1:-1] + y[:, 1:-1, :-2] + y[:, 1:-1, 2:]
-    return (around - 4 * y[:, 1:-1, 1:-1]).flatten(1).var(1, correction=0)
+    laplacian = (around - 4 * y[:, 1:-1, 1:-1]).flatten(1)
+    return (laplacian - laplacian.mean(1, keepdim=True)).square().mean(1)
 
 
 sharpness.differentiable = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -71,11 +71,8 @@ def clip_config(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def _flipped() -> dict[str, int]:
     """With the end of the text as the highest id: there open_clip takes the text's feature."""
-    words = _alphabet()
-    return {word: len(words) - 1 - i for word, i in words.items()} | {
-        "<|startoftext|>": len(words) - 2,
-        "<|endoftext|>": len(words) - 1,
-    }
+    words = list(_alphabet())
+    return {word: number for number, word in enumerate([*words[2:], *words[:2]])}
 
 
 def local_clip(folder: Path, preprocess: dict[str, Any] | None = None, **changes: Any) -> str:
@@ -94,7 +91,7 @@ def head(file: Path, widths: tuple[int, ...] = (16, 12, 10, 8, 6, 1)) -> str:
     noise = torch.Generator().manual_seed(3)
     state = {}
     for number, take, give in zip((0, 2, 4, 6, 7), widths, widths[1:], strict=False):
-        state[f"layers.{number}.weight"] = torch.randn(give, take, generator=noise)
+        state[f"layers.{number}.weight"] = torch.randn(give, take, generator=noise) / take**0.5
         state[f"layers.{number}.bias"] = torch.randn(give, generator=noise)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, file) if file.suffix == ".safetensors" else torch.save(state, file)
@@ -117,7 +114,7 @@ def classifier(folder: Path) -> str:
 
 
 def hps_files(folder: Path) -> dict[str, str]:
-    """HPS_v2_compressed.pt and HPS_v2.1_compressed.pt, {'state_dict': ...} as published, and the architecture."""
+    """Both checkpoints, {'state_dict': ...} as published, and a file with their architecture."""
     folder.mkdir(parents=True, exist_ok=True)
     config = clip_config(folder)
     for seed, version in enumerate(("v2", "v2.1")):
@@ -138,8 +135,6 @@ def bert(folder: Path) -> str:
         "[CLS]",
         "[SEP]",
         "[MASK]",
-        "fox",
-        "cat",
         *letters,
         *(f"##{x}" for x in letters),
     ]
@@ -160,23 +155,23 @@ MED = {  # what the authors' med_config.json says, made small
 def blip_state(
     med: dict[str, Any] = MED, width: int = 64, depth: int = 2, side: int = 8, size: int = 32
 ) -> dict[str, Tensor]:
-    """Random weights under the names of the ImageReward checkpoint, shaped as its ViT, its BERT and its head."""
-    noise = torch.Generator().manual_seed(5)
+    """Random weights under the names of the ImageReward checkpoint: its ViT, its BERT, its head."""
     state: dict[str, Tensor] = {}
+    torch.manual_seed(5)
 
     def linear(name: str, take: int, give: int) -> None:
-        state[f"{name}.weight"] = torch.randn(give, take, generator=noise) / take**0.5
-        state[f"{name}.bias"] = 0.1 * torch.randn(give, generator=noise)
+        state[f"{name}.weight"] = torch.randn(give, take) / take**0.5
+        state[f"{name}.bias"] = 0.1 * torch.randn(give)
 
     def norm(name: str, of: int) -> None:
-        state[f"{name}.weight"] = 1 + 0.1 * torch.randn(of, generator=noise)
-        state[f"{name}.bias"] = 0.1 * torch.randn(of, generator=noise)
+        state[f"{name}.weight"] = 1 + 0.1 * torch.randn(of)
+        state[f"{name}.bias"] = 0.1 * torch.randn(of)
 
     eye, read, hidden = "blip.visual_encoder", "blip.text_encoder", med["hidden_size"]
-    state[f"{eye}.cls_token"] = torch.randn(1, 1, width, generator=noise)
-    state[f"{eye}.pos_embed"] = torch.randn(1, (size // side) ** 2 + 1, width, generator=noise)
-    state[f"{eye}.patch_embed.proj.weight"] = 0.2 * torch.randn(width, 3, side, side, generator=noise)
-    state[f"{eye}.patch_embed.proj.bias"] = torch.randn(width, generator=noise)
+    state[f"{eye}.cls_token"] = torch.randn(1, 1, width)
+    state[f"{eye}.pos_embed"] = torch.randn(1, (size // side) ** 2 + 1, width)
+    state[f"{eye}.patch_embed.proj.weight"] = 0.2 * torch.randn(width, 3, side, side)
+    state[f"{eye}.patch_embed.proj.bias"] = torch.randn(width)
     for i in range(depth):
         block = f"{eye}.blocks.{i}"
         norm(f"{block}.norm1", width)
@@ -188,8 +183,8 @@ def blip_state(
     norm(f"{eye}.norm", width)
     words, places = med["vocab_size"], med["max_position_embeddings"]
     state[f"{read}.embeddings.position_ids"] = torch.arange(places)[None]
-    state[f"{read}.embeddings.word_embeddings.weight"] = torch.randn(words, hidden, generator=noise)
-    state[f"{read}.embeddings.position_embeddings.weight"] = torch.randn(places, hidden, generator=noise)
+    state[f"{read}.embeddings.word_embeddings.weight"] = torch.randn(words, hidden)
+    state[f"{read}.embeddings.position_embeddings.weight"] = torch.randn(places, hidden)
     norm(f"{read}.embeddings.LayerNorm", hidden)
     for i in range(med["num_hidden_layers"]):
         layer = f"{read}.encoder.layer.{i}"
