@@ -8,7 +8,7 @@ import transformers
 from torch import Tensor
 
 from ._preprocess import of_open_clip, of_transformers
-from ._weights import whole
+from ._weights import pretrained
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -37,13 +37,13 @@ class OpenClip:
 
 
 class Transformers:
-    """A name on the Hub or a folder: CLIP, SigLIP and other pairs of towers, or DINO's image tower alone.
+    """A name on the Hub or a folder: CLIP, SigLIP (pairs of towers), or DINO's image tower alone.
 
     `processor` is where the image processor and the tokenizer are, if not beside the weights.
     """
 
     def __init__(self, name: str, processor: str, device: torch.device | str, dtype: torch.dtype) -> None:
-        self.model = whole(transformers.AutoModel, name, device, dtype)
+        self.model = pretrained(transformers.AutoModel, name, device, dtype)
         self.preprocess = of_transformers(processor or name)
         self.pair = hasattr(self.model, "get_image_features")
         self.length = self.model.config.text_config.max_position_embeddings if self.pair else 0

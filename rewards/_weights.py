@@ -48,7 +48,7 @@ def loading(option: str, name: str) -> Iterator[None]:
         logging.disable(before)
 
 
-def whole(kind: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> Any:
+def pretrained(kind: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> Any:
     """`kind.from_pretrained(name)` in eval mode, without gradients of its own.
 
     Raises ValueError where weights are missing: transformers would draw them at random and only log it.

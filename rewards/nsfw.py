@@ -11,7 +11,8 @@ from transformers import AutoModelForImageClassification
 from ddpo.rewards import UserError
 
 from ._preprocess import of_transformers
-from ._weights import loading, whole
+from ._weights import loading
+from ._weights import pretrained as load
 
 
 class nsfw:
@@ -34,7 +35,7 @@ class nsfw:
         if batch_size < 1:
             raise UserError(f"nsfw.batch_size: {batch_size}; take 1 or more")
         with loading("nsfw.pretrained", pretrained):
-            self.model = whole(AutoModelForImageClassification, pretrained, device, dtype)
+            self.model = load(AutoModelForImageClassification, pretrained, device, dtype)
             self.preprocess = of_transformers(pretrained)
         numbers = {str(name).lower(): number for number, name in self.model.config.id2label.items()}
         if label.lower() not in numbers:
