@@ -404,6 +404,7 @@ def test_the_true_image_reward_fits() -> None:
         vision, text = model.config.vision_config, model.config.text_config
         assert (vision.num_attention_heads, vision.image_size, vision.num_hidden_layers) == (16, 224, 24)
         assert text.num_attention_heads == 12
+        assert (vision.layer_norm_eps, text.layer_norm_eps) == (1e-6, 1e-12)  # transformers' BLIP has 1e-5
         del towers["text_encoder.encoder.layer.3.crossattention.self.key.weight"]
         with pytest.raises(
             ValueError, match=r"1 weights are missing or unknown, as .*layer.3.crossattention"
@@ -512,8 +513,13 @@ def test_any_batch_size_any_type(name: str, zoo: dict[str, Any]) -> None:
     images = torch.cat([from_pil([picture(40, 30).rotate(20 * i)]) for i in range(5)])
     prompts = ["a fox", "a much longer prompt", "", "a fox", "two"]
     params = zoo[name]
-    whole = build(name, **params)(images, prompts, [{}] * 5)
+    reward = build(name, **params)
+    whole = reward(images, prompts, [{}] * 5)
     assert whole.shape == (5,) and whole.dtype == torch.float32 and len(whole.unique()) == 5
+    if name != "diversity":
+        rows = zip(images.split(1), prompts, strict=True)
+        alone = torch.cat([reward(image, [prompt], [{}]) for image, prompt in rows])
+        assert torch.allclose(alone, whole, rtol=1e-4, atol=1e-5), "each image with its own prompt"
     for batch_size in (1, 2, 5):
         parts = build(name, batch_size=batch_size, **params)(images, prompts, [{}] * 5)
         assert torch.allclose(parts, whole, rtol=1e-4, atol=1e-5)
