@@ -24,9 +24,8 @@ later layers take some wrong animals and activities for the right ones (recall 0
 class BertScore:
     """`encoder` is a name on the Hub, a folder, a pipeline's folder (its text encoder), or emoji.
 
-    `layer` 0 is the embeddings; None: what LAYERS says, else the last. Always fp32: the scores of good and bad
-    answers lie close together. Raises UserError where it cannot be loaded, said
-    of the reward's `option`.
+    `layer` 0 is the embeddings; None: what LAYERS says, else the last. Always fp32: the scores of good and
+    bad answers lie close together. Raises UserError where it cannot be loaded, said of the reward's `option`.
     """
 
     def __init__(self, encoder: str, layer: int | None, option: str, device: torch.device | str) -> None:

@@ -51,30 +51,29 @@ def read(choice: Any, judge: str, low: float, high: float) -> float:
         raise Unreadable(f"an answer without text: {text!r}")
     if judge == "yes_no":
         return yes_or_no(text)
+    if choice.finish_reason == "length":  # the number may have been cut off too
+        raise Unreadable(f"an answer that does not end: {text[:60]!r}")
     return axes(text) if judge == "unified_reward" else rating(text, low, high)
 
 
 def rating(text: str, low: float, high: float) -> float:
     """(x - low) / (high - low) of an answer that is a number on this scale: `4`, `4.`, `Score: 4/5`."""
-    found = re.fullmatch(
-        rf"\W*(?:score|rating|answer)?[\s:*]*({NUMBER})(?:\s*/\s*{NUMBER})?[\s.*]*", text, re.I
-    )
-    return _share(found, text, low, high)
+    scale = rf"(?:\s*(?:/|out of)\s*{re.escape(f'{high:g}')})?"
+    found = re.fullmatch(rf"[\s*]*(?:score|rating|answer)?[\s:*]*({NUMBER}){scale}[\s.*]*", text, re.I)
+    return _share([found[1]] if found else [], text, low, high)
 
 
 def axes(text: str) -> float:
     """Mean over alignment, coherence and style of (x - 1) / 4, each given once as `Style Score (1-5): x`."""
-    shares = []
-    for axis in AXES:
-        lines = list(re.finditer(rf"{axis} Score \(1-5\):[\s*]*({NUMBER})(?![\d.]*\d)", text))
-        shares.append(_share(lines[0] if len(lines) == 1 else None, text, 1, 5))
-    return sum(shares) / len(shares)
+    lines = {axis: rf"^{axis} Score \(1-5\): *({NUMBER}) *$" for axis in AXES}
+    return sum(_share(re.findall(line, text, re.M), text, 1, 5) for line in lines.values()) / len(AXES)
 
 
-def _share(found: re.Match[str] | None, text: str, low: float, high: float) -> float:
-    if not found or not low <= float(found[1]) <= high:
+def _share(found: Sequence[str], text: str, low: float, high: float) -> float:
+    """Raises Unreadable unless one number was found, and lies on the scale."""
+    if len(found) != 1 or not low <= float(found[0]) <= high:
         raise Unreadable(f"no number from {low:g} to {high:g} in the answer {text[:60]!r}")
-    return (float(found[1]) - low) / (high - low)
+    return (float(found[0]) - low) / (high - low)
 
 
 def yes_or_no(text: str) -> float:

@@ -61,6 +61,10 @@ class vlm_judge:
             raise UserError(f"vlm_judge.base_url: {base_url!r} is no address; write http://HOST:PORT/v1")
         if not low < high:
             raise UserError(f"vlm_judge.low: {low:g} is not below high, {high:g}")
+        if concurrency < 1 or retries < 0 or not (timeout_s > 0 and backoff_s >= 0):
+            raise UserError(
+                "vlm_judge: concurrency and timeout_s must be above 0, retries and backoff_s not below"
+            )
         key = os.environ.get(api_key_variable, "") if api_key_variable else ""
         if api_key_variable and not key:
             raise UserError(f"vlm_judge.api_key_variable: {api_key_variable} is not set in the environment")
