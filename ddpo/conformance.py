@@ -26,7 +26,7 @@ from ddpo.rewards import Score, groupwise
 PROMPTS = (
     Prompt("a fox", {"animal": "fox"}),
     Prompt("a cat riding a bike", {"animal": "cat", "activity": "riding a bike"}),
-    Prompt("two dogs", {"animal": "dog", "count": 2}), Prompt("an ant", {"animal": "ant"}),
+    Prompt("two dogs", {"animal": "dog", "count": 2, "text": "dogs"}), Prompt("an ant", {"animal": "ant"}),
     Prompt("a cow playing chess", {"animal": "cow", "activity": "playing chess"}),
     Prompt("a fish", {"animal": "fish"}),
 )  # fmt: skip

@@ -27,8 +27,8 @@ class counting:
 
     `pretrained` is an OWLv2 or a GroundingDINO: a name on the Hub, or a folder. `query` is what it looks for,
     with {noun} filled in. `threshold` is the certainty, from 0 to 1, from which a box counts; it belongs to a
-    detector and a style of images, so look at a few. `score` is distance (-|found - count|, at most 0) or exact
-    (1 where they are equal, else 0). `batch_size` images are judged at once.
+    detector and a style of images, so look at a few. `score` is distance (-|found - count|, at most 0) or
+    exact (1 where they are equal, else 0). `batch_size` images are judged at once.
     """
 
     def __init__(

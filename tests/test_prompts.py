@@ -205,6 +205,12 @@ def test_counting() -> None:
         word, plural = prompt.text.split()
         assert words[prompt.metadata["count"]] == word
         plurals.setdefault(prompt.metadata["animal"], set()).add(plural)
+        number, animal = prompt.metadata["questions"]
+        assert number == f"How many {plural} are there in this image?" and animal.startswith("What animal")
+        assert prompt.metadata["answers"] == [
+            [word, str(prompt.metadata["count"])],
+            prompt.metadata["animal"],
+        ]
     assert len(plurals) == 22 and set(plurals) <= set(scenes.ANIMALS)
     irregular = {"fox": "foxes", "wolf": "wolves", "mouse": "mice", "butterfly": "butterflies"}
     assert plurals == {animal: {irregular.get(animal, f"{animal}s")} for animal in plurals}
