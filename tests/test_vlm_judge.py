@@ -39,7 +39,7 @@ def serve() -> Iterator[Callable[..., Judge]]:
 
 
 def build(url: str, **params: Any) -> rewards.Reward:
-    return rewards.build("vlm_judge", params={"base_url": url, "timeout_s": 0.4, "backoff_s": 0.01, **params})
+    return rewards.build("vlm_judge", params={"base_url": url, "timeout_s": 20, "backoff_s": 0.01, **params})
 
 
 def pictures(count: int) -> Tensor:
@@ -141,7 +141,7 @@ def wrong(question: str, times: int, request: dict[str, Any]) -> Reply:
     good = choice(chances={"Yes": 0.9, "No": 0.1})
     fault = question.split("'")[1]
     if fault in ("slow", "late"):
-        time.sleep(0.8 if fault == "slow" or times == 1 else 0)
+        time.sleep(3 if fault == "slow" or times == 1 else 0)
     faults: dict[str, Reply] = {
         "error 500": (500, {"error": "out of memory"}), "busy": (503, b"busy"), "limit": (429, good),
         "garbage": (200, b"<html>502</html>"), "half": (200, json.dumps(good).encode()[:-9]),
@@ -170,7 +170,9 @@ def test_no_fault_makes_a_score(serve: Callable[..., Judge], caplog: pytest.LogC
     """All at once: each fault costs its own image its value, after all retries, and nobody else's."""
     judge = serve(wrong)
     with caplog.at_level(logging.WARNING, "ddpo"):
-        found = score(build(judge.url, retries=2), *FOREVER, *FINAL, "late", "a fox", "", "twice")
+        found = score(
+            build(judge.url, retries=2, timeout_s=1.5), *FOREVER, *FINAL, "late", "a fox", "", "twice"
+        )
     lost = len(FOREVER) + len(FINAL)
     assert [math.isnan(value) for value in found] == [True] * lost + [False, False, True, False]
     assert [found[i] for i in (lost, lost + 1, lost + 3)] == pytest.approx([0.9] * 3)

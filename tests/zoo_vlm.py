@@ -40,11 +40,11 @@ def llava(folder: Path) -> str:
     processor = captioner.processor()
     tokenizer = processor.tokenizer
     vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=64,
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=64,
         patch_size=8,
     )  # fmt: skip
     text = LlamaConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.5,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(LlavaConfig(
