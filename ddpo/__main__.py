@@ -10,7 +10,7 @@ from ddpo.errors import UserError, nearest
 
 COMMANDS = {
     "train": "train", "plan": "plan", "evaluate": "evaluate", "sample": "sample", "grid": "compare",
-    "export": "export_run", "score": "score", "check": "check", "list": "catalogue",
+    "export": "export_run", "score": "score", "serve": "serve", "check": "check", "list": "catalogue",
 }  # fmt: skip
 """Command -> module of this package, whose `main(argv)` it is."""
 

@@ -25,8 +25,8 @@ FLOORS = [
     ["finetuning", "judging", "planning", "export"],
     ["command"],
     [
-        "train", "plan", "evaluate", "sample", "compare", "score", "export_run", "check", "catalogue",
-        "__main__",
+        "train", "plan", "evaluate", "sample", "compare", "score", "serve", "export_run", "check",
+        "catalogue", "__main__",
     ],
 ]  # fmt: skip
 """From the ground up. A part imports from floors below its own and from inside itself, never sideways."""

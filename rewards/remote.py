@@ -1,0 +1,95 @@
+"""A reward that `ddpo serve` computes elsewhere: on another machine, GPU or set of packages."""
+
+import json
+import logging
+import math
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from threading import Semaphore, Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddpo.images import to_uint8
+from ddpo.rewards import UserError
+
+from ._http import ask
+from ._png import png
+
+log = logging.getLogger("ddpo")
+
+
+class remote:
+    """The score of a reward that a server computes: `ddpo serve --reward NAME` there, this here.
+
+    Images travel as 8-bit PNG; range and direction are the served reward's; not differentiable. `url` is the
+    server's address, as http://127.0.0.1:8000. `batch_size` is the number of images a request; two requests
+    are under way at once. `timeout_s` is how many seconds the server may be silent. `retries` is how often a
+    request is repeated, after 0.5, 1, 2, ... seconds, where the server is not reached, silent, breaks off or
+    has an error of its own (5xx, 429); then its images have no value (NaN), with a line in the log.
+
+    Raises UserError where that would not help: no server when the run begins, a request that it refuses
+    (4xx), an answer that is not one number or null an image, a reward that was changed.
+    """
+
+    def __init__(
+        self, *, device: torch.device | str, dtype: torch.dtype, url: str = "http://127.0.0.1:8000",
+        timeout_s: float = 60.0, retries: int = 3, batch_size: int = 4,
+    ) -> None:  # fmt: skip
+        try:
+            known = urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname
+        except ValueError:
+            known = False
+        if not known:
+            raise UserError(f"remote: url: {url!r} is not an address as http://127.0.0.1:8000")
+        self.url, self.timeout_s, self.retries = url.rstrip("/"), timeout_s, retries
+        self._stranger = f"remote: {self.url} does not answer as `ddpo serve` of this version does"
+        try:
+            health = ask(f"{self.url}/health", None, timeout_s, retries) or {}
+        except ConnectionError as error:
+            raise UserError(f"remote: {url} does not answer ({error}); start `ddpo serve` there") from error
+        if not isinstance(health.get("version"), str) or not isinstance(health.get("max_images"), int):
+            raise UserError(self._stranger)
+        self.version: str = health["version"]
+        self.batch_size = min(batch_size, health["max_images"])
+
+    def __call__(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> Float[Tensor, " B"]:
+        # two in flight: while the server scores one request, the next is sent and unpacked
+        chunks = [slice(first, first + self.batch_size) for first in range(0, len(images), self.batch_size)]
+        slots, answers = Semaphore(2), [Future[list[float]]() for _ in chunks]
+
+        def work(rows: slice, answer: Future[list[float]]) -> None:
+            with slots:
+                try:
+                    answer.set_result(self._scores(images[rows], prompts[rows], metadata[rows]))
+                except Exception as error:
+                    answer.set_exception(error)
+
+        for chunk in zip(chunks, answers, strict=True):  # daemons: a server that hangs must not hold us
+            Thread(target=work, args=chunk, daemon=True).start()
+        return torch.tensor([score for answer in answers for score in answer.result()])
+
+    def _scores(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Any]) -> list[float]:
+        """One request. Files are made one at a time: a whole batch would leave the processor's cache."""
+        files = [png(to_uint8(image[None].detach())[0].cpu().numpy()) for image in images]
+        others = json.dumps({"prompts": list(prompts), "metadata": [dict(row) for row in metadata]})
+        pictures = b'", "'.join(map(b64encode, files))  # json.dumps would look for what must be escaped
+        try:
+            body = b'{"images": ["%s"], %s' % (pictures, others[1:].encode())
+            found = ask(f"{self.url}/score", body, self.timeout_s, self.retries) or {}
+        except ConnectionError as error:
+            log.warning("remote: %s: no value after %d tries (%s)", self.url, self.retries + 1, error)
+            return [math.nan] * len(images)
+        scores = found["scores"] if isinstance(found.get("scores"), list) else []
+        numbers = [math.nan if score is None else score for score in scores]
+        if len(numbers) != len(images) or not all(type(number) in (int, float) for number in numbers):
+            raise UserError(self._stranger)
+        if found.get("version") != self.version:
+            raise UserError(f"remote: {self.url} has version {found.get('version')}, was {self.version}")
+        return numbers
