@@ -92,8 +92,9 @@ def run(plan: Plan, checkpoint_size: float | None) -> Lines:
     yield "iterations", f"{trainer.iterations:,}"
     yield "reward queries", many(drawn * samples, "image")
     yield "optimiser steps", f"{trainer.iterations * trainer.minibatches * trainer.epochs:,}"
-    seen = drawn / plan.prompts[0]
-    yield "prompts", f"{plan.prompts[0]:,}, each drawn {seen:.3g} times for {seen * samples:.3g} images"
+    count, seen = plan.prompts[0], drawn / max(plan.prompts[0], 1)
+    known = f"{count:,}, each drawn {seen:.3g} times for {seen * samples:.3g} images"
+    yield "prompts", known if count else f"unknown: the data set {plan.settings.prompts.dataset} is not here"
     written = -(-trainer.iterations // checkpoint.every)
     each = f", {size(checkpoint_size)} each" if checkpoint_size else ""
     yield "checkpoints", f"{written}, of which the last {min(checkpoint.keep_last, written)} are kept{each}"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ddpo import build, limits, memory, plugins, ranks
+from ddpo import build, limits, memory, plugins, prompts, ranks
 from ddpo.config import Config
 from ddpo.objectives import Objective
 from ddpo.rollout import Purpose, generator
@@ -39,7 +39,8 @@ class Plan:
     """A run, as far as its numbers depend on it.
 
     steps     of the sampler, those with a density, and the columns of a sample that enter a loss
-    prompts   in the training set, in its part that is shown in pictures, in the set judged on the way
+    prompts   in the training set (0: a data set that is not here), in its part that is shown in pictures,
+              in the set judged on the way
     policy    the model without its weights; None where its architecture is not known here
     """
 
@@ -71,9 +72,19 @@ def plan(settings: Config, processes: int = 1) -> Plan:
     columns = settings.objective.draws or count
     if not objective.denoising_errors:
         columns = int(build.subset(settings, dense)(dense, torch.Generator()).sum())
-    sets = build.evaluation_sets(settings)
-    prompts = len(build.prompt_set(settings)), len(sets[0]), len(sets[-1])
-    return Plan(settings, objective, processes, (count, int(dense.sum()), columns), prompts, policy)
+    steps = (count, int(dense.sum()), columns)
+    return Plan(settings, objective, processes, steps, _prompts(settings), policy)
+
+
+def _prompts(settings: Config) -> tuple[int, int, int]:
+    judged = settings.evaluation
+    try:
+        sets = build.evaluation_sets(settings)
+        return len(build.prompt_set(settings)), len(sets[0]), len(sets[-1])
+    except prompts.NotHere:
+        shown = judged.num_prompts or settings.log.images
+        held_out = prompts.load(judged.prompts)[: judged.num_prompts] if judged.prompts else range(shown)
+        return 0, shown, len(held_out)
 
 
 def _outline(settings: Config) -> Any:
@@ -88,11 +99,11 @@ def calls(plan: Plan, iteration: int) -> Counter[Call]:
     Those of the trained iteration, and of the pictures and the judging that follow it.
     """
     settings, trainer, found = plan.settings, plan.settings.trainer, Counter[Call]()
-    prompts, images = trainer.prompts_per_iteration, settings.sampler.batch_size
+    drawn, images = trainer.prompts_per_iteration, settings.sampler.batch_size
     sampling = Call("sampling", images, settings.sampler.guidance_scale != 1)
     updates = _updates(plan, iteration)
     for rank in range(plan.processes):
-        groups = ranks.share(prompts, rank, plan.processes)
+        groups = ranks.share(drawn, rank, plan.processes)
         chunks = ceil(len(groups) * trainer.samples_per_prompt / images)
         if not settings.objective.offline:
             found[sampling] += chunks * plan.steps[0]
@@ -105,7 +116,7 @@ def calls(plan: Plan, iteration: int) -> Counter[Call]:
             pairs = len(set(members) & set(groups)) * plan.samples * plan.steps[2]
             for call in each:
                 found[call] += ceil(pairs / call.rows)
-        spread = sum(prompts * i // KL_PAIRS in groups for i in range(KL_PAIRS))
+        spread = sum(drawn * i // KL_PAIRS in groups for i in range(KL_PAIRS))
         if spread and plan.steps[1] and not settings.objective.offline:
             found[sampling._replace(phase="kl_ref", rows=spread)] += 2
         if _due(settings.evaluation.every, iteration):

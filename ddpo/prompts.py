@@ -61,6 +61,10 @@ Row = tuple[str, dict[str, Any]]
 """A place for messages (`mine.jsonl, line 7`) and the columns found there, `prompt` among them."""
 
 
+class NotHere(UserError):
+    """The data set is not on this machine, nor can it be had from here."""
+
+
 def load(
     name: str | None = None,
     path: str | Path | None = None,
@@ -125,7 +129,7 @@ def _of_dataset(name: str, split: str, column: str) -> Iterator[Row]:
     try:
         import datasets
     except ImportError as error:
-        raise UserError("prompts.dataset: datasets is not installed; pip install 'ddpo[datasets]'") from error
+        raise NotHere("prompts.dataset: datasets is not installed; pip install 'ddpo[datasets]'") from error
     try:
         found = datasets.load_dataset(str(Path(name).expanduser()), split=split)
     except Exception as error:  # a dozen kinds: no network, no such name, split or folder, a broken file
@@ -133,7 +137,7 @@ def _of_dataset(name: str, split: str, column: str) -> Iterator[Row]:
         told += ", and HF_HUB_OFFLINE is set" * bool(os.environ.get("HF_HUB_OFFLINE"))
         remedy = "give a name of the Hub or a folder of parquet or jsonl files, and one of its splits"
         place = f"prompts.dataset: {name}, split {split}"
-        raise UserError(f"{place}: cannot be loaded ({told}); {remedy}") from error
+        raise NotHere(f"{place}: cannot be loaded ({told}); {remedy}") from error
     kinds = {key: str(getattr(kind, "dtype", "")) for key, kind in dict(found.features).items()}
     texts = [key for key, kind in kinds.items() if kind.endswith("string")]
     if column not in texts:

@@ -12,6 +12,7 @@ __call__. Attributes of the function or class say more of it:
     pairwise = True        called as (first, second, prompts, metadata), it returns preferences for the first,
                            in [0, 1]; an image's value is its win rate among the images of its prompt
     differentiable = True  a gradient reaches the images
+    version = "..."        what the values depend on besides its source and its options: a server's version
 """
 
 import ast
@@ -153,9 +154,6 @@ def build(
     target = cast(Any, plugins.load("rewards", name))
     options, is_class, version = dict(params or {}), isinstance(target, type), _version(target)
     pairwise = getattr(target, "pairwise", False)
-    if cache is not None and (pairwise or groupwise(target) or version == "unknown"):
-        why = "its source is not found" if version == "unknown" else "a value depends on the other images"
-        raise UserError(f"reward {name}: {why}, so that it cannot be cached; leave cache out")
     try:
         score = target(device=device, dtype=dtype, **options) if is_class else partial(target, **options)
     except UserError:
@@ -164,9 +162,14 @@ def build(
         raise UserError(f"reward {name} cannot be built: {where(error)}") from error
     if not is_class:
         update_wrapper(score, target)  # with its attributes
-    found = Reward(short_name(name), weight, win_rates(score) if pairwise else score, version, *gate)
-    identity = [found.name, version, options, str(dtype)]
-    return found if cache is None else replace(found, score=cached(found, cache, identity))
+    full = "-".join([version, *filter(None, [getattr(score, "version", None)])])
+    found = Reward(short_name(name), weight, win_rates(score) if pairwise else score, full, *gate)
+    if cache is None:
+        return found
+    if groupwise(found.score) or version == "unknown":
+        why = "its source is not found" if version == "unknown" else "a value depends on the other images"
+        raise UserError(f"reward {name}: {why}, so that it cannot be cached; leave cache out")
+    return replace(found, score=cached(found, cache, [found.name, full, options, str(dtype)]))
 
 
 def short_name(spec: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import binascii
+import hashlib
 import io
 import json
 import logging
@@ -10,6 +11,7 @@ import signal
 import socket
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +64,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--host {given.host} --port {given.port}: {error}; take another") from error
     device = str(ranks.state().device)
     reward = rewards.build(wanted.name, 1.0, wanted.params, device, DTYPES[given.dtype])
+    facts = json.dumps([reward.version, wanted.params, given.dtype], sort_keys=True)
+    reward = replace(reward, version=hashlib.sha256(facts.encode()).hexdigest()[:12])
     host, port = bound.getsockname()[:2]
     if not host.startswith(("127.", "::1")):
         log.warning("%s is not loopback: whoever reaches it can use the reward, there is no password", host)
@@ -77,14 +81,15 @@ def main(argv: list[str]) -> None:
 def application(reward: rewards.Reward, device: str = "cpu", most_bytes: int = 128_000_000) -> "FastAPI":
     """`GET /health` and `POST /score`, which gives the reward one request at a time.
 
-    A wrong request gets 400, 413 or 422, a reward that raises 500, with {"detail": one line}.
+    A wrong request gets 400, 413 or 422, a reward that raises 500, with {"detail": one line}. To a groupwise
+    reward, a request is a group.
     """
     from fastapi import FastAPI, HTTPException, Request
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import ClientDisconnect
 
     app, alone = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), threading.Lock()
-    about = {"reward": reward.name, "version": reward.version}
+    about = {"reward": reward.name, "version": reward.version, "groupwise": rewards.groupwise(reward.score)}
 
     def answer(body: bytes) -> list[float | None]:
         images, prompts, metadata = _read(body, most_bytes)

@@ -55,7 +55,8 @@ class remote:
         if not isinstance(health.get("version"), str) or not isinstance(health.get("max_images"), int):
             raise UserError(self._stranger)
         self.version: str = health["version"]
-        self.batch_size = min(batch_size, health["max_images"])
+        self.groupwise = bool(health.get("groupwise"))  # then all images of a call are one request
+        self.batch_size = health["max_images"] if self.groupwise else min(batch_size, health["max_images"])
 
     def __call__(
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]

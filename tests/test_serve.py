@@ -16,7 +16,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from typing import Any
@@ -144,6 +143,29 @@ def test_health(url: str) -> None:
     status, found = ask(url, b"", "/health", "GET")
     assert status == 200
     assert (found["reward"], found["version"], found["status"]) == ("moody", "v1", "ok")
+
+
+def test_the_version_names_the_source_and_the_server(url: str) -> None:
+    """So that a run's provenance and a cache's keys tell two served rewards apart."""
+    with serving(Reward("moody", 1.0, moody, "v2")) as other:
+        one, two = (client(each).version for each in (url, other))
+    assert one.endswith("-v1") and two.endswith("-v2") and one[:-1] == two[:-1]
+
+
+def test_a_reward_that_compares_gets_its_group_whole() -> None:
+    def share(images: Tensor, prompts: Sequence[str], metadata: Any) -> Tensor:
+        return images.mean((1, 2, 3)) / images.mean()
+
+    share.groupwise = True  # pyright: ignore[reportFunctionMemberAccess]
+    images = bytes_of(6)
+    with serving(Reward("share", 1.0, share, "v1")) as url:
+        reward = client(url, batch_size=2)
+        assert rewards.groupwise(reward.score)
+        assert reward(images, ["a"] * 6, [{}] * 6).equal(share(images, [], []))
+        with pytest.raises(
+            UserError, match="a value depends on the other images, so that it cannot be cached"
+        ):
+            rewards.build("remote", 1.0, {"url": url}, cache="nowhere")
 
 
 DAMAGED = base64.b64encode(base64.b64decode(png(size=(40, 40)))[:60]).decode()
@@ -398,20 +420,13 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_the_command_serves_and_stops() -> None:
-    """Loopback without a word, elsewhere with a warning; a second server on the port is refused."""
+    """From its first line to SIGTERM; a second server on the port is refused."""
     words = [sys.executable, "-m", "ddpo", "serve", "--reward", "jpeg_compressibility", "--port", "0"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    cases = (("127.0.0.1", signal.SIGTERM), ("0.0.0.0", signal.SIGINT))
-    with ExitStack() as stack:
-        started = [
-            stack.enter_context(subprocess.Popen([*words, "--host", host], env=helpers.one_thread(), **pipes))
-            for host, _ in cases
-        ]
-        for process in started:
-            stack.callback(process.kill)
-        for (host, number), process in zip(cases, started, strict=True):
+    with subprocess.Popen(words, env=helpers.one_thread(), **pipes) as process:
+        try:
             line = process.stdout.readline()
-            shown = rf"serving jpeg_compressibility, version \w+, on http://{host}:(\d+) until Ctrl\+C\n"
+            shown = r"serving jpeg_compressibility, version \w+, on http://127.0.0.1:(\d+) until Ctrl\+C\n"
             found = re.fullmatch(shown, line)
             assert found, line
             case = conformance.Case(client(f"http://127.0.0.1:{found[1]}").score)
@@ -419,7 +434,28 @@ def test_the_command_serves_and_stops() -> None:
             assert case.values(EVERY).equal(here.values(EVERY))
             with pytest.raises(UserError, match=f"--port {found[1]}: .*take another"):
                 serve.main(["--reward", "jpeg_compressibility", "--port", found[1]])
-            process.send_signal(number)
+            process.terminate()
             out, err = process.communicate(timeout=30)
-            assert (process.returncode, out) == (0, "")
-            assert ("0.0.0.0 is not loopback" in err) == (host == "0.0.0.0") and len(err.splitlines()) <= 1
+            assert (process.returncode, out, err) == (0, "", "")
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
+def test_only_loopback_goes_without_a_warning(
+    host: str, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ctrl+C ends it without a word."""
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    serve.main(["--reward", "jpeg_compressibility", "--port", "0", "--host", host])
+    assert ["is not loopback" in line for line in caplog.messages] == [True] * warned
+
+
+def test_the_default_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[socket.socket] = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: bound.extend(sockets))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    serve.main(["--reward", "jpeg_compressibility", "--port", "0"])
+    assert bound[0].getsockname()[0] == "127.0.0.1"
+    bound[0].close()
