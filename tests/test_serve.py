@@ -322,8 +322,13 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses
 
 
+def named(trouble: Any) -> str:
+    """The same in every process."""
+    return getattr(trouble, "__name__", str(trouble))
+
+
 @pytest.mark.parametrize(
-    "trouble", [(500, {}), (503, b"<html>"), (429, {}), hang_up, cut_short, too_late], ids=str
+    "trouble", [(500, {}), (503, b"<html>"), (429, {}), hang_up, cut_short, too_late], ids=named
 )
 def test_trouble_that_passes(trouble: Any, scripted: Any, no_pause: list[float]) -> None:
     """Two tries fail, the third is the answer."""
@@ -333,7 +338,7 @@ def test_trouble_that_passes(trouble: Any, scripted: Any, no_pause: list[float])
     assert [pause for pause in no_pause if pause] == [0.5, 1.0]
 
 
-@pytest.mark.parametrize("trouble", [(500, {}), hang_up, cut_short, too_late], ids=str)
+@pytest.mark.parametrize("trouble", [(500, {}), hang_up, cut_short, too_late], ids=named)
 def test_trouble_that_stays(
     trouble: Any, scripted: Any, no_pause: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
