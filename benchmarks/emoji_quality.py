@@ -1,4 +1,4 @@
-"""What the base can draw, by its own judge: `python benchmarks/emoji_quality.py --out runs/quality`.
+"""What the base can draw, by the world's two judges: `python benchmarks/emoji_quality.py --out runs/quality`.
 
 Single animals, held-out animals, and animals with an activity (in combinations that were trained and that
 never were), each prompt `--per-prompt` times; writes quality.json and a contact sheet for each set. Look at
@@ -55,6 +55,7 @@ def main() -> None:
     sampler = Sampler(steps, arguments.guidance_scale, batch_size=16)
     judges = [
         rewards.build("emoji_recognition", params={"captioner": arguments.captioner}),
+        rewards.build("emoji_clip"),
         rewards.build("jpeg_incompressibility"),
     ]
     found: dict[str, dict[str, float]] = {"scene_sizes_kb": scene_sizes()}
@@ -64,8 +65,10 @@ def main() -> None:
         shots = all_shots(policy, sampler, wanted, arguments.per_prompt, judges)
         scores = {judge.name: [shot.scores[judge.name] for shot in shots] for judge in judges}
         sizes = scores["jpeg_incompressibility"]
+        captioner, clip = scores["emoji_recognition"], scores["emoji_clip"]
         found[name] = {
-            "recognised": statistics.mean(scores["emoji_recognition"]), "images": len(shots),
+            "recognised": statistics.mean(captioner), "images": len(shots), "by_clip": statistics.mean(clip),
+            "agree": statistics.mean(a == b for a, b in zip(captioner, clip, strict=True)),
             "size_kb_mean": statistics.mean(sizes), "size_kb_sd": statistics.pstdev(sizes),
         }  # fmt: skip
         rows = [shots[i : i + arguments.per_prompt][:6] for i in range(0, len(shots), arguments.per_prompt)]

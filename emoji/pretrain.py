@@ -8,6 +8,8 @@ from OMP_NUM_THREADS (one by default: two threads on shared cores can be slower 
     decoder    its decoder alone, longer, with the encoder (and so every latent) left as it is
     captioner  the judge, on pictures and questions       weights/captioner
     unet       denoiser and text encoder, on VAE latents  weights/pipeline (the rest of it)
+    clip       the second judge, on pictures and captions weights/clip
+    aesthetic  its aesthetic head, on a formula's ratings weights/clip/aesthetic.safetensors
 """
 
 import argparse
@@ -28,6 +30,7 @@ WEIGHTS = Path(__file__).parents[1] / "ddpo" / "models" / "emoji" / "weights"
 STAGES = {
     "vae": "autoencoder:Training", "decoder": "autoencoder:DecoderTraining",
     "captioner": "captioner:Training", "unet": "denoiser:Training",
+    "clip": "clip:Training", "aesthetic": "aesthetic:Training",
 }  # fmt: skip
 
 
