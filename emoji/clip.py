@@ -8,7 +8,7 @@ import json
 import random
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
@@ -73,7 +73,7 @@ class Pipeline:
         self.unet = UNet2DConditionModel.from_pretrained(folder / "unet").to(device, torch.float32)  # pyright: ignore[reportArgumentType]
         self.text = CLIPTextModel.from_pretrained(folder / "text_encoder").to(device, torch.float32)  # pyright: ignore[reportArgumentType]
         self.words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        self.schedule = DDIMScheduler.from_pretrained(folder / "scheduler")
+        self.schedule = cast(DDIMScheduler, DDIMScheduler.from_pretrained(folder / "scheduler"))
 
     @torch.no_grad()
     def redrawn(self, pictures: Tensor, kinds: Tensor, steps: int, seed: int) -> Tensor:

@@ -106,7 +106,9 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, required=True)
     parser.add_argument("--steps", type=int, help="default: what the committed weights were trained for")
     parser.add_argument("--until", type=int, help="stop there, with the learning rate of the whole schedule")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of pipeline/ and captioner/")
+    parser.add_argument(
+        "--weights", type=Path, default=WEIGHTS, help="folder of pipeline/, captioner/, clip/"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints and logs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
