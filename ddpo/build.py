@@ -127,8 +127,10 @@ def evaluation_sets(settings: Config) -> list[PromptSet]:
 
 
 def reward_list(wanted: Sequence[config.Reward], device: torch.device, dtype: str) -> list[Reward]:
-    build = partial(rewards.build, device=device, dtype=DTYPES[dtype])
-    return [build(r.name, r.weight, r.params, gate=(r.min, r.max), cache=r.cache) for r in wanted]
+    where = device, DTYPES[dtype]
+    return [
+        rewards.build(r.name, r.weight, r.params, *where, (r.min, r.max), r.cache, r.label) for r in wanted
+    ]
 
 
 def all_rewards(settings: Config, model: Policy) -> list[Reward]:

@@ -102,6 +102,8 @@ class Reward:
     """an image with more is gated likewise"""
     cache: str | None = None
     """folder that keeps values from run to run; null: they are computed each time"""
+    label: str | None = None
+    """its name in metrics and results; null: the name without module or folder"""
 
 
 @dataclass

@@ -8,8 +8,11 @@ from typing import Any
 from ddpo import parsing
 from ddpo.config import Config
 from ddpo.errors import UserError, nearest
+from ddpo.images import GUARDS
 from ddpo.rewards import short_name
 
+TAKEN = ("mean", "std", "missing", "gated")
+"""What metrics call reward/... themselves."""
 TRACKERS = ("jsonl", "tensorboard", "wandb")
 
 
@@ -57,10 +60,7 @@ def _check_rewards(config: Config) -> None:
         raise UserError("rewards: needs at least one, as in --rewards '[{name: jpeg_compressibility}]'")
     if not any(reward.weight for reward in config.rewards):
         raise UserError("rewards: all weights are 0; give one another weight")
-    names = [short_name(reward.name) for reward in config.rewards]
-    for i, (reward, name) in enumerate(zip(config.rewards, names, strict=True)):
-        if names.index(name) < i:
-            raise UserError(f"rewards.{i}.name: {name} is there twice; give it once, with one weight")
+    for i, reward in enumerate(config.rewards):
         if reward.min is not None and reward.max is not None and reward.min > reward.max:
             raise UserError(
                 f"rewards.{i}.min: {reward.min} is above max {reward.max}, so no image could pass"
@@ -69,6 +69,15 @@ def _check_rewards(config: Config) -> None:
         if reward.min is not None or reward.max is not None:
             gate = "min" if reward.max is None else "max"
             raise UserError(f"eval_rewards.{i}.{gate}: a judge gates nothing; move {reward.name} to rewards")
+    seen: set[str] = set()
+    sections = {"rewards": config.rewards, "eval_rewards": config.eval_rewards}
+    for place, reward in [(f"{key}.{i}", r) for key, each in sections.items() for i, r in enumerate(each)]:
+        name, given = short_name(reward.name, reward.label), "label" if reward.label else "name"
+        if name in TAKEN or reward.label in GUARDS:
+            raise UserError(f"{place}.{given}: {name} is a name that metrics need; give another label")
+        if name in seen:
+            raise UserError(f"{place}.{given}: {name} is there twice; give it once, or one of them a label")
+        seen.add(name)
 
 
 def _check_ranges(config: Config) -> None:

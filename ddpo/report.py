@@ -82,13 +82,17 @@ class Run:
     @property
     def trained(self) -> list[str]:
         """The evaluated rewards that were trained on."""
-        named = {short_name(term["name"]) for term in self.config["rewards"] if term["weight"] != 0}
+        named = {name_of(term) for term in self.config["rewards"] if term["weight"] != 0}
         return [name for name in self.scores if name in named]
 
     @property
     def pairs(self) -> list[Match]:
         """The matches that have both a base and a tuned picture."""
         return [match for match in self.matches if {"base", "tuned"} <= match.images.keys()]
+
+
+def name_of(term: Json) -> str:
+    return short_name(term["name"], term.get("label"))
 
 
 def read(folder: Path) -> Run:
@@ -134,7 +138,8 @@ def render(template: str, run: Run, **values: Any) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), keep_trailing_newline=True,
         autoescape=jinja2.select_autoescape(["html.j2"]), trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"typeset": _typeset, "score": _score, "json": partial(json.dumps, indent=2)}
+    environment.filters |= {"typeset": _typeset, "score": _score, "called": name_of}
+    environment.filters["json"] = partial(json.dumps, indent=2)
     values |= {"run": run, "config": run.config, "name": run.folder.resolve().name, "alert": GUARD_ALERT}
     return environment.get_template(template).render(rows=rows(run), signs=signs(run), **values)
 
@@ -245,7 +250,7 @@ def _reward_curve(ax: Axes, run: Run) -> None:
     terms = run.config["rewards"]
     if [term["weight"] for term in terms] != [1.0] or not len(x):
         return  # a weighted sum has another scale than the evaluation of one reward
-    reward = short_name(terms[0]["name"])
+    reward = name_of(terms[0])
     _line(ax, *_series(run, f"eval/{reward}"), ORANGE, "evaluation during training")
     for set_name, color in zip(run.sets, (BLUE, ORANGE), strict=False):
         if entry := run.results["sets"][set_name].get(reward):

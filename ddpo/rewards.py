@@ -145,11 +145,12 @@ def build(
     dtype: torch.dtype = torch.float32,
     gate: tuple[float | None, float | None] = (None, None),
     cache: str | None = None,
+    label: str | None = None,
 ) -> Reward:
     """Find a reward by name, `module:attribute` or `file.py:function` and give it its options.
 
-    `gate` is its min and max, `cache` a folder. Raises UserError where it cannot be built. That it has these
-    options the configuration has checked.
+    `gate` is its min and max, `cache` a folder, `label` its name in metrics. Raises UserError where it cannot
+    be built. That it has these options the configuration has checked.
     """
     target = cast(Any, plugins.load("rewards", name))
     options, is_class, version = dict(params or {}), isinstance(target, type), _version(target)
@@ -163,19 +164,19 @@ def build(
     if not is_class:
         update_wrapper(score, target)  # with its attributes
     full = "-".join([version, *filter(None, [getattr(score, "version", None)])])
-    found = Reward(short_name(name), weight, win_rates(score) if pairwise else score, full, *gate)
+    found = Reward(short_name(name, label), weight, win_rates(score) if pairwise else score, full, *gate)
     if cache is None:
         return found
     if groupwise(found.score) or version == "unknown":
         why = "its source is not found" if version == "unknown" else "a value depends on the other images"
         raise UserError(f"reward {name}: {why}, so that it cannot be cached; leave cache out")
-    return replace(found, score=cached(found, cache, [found.name, full, options, str(dtype)]))
+    return replace(found, score=cached(found, cache, [short_name(name), full, options, str(dtype)]))
 
 
-def short_name(spec: str) -> str:
-    """The name in metrics: `redness` for `my/redness.py`, `my/reds.py:redness` and `package.reds:redness`."""
+def short_name(spec: str, label: str | None = None) -> str:
+    """The name in metrics, unless a label takes its place: `redness` for my/redness.py or a.b:redness."""
     name = spec.rsplit(":", 1)[-1]
-    return PurePath(name).stem if name.endswith(".py") else name
+    return label or (PurePath(name).stem if name.endswith(".py") else name)
 
 
 def _version(target: Callable[..., Any]) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddpo import command, config, limits, plugins
+from ddpo import build, command, config, limits, plugins
 from ddpo.config import Config, Lora, Objective, Prompts, Reward, Sampler, Trainer
 from ddpo.errors import Stopped, UserError
 
@@ -241,6 +242,13 @@ def test_a_path_of_prompts_takes_the_place_of_the_name(folder: Path) -> None:
         ({"rewards": [{"name": "toy", "weight": 0}]}, "all weights are 0"),
         ({"rewards": [{"name": "toy"}, {"name": "toy"}]}, "rewards.1.name: toy is there twice"),
         ({"rewards": [{"name": "toy"}, {"name": "rewards/toy.py"}]}, "rewards.1.name: toy is there twice"),
+        ({"eval_rewards": [{"name": "toy"}]}, "eval_rewards.0.name: toy is there twice; give it once, or"),
+        (
+            {"rewards": [{"name": "toy", "label": "a"}], "eval_rewards": [{"name": "toy", "label": "a"}]},
+            "eval_rewards.0.label: a is there twice",
+        ),
+        ({"rewards": [{"name": "toy", "label": "std"}]}, "rewards.0.label: std is a name that metrics need"),
+        ({"rewards": [{"name": "toy", "label": "saturation"}]}, "rewards.0.label: saturation is a name"),
         ({"rewards": [{"name": "toy", "max": float("inf")}]}, "rewards.0.max: must be finite"),
         ({"rewards": [{"name": "toy", "min": 2, "max": 1}]}, "rewards.0.min: 2.0 is above max 1.0"),
         ({"eval_rewards": [{"name": "toy", "max": 1}]}, "eval_rewards.0.max: a judge gates nothing"),
@@ -263,6 +271,15 @@ def test_check(folder: Path, change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=r".+: ") as caught:
         limits.check(config.load(base | change))
     assert words in str(caught.value)
+
+
+def test_labels_tell_two_of_a_kind_apart(folder: Path) -> None:
+    base = yaml.safe_load((folder / "toy.yaml").read_text())
+    entries = [{"name": "toy", "label": "first"}, {"name": "toy", "params": {"quality": 3}}]
+    found = config.load(base | {"rewards": entries, "eval_rewards": [{"name": "toy", "label": "judge"}]})
+    limits.check(found)
+    every = build.reward_list([*found.rewards, *found.eval_rewards], torch.device("cpu"), "fp32")
+    assert [reward.name for reward in every] == ["first", "toy", "judge"]
 
 
 def test_a_tracker_that_is_not_installed_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
