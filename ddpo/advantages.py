@@ -151,13 +151,16 @@ def lowered(
 ) -> Float[Tensor, " B"]:
     """Gated samples have the lowest reward of their group: none wins a comparison within it, all tie.
 
-    To leave them out instead would teach nothing; to give them an advantage of 0 while their high rewards
-    still raise the mean would push the others down.
+    A group that is all gated has the lowest reward of all that passed (if none did, of all), so that it gains
+    nothing where groups are compared. To leave gated samples out instead would teach nothing; to give them an
+    advantage of 0 while their high rewards still raise the mean would push the others down.
     """
-    found = reward.clone()
-    for g in group[gated].unique():
-        rows = (group == g) & ~reward.isnan()
-        found[rows & gated] = reward[rows].min()
+    found, present = reward.clone(), ~reward.isnan()
+    passed = present & ~gated
+    rest = passed if passed.any() else present
+    for g in group[gated & present].unique():
+        rows = (group == g) & present
+        found[rows & gated] = reward[rows if (rows & passed).any() else rest].min()
     return found
 
 

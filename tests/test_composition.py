@@ -21,6 +21,7 @@ from ddpo.advantages import Group, PerPrompt, PerReward
 from ddpo.errors import Stopped
 from ddpo.images import from_pil
 from ddpo.objectives import Batch
+from ddpo.objectives.rwr import weights
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.rewards import Reward
 from ddpo.scoring import Scorer
@@ -117,11 +118,35 @@ def test_a_gate_and_each_reward_by_itself() -> None:
 
 
 def test_a_gated_sample_above_the_mean_of_the_batch_has_no_advantage() -> None:
-    """All of the first group are gated, far above the others; nothing below 0 is touched."""
-    columns = {"a": [10.0, 11, 12, 13, *range(12)], "light": [1.0] * 4 + [0.5] * 12}
+    """The first group has a gated one, and is far above the others; nothing below 0 is touched."""
+    columns = {"a": [10.0, 11, 12, 13, *range(12)], "light": [0.5] * 3 + [1.0] + [0.5] * 12}
     batch, row = outcome(columns, JUDGES, advantage=BatchAdvantage())
-    assert batch.advantage[:4].tolist() == [0.0] * 4 and batch.reward[:4].tolist() == [10.0] * 4
-    assert (batch.advantage[4:] > 0).any() and row["reward/gated"] == 0.25
+    assert batch.reward[3] == 10 and batch.advantage[3] == 0 and batch.advantage[0] > 0
+    assert (batch.advantage[4:] < 0).any() and row["reward/gated"] == 1 / 16
+
+
+def test_a_group_that_is_all_gated_is_the_worst_of_the_iteration() -> None:
+    """Far above the others, it counts as the least of those that passed, NaN aside."""
+    columns = {"a": [10.0, 11, 12, 13, NAN, *range(1, 12)], "light": [1.0] * 4 + [0.5] * 12}
+    batch, _ = outcome(columns, JUDGES, advantage=BatchAdvantage())
+    assert batch.reward[:4].tolist() == [1.0] * 4 and batch.advantage[:4].max() < 0
+    for per_reward in (False, True):
+        advantage = PerReward(BatchAdvantage, {"a": 1.0}) if per_reward else BatchAdvantage()
+        changes = {"samples_per_prompt": 1, "prompts_per_iteration": 16, "advantage": advantage}
+        batch, _ = outcome({"a": [9.0, 1, 2, 3], "light": [1.0, 0.5, 0.5, 0.5]}, JUDGES, **changes)
+        lows = torch.tensor([1.0, 1, 2, 3], dtype=torch.float64)
+        expected = (lows - 1.75) / (lows.std(correction=0) + 1e-6)
+        torch.testing.assert_close(batch.advantage[:4], expected, atol=1e-6, rtol=0)
+    batch, _ = outcome({"a": [9.0, 1, 2, 3], "light": [1.0]}, JUDGES, advantage=BatchAdvantage())
+    assert batch.reward.tolist() == [1.0] * 16 and batch.advantage.tolist() == [0.0] * 16
+
+
+def test_rwr_over_all_prompts_knows_the_gate() -> None:
+    """Weights exp(beta r) over the iteration: a gated prompt's are those of the worst that passed."""
+    columns = {"a": [9.0] * 4 + [1.0, 2, 3] * 4, "light": [1.0] * 4 + [0.5] * 12}
+    batch, _ = outcome(columns, JUDGES)
+    found = weights(batch, beta=0.2, percentile=None, per_prompt=False, standardize=False)
+    assert found[0] == found[4] == found.min() < found[5]
 
 
 @pytest.mark.parametrize("name", ["prdp", "p3o", "d3po"])

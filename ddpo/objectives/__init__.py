@@ -33,7 +33,7 @@ class Batch:
     logp_old    (B, T) under the policy that sampled them; (B, K) of zeros beside denoising errors
     advantage   one number a trajectory, clipped
     reward      the weighted sum of all rewards (with advantage.per_reward: of each one's advantage); a gated
-                sample has the lowest of its group
+                sample has the lowest of its group, or, where that is all gated, of all that passed
     group       trajectories of one prompt in one iteration share a number
     stochastic  False for columns that must not enter the loss: steps without a density or left out
     logp_ref    (B, T) under the reference; only for an objective that declares `needs=("logp_ref",)`
