@@ -1,6 +1,7 @@
 """A fine-tuning from its configuration to its folder: what `ddpo train` and `ddpo.finetune` do."""
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from ddpo.config import Config
 from ddpo.errors import Stopped, UserError
 from ddpo.files import whole
 from ddpo.grid import table
+from ddpo.scoring import Scorer, Values
 from ddpo.tracking import Trackers
 
 log = logging.getLogger("ddpo")
@@ -189,15 +191,18 @@ class Session:
     def evaluate(self) -> dict[str, float]:
         """Means of all rewards over the evaluation prompts (the held-out ones, if any) at fixed seeds.
 
-        The iteration with the highest weighted sum of the trained rewards' is the best.
+        The iteration with the highest `standing` is the best.
         """
         trainer, per_prompt = self.trainer, self.settings.evaluation.samples_per_prompt
         with self.averaged():
             arguments = (trainer.policy, trainer.sampler, self.sets[-1], per_prompt, self.judges)
             shots = evaluation.all_shots(*arguments)
         names = [judge.name for judge in self.judges]
-        means = {name: torch.tensor([shot.scores[name] for shot in shots]).nanmean().item() for name in names}
-        mean = sum(reward.weight * means[reward.name] for reward in trainer.scorer.rewards if reward.weight)
+        values = {name: torch.tensor([shot.scores[name] for shot in shots]) for name in names}
+        means = {name: column.nanmean().item() for name, column in values.items()}
+        mean = standing(trainer.scorer, values)
+        if math.isnan(mean):
+            log.warning("iteration %d cannot be the best: its evaluation has no value", trainer.iteration)
         if mean > (self.best["mean"] if self.best else float("-inf")):
             self.best = {"iteration": trainer.iteration, "mean": mean}
         return {f"eval/{name}": mean for name, mean in means.items()}
@@ -318,6 +323,13 @@ class Session:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def standing(scorer: Scorer, values: Values) -> float:
+    """Mean of the trained sum over the pictures that have one, a gated picture being as bad as the worst."""
+    reward = Scorer.weighted(scorer, values)  # of the rewards also where recorded pairs are trained on
+    gated = torch.stack([reward.isinf(), *scorer.gated(values).values()]).any(0) & ~reward.isnan()
+    return torch.where(gated, reward.nan_to_num(torch.inf).min(), reward).nanmean().item()
 
 
 def _words(error: OSError) -> str:

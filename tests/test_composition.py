@@ -1,5 +1,6 @@
 """Several rewards as one: per-reward comparison, gates, groups, win rates, missing values. By hand."""
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from helpers import call, done, saved
 from PIL import Image
 from torch import Tensor
 
-from ddpo import command, conformance, evaluation, metrics, objectives, ranks, rewards, score
+from ddpo import command, conformance, evaluation, finetuning, metrics, objectives, ranks, rewards, score
 from ddpo.__main__ import main
 from ddpo.advantages import Batch as BatchAdvantage
 from ddpo.advantages import Group, PerPrompt, PerReward
@@ -139,6 +140,21 @@ def test_a_group_that_is_all_gated_is_the_worst_of_the_iteration() -> None:
         torch.testing.assert_close(batch.advantage[:4], expected, atol=1e-6, rtol=0)
     batch, _ = outcome({"a": [9.0, 1, 2, 3], "light": [1.0]}, JUDGES, advantage=BatchAdvantage())
     assert batch.reward.tolist() == [1.0] * 16 and batch.advantage.tolist() == [0.0] * 16
+
+
+def test_the_best_checkpoint_heeds_gates_and_missing_values() -> None:
+    """2 a - b of five pictures: 2, 4, 18 (gated, so 2), NaN, infinite; without a value there is none."""
+    judges = [judge("a", 2.0), judge("b", -1.0), judge("light", 0.0, max=0.9), judge("logged", 0.0)]
+    columns = {
+        "a": [1.0, 2, 9, NAN, float("inf")], "b": [0.0] * 5, "light": [0.5, 0.5, 0.95, 0.5, 0.5],
+        "logged": [NAN] * 5,
+    }  # fmt: skip
+    values = {name: torch.tensor(column) for name, column in columns.items()}
+    assert finetuning.standing(Scorer(judges), values) == pytest.approx((2 + 4 + 2) / 3)
+    values["light"][:] = 1.0
+    assert finetuning.standing(Scorer(judges), values) == 2
+    values["a"][:] = NAN
+    assert math.isnan(finetuning.standing(Scorer(judges), values))
 
 
 def test_rwr_over_all_prompts_knows_the_gate() -> None:
