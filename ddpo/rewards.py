@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, update_wrapper
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any, cast
 
@@ -186,16 +187,18 @@ def _version(target: Callable[..., Any]) -> str:
     """
     digest = sha256()
     try:
-        modules = [sys.modules[target.__module__]]
-        for module in modules:  # which grows
-            source = Path(str(module.__file__)).read_bytes()
+        module = sys.modules[target.__module__]
+        files = [(module.__file__, module.__package__)]
+        for file, package in files:  # which grows
+            source = Path(str(file)).read_bytes()
             digest.update(source)
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, ast.ImportFrom) and node.level == 1:
                     names = [node.module] if node.module else [alias.name for alias in node.names]
-                    beside = [sys.modules.get(f"{module.__package__}.{name}") for name in names]
-                    modules += [helper for helper in beside if helper and helper not in modules]
-    except (AttributeError, KeyError, OSError, SyntaxError):
+                    specs = [find_spec(f"{package}.{name}") for name in names]  # it may be imported later
+                    beside = [(spec.origin, spec.parent) for spec in specs if spec and spec.has_location]
+                    files += [each for each in beside if each not in files]
+    except (AttributeError, ImportError, KeyError, OSError, SyntaxError, ValueError):
         return "unknown"
     return digest.hexdigest()[:12]
 

@@ -100,6 +100,18 @@ def test_whatever_a_value_depends_on_is_in_its_key(tmp_path: Path) -> None:
     assert versions[0] == versions[1] and len(set(versions)) == 3
 
 
+def test_a_helper_that_is_imported_later_is_in_the_version(tmp_path: Path) -> None:
+    """As that of `ocr`: inside the function, so that no module of it is there when the reward is built."""
+    late = SOURCE.replace("from ._weights import SCALE\n", "").replace(
+        "    asked.append", "    from ._weights import SCALE\n    asked.append"
+    )
+    specs = [write(tmp_path / name, scale, late) for name, scale in (("a", 2), ("b", 3), ("c", 2))]
+    first = [built(spec, None).version for spec in specs]
+    assert first[0] != first[1] and first[0] == first[2] != "unknown"
+    scored(built(specs[0], None))
+    assert built(specs[0], None).version == first[0]
+
+
 def test_what_failed_is_asked_again(tmp_path: Path) -> None:
     spec = write(tmp_path / "a")
     images = IMAGES.clone()
