@@ -120,9 +120,9 @@ def calls(plan: Plan, iteration: int) -> Counter[Call]:
         if spread and plan.steps[1] and not settings.objective.offline:
             found[sampling._replace(phase="kl_ref", rows=spread)] += 2
         if _due(settings.evaluation.every, iteration):
-            judged = plan.prompts[2] * settings.evaluation.samples_per_prompt
-            share = len(ranks.share(judged, rank, plan.processes))
-            found[sampling._replace(phase="evaluation")] += ceil(share / images) * plan.steps[0]
+            judged = len(ranks.share(plan.prompts[2], rank, plan.processes))
+            chunks = ceil(judged * settings.evaluation.samples_per_prompt / images)
+            found[sampling._replace(phase="evaluation")] += chunks * plan.steps[0]
     chunks = ceil(min(settings.log.images, plan.prompts[1]) / images)
     times = (iteration == 0) + _due(settings.log.every, iteration)
     found[sampling._replace(phase="pictures")] += times * chunks * plan.steps[0]

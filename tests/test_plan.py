@@ -92,6 +92,15 @@ def test_two_processes_by_hand(tmp_path: Path) -> None:
     }
 
 
+def test_an_evaluation_shares_whole_prompts(tmp_path: Path) -> None:
+    """3 prompts of 2 images: one process has 1 prompt, in 1 call of 2 a step, the other 2, in 2."""
+    sizes = {"sampler__batch_size": 2, "evaluation__every": 1, "evaluation__num_prompts": 3}
+    settings = helpers.settings(tmp_path, evaluation__samples_per_prompt=2, **sizes)
+    assert planning.calls(planning.plan(settings, 2), 0)[planning.Call("evaluation", 2, True)] == (1 + 2) * 3
+    settings.sampler.batch_size = 3  # the images alone would be 3 and 3
+    assert planning.calls(planning.plan(settings, 2), 0)[planning.Call("evaluation", 3, True)] == (1 + 2) * 3
+
+
 @pytest.fixture(scope="module")
 def counted() -> dict[str, int]:
     """Memory of each kind of call that was counted before: several of our configurations share theirs."""
