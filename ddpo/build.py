@@ -68,11 +68,8 @@ def objective(settings: Config) -> Objective:
     wanted, trainer = settings.objective, settings.trainer
     switches = {"kl_weight": wanted.kl_weight, "block_size": wanted.block_size}
     found = objectives.build(wanted.name, **switches, **wanted.options)
-    if found.compares and trainer.samples_per_prompt < 2:
-        raise UserError(
-            f"trainer.samples_per_prompt: {trainer.samples_per_prompt} leaves nothing to compare with, "
-            f"and objective {found.name} compares within a prompt; take 2 or more"
-        )
+    if found.compares:
+        _two_or_more(trainer.samples_per_prompt, f"objective {found.name}")
     if wanted.offline and not found.denoising_errors:
         raise UserError(
             f"objective.offline: {found.name} needs the steps by which images were sampled; "
@@ -84,6 +81,14 @@ def objective(settings: Config) -> Objective:
             "%s is on-policy: of the %d updates a rollout, only the first is unbiased", found.name, updates
         )
     return found
+
+
+def _two_or_more(samples: int, who: str) -> None:
+    if samples < 2:
+        raise UserError(
+            f"trainer.samples_per_prompt: {samples} leaves nothing to compare with, "
+            f"and {who} compares within a prompt; take 2 or more"
+        )
 
 
 def subset(settings: Config, stochastic: Bool[Tensor, " T"]) -> Subset:
@@ -151,6 +156,9 @@ def trainer(settings: Config) -> Trainer:
     parameters = list(model.parameters().values())
     steps = sampler(settings, model)
     judges = reward_list(settings.rewards, model.device, settings.model.dtype)
+    for judge in judges:
+        if rewards.groupwise(judge.score) and (judge.weight or judge.gates):
+            _two_or_more(wanted.samples_per_prompt, f"reward {judge.name}")
     kind = offline.Ranking if folder else Scorer
     scorer = kind(judges, timeout_s=wanted.reward_timeout_s, group_size=wanted.samples_per_prompt)
     advantage = partial(ADVANTAGES[settings.advantage.name], **settings.advantage.options)

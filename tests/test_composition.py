@@ -15,7 +15,17 @@ from helpers import call, done, saved
 from PIL import Image
 from torch import Tensor
 
-from ddpo import command, conformance, evaluation, finetuning, metrics, objectives, ranks, rewards, score
+from ddpo import (
+    command,
+    conformance,
+    evaluation,
+    finetuning,
+    metrics,
+    objectives,
+    ranks,
+    rewards,
+    score,
+)
 from ddpo.__main__ import main
 from ddpo.advantages import Batch as BatchAdvantage
 from ddpo.advantages import Group, PerPrompt, PerReward
@@ -366,6 +376,22 @@ def test_a_composition_trains_and_is_judged(
     assert sum(sizes) == 2 * 8, "the third run asked the cache alone"
     assert main(["evaluate", str(tmp_path / "1")]) == 0
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("entry", ["apart'", "redder'", "apart', weight: 0, max: 1"])
+def test_a_reward_that_compares_needs_two_samples(
+    entry: str, own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--trainer.samples_per_prompt", "1", "--advantage.name", "batch", "--rewards"]
+    code, line = call(
+        capsys,
+        *helpers.smoke(tmp_path / "run"),
+        *flags,
+        f"[{{name: '{own}:bright'}}, {{name: '{own}:{entry}}}]",
+    )
+    name = entry.partition("'")[0]
+    words = f"leaves nothing to compare with, and reward {name} compares within a prompt; take 2 or more"
+    assert (code, line) == (2, f"trainer.samples_per_prompt: 1 {words}") and not (tmp_path / "run").exists()
 
 
 def test_the_share_of_missing_values_is_an_option(
