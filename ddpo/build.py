@@ -165,19 +165,14 @@ def trainer(settings: Config) -> Trainer:
     weights = {judge.name: judge.weight for judge in judges if judge.weight}
     updates = wanted.minibatches * wanted.epochs
     optimizer = torch.optim.AdamW(
-        parameters,
-        wanted.lr,
-        betas=(wanted.betas[0], wanted.betas[1]),
-        eps=wanted.adam_eps,
+        parameters, wanted.lr, betas=(wanted.betas[0], wanted.betas[1]), eps=wanted.adam_eps,
         weight_decay=wanted.weight_decay,
-    )
+    )  # fmt: skip
     warms_up = wanted.warmup_steps and wanted.lr_schedule == "constant"
     schedule = get_scheduler(
-        "constant_with_warmup" if warms_up else wanted.lr_schedule,
-        optimizer,
-        num_warmup_steps=wanted.warmup_steps,
-        num_training_steps=wanted.iterations * updates,
-    )
+        "constant_with_warmup" if warms_up else wanted.lr_schedule, optimizer,
+        num_warmup_steps=wanted.warmup_steps, num_training_steps=wanted.iterations * updates,
+    )  # fmt: skip
     return Trainer(
         policy=model, sampler=steps, prompts=training_prompts,
         scorer=scorer, objective=loss,

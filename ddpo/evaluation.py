@@ -1,7 +1,6 @@
 """The same prompts at the same seeds under several weights: pictures, scores, and the paired differences."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -14,6 +13,7 @@ from PIL import Image
 from ddpo import ranks, stats
 from ddpo.files import whole
 from ddpo.images import GUARDS, to_pil
+from ddpo.metrics import clean
 from ddpo.models import Policy
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.rewards import Reward
@@ -33,15 +33,15 @@ class Shot:
 
 def shoot(
     policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seeds: Sequence[int],
-    rewards: Sequence[Reward], per_prompt: int = 1,
+    rewards: Sequence[Reward], per_prompt: int = 1, timeout_s: float | None = None,
 ) -> list[Shot]:  # fmt: skip
     """One picture for each prompt and seed, in order, scored by every reward and guard.
 
     A picture depends on its prompt, its seed and the weights alone. Each `per_prompt` prompts in a row are
-    the same, and their pictures one group for the rewards that compare.
+    the same, and their pictures one group for the rewards that compare. `timeout_s` is the scorer's.
     """
     keys = [(Purpose.EVALUATION, seed) for seed in seeds]
-    scorer, images = Scorer(rewards, group_size=per_prompt), list[Image.Image]()
+    scorer, images = Scorer(rewards, timeout_s=timeout_s, group_size=per_prompt), list[Image.Image]()
     scores: dict[str, list[float]] = {name: [] for name in [reward.name for reward in rewards] + [*GUARDS]}
     for part in sample(policy, sampler, [prompt.text for prompt in prompts], keys):
         scorer.submit(part.images, part.prompts, [prompts[i].metadata for i in part.samples])
@@ -55,14 +55,15 @@ def shoot(
 
 
 def all_shots(
-    policy: Policy, sampler: Sampler, prompts: PromptSet, per_prompt: int, rewards: Sequence[Reward]
-) -> list[Shot]:
+    policy: Policy, sampler: Sampler, prompts: PromptSet, per_prompt: int, rewards: Sequence[Reward],
+    timeout_s: float | None = None,
+) -> list[Shot]:  # fmt: skip
     """`per_prompt` pictures of every prompt, each with its own seed; ranks share the prompts, and get all."""
     mine = ranks.share(len(prompts), ranks.state().process_index, ranks.state().num_processes)
     asked = [prompts[i] for i in mine for _ in range(per_prompt)]
     seeds = range(mine.start * per_prompt, mine.stop * per_prompt)
     with ranks.together():
-        shots = shoot(policy, sampler, asked, seeds, rewards, per_prompt) if asked else []
+        shots = shoot(policy, sampler, asked, seeds, rewards, per_prompt, timeout_s) if asked else []
     return ranks.gather(shots)
 
 
@@ -93,9 +94,8 @@ def write(
             for shot in shots[column]:
                 image = f"images/{set_name}_{shot.seed:05d}_{column}.png"
                 shot.image.save(aside / image)
-                scores = {name: None if math.isnan(value) else value for name, value in shot.scores.items()}
                 row = {"set": set_name, "prompt": shot.prompt, "seed": shot.seed, "column": column}
-                lines.append(json.dumps({**row, "image": image, "scores": scores}))
+                lines.append(json.dumps({**row, "image": image, "scores": clean(shot.scores)}))
         (aside / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (aside / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        (aside / "results.json").write_text(json.dumps(clean(results), indent=1), encoding="utf-8")
     return results

@@ -175,7 +175,7 @@ class Session:
         chosen, reward, iteration = [prompts[i] for i in seeds], self.judges[0], self.trainer.iteration
         with self.averaged():
             arguments = (self.trainer.policy, self.trainer.sampler, chosen, seeds, [reward])
-            shots = evaluation.shoot(*arguments)
+            shots = evaluation.shoot(*arguments, timeout_s=self.settings.trainer.reward_timeout_s)
         texts, images = [shot.prompt for shot in shots], [shot.image for shot in shots]
         scores = [f"{shot.scores[reward.name]:.3f}" for shot in shots]
         target = self.folder / "samples" / f"{iteration:06d}"
@@ -196,7 +196,7 @@ class Session:
         trainer, per_prompt = self.trainer, self.settings.evaluation.samples_per_prompt
         with self.averaged():
             arguments = (trainer.policy, trainer.sampler, self.sets[-1], per_prompt, self.judges)
-            shots = evaluation.all_shots(*arguments)
+            shots = evaluation.all_shots(*arguments, self.settings.trainer.reward_timeout_s)
         names = [judge.name for judge in self.judges]
         values = {name: torch.tensor([shot.scores[name] for shot in shots]) for name in names}
         means = {name: column.nanmean().item() for name, column in values.items()}

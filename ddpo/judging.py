@@ -22,7 +22,8 @@ def judge(settings: Config) -> dict[str, Any]:
     rewards = build.all_rewards(settings, run.policy)
     columns: dict[str, dict[str, list[evaluation.Shot]]] = {}
     for wanted in tqdm(build.evaluation_sets(settings), desc="evaluating", disable=None):
-        arguments = (run.policy, run.sampler, wanted, settings.evaluation.samples_per_prompt, rewards)
+        per_prompt, timeout_s = settings.evaluation.samples_per_prompt, settings.trainer.reward_timeout_s
+        arguments = (run.policy, run.sampler, wanted, per_prompt, rewards, timeout_s)
         with run.policy.reference():
             base = evaluation.all_shots(*arguments)
         columns[wanted.name] = {"base": base, "tuned": evaluation.all_shots(*arguments)}
@@ -46,7 +47,8 @@ def grid(run_dir: str, prompt_source: str | None, count: int, seed: int) -> Imag
     chosen = [chosen[len(chosen) * i // count] for i in range(min(count, len(chosen)))]
     rewards = build.reward_list(run.config.rewards, run.policy.device, run.config.model.dtype)
     columns: dict[str, list[evaluation.Shot]] = {}
-    arguments = (run.policy, run.sampler, chosen, [seed] * len(chosen), rewards)
+    timeout_s = run.config.trainer.reward_timeout_s
+    arguments = (run.policy, run.sampler, chosen, [seed] * len(chosen), rewards, 1, timeout_s)
     with run.policy.reference():
         columns["base"] = evaluation.shoot(*arguments)
     for name in run.checkpoints:

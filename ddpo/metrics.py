@@ -44,11 +44,15 @@ METRICS = {
 """Every metric's name and meaning, with its healthy range if it has one; `<name>` stands for a reward's."""
 
 
+def clean(found: Any) -> Any:
+    """The same with null for what is not finite, since JSON has no NaN."""
+    return json.loads(json.dumps(found), parse_constant=lambda name: None)
+
+
 def write(file: Path, row: dict[str, Any]) -> None:
-    """Append one line, whole and on disk; what is not finite becomes null, since JSON has no NaN."""
-    clean = json.loads(json.dumps(row), parse_constant=lambda name: None)
+    """Append one line, whole and on disk."""
     with open(file, "a", encoding="utf-8") as lines:
-        lines.write(json.dumps(clean) + "\n")
+        lines.write(json.dumps(clean(row)) + "\n")
         lines.flush()
         os.fsync(lines.fileno())
 

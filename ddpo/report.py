@@ -103,12 +103,18 @@ def read(folder: Path) -> Run:
         key = (line["set"], line["prompt"], line["seed"])
         match = found.setdefault(key, Match(*key))
         match.images[line["column"]], match.scores[line["column"]] = line["image"], line["scores"]
-    results = evaluation / "results.json"
+    results: Json = {"sets": {}}
+    if (evaluation / "results.json").exists():
+        results = json.loads((evaluation / "results.json").read_bytes())
+        results["sets"] = json.loads(
+            json.dumps(results["sets"]),
+            object_hook=lambda found: {key: math.nan if v is None else v for key, v in found.items()},
+        )
     return Run(
         folder=folder,
         config=yaml.safe_load((folder / "config.yaml").read_bytes()),
         metrics=metrics.read(folder / "metrics.jsonl"),
-        results=json.loads(results.read_bytes()) if results.exists() else {"sets": {}},
+        results=results,
         matches=list(found.values()),
     )
 

@@ -1,7 +1,9 @@
 """Several rewards as one: per-reward comparison, gates, groups, win rates, missing values. By hand."""
 
+import json
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,13 +25,14 @@ from ddpo import (
     metrics,
     objectives,
     ranks,
+    report,
     rewards,
     score,
 )
 from ddpo.__main__ import main
 from ddpo.advantages import Batch as BatchAdvantage
 from ddpo.advantages import Group, PerPrompt, PerReward
-from ddpo.errors import Stopped
+from ddpo.errors import Stopped, UserError
 from ddpo.images import from_pil
 from ddpo.objectives import Batch
 from ddpo.objectives.rwr import weights
@@ -286,6 +289,36 @@ def test_an_evaluation_groups_a_prompts_pictures(monkeypatch: pytest.MonkeyPatch
     ]
 
 
+def test_an_evaluation_waits_no_longer_than_the_timeout() -> None:
+    def hangs(images: Tensor, *rest: object) -> Tensor:
+        time.sleep(30)
+        return level(images)
+
+    policy = helpers.policy()
+    asked = PromptSet("words", (Prompt(helpers.WORDS[0], {}),))
+    arguments = (policy, helpers.sampler(policy), asked, 1, [Reward("hangs", 1.0, hangs)])
+    with pytest.raises(UserError, match=r"hangs gave no values within 0.1 s \(trainer.reward_timeout_s\)"):
+        evaluation.all_shots(*arguments, timeout_s=0.1)
+
+
+def test_what_is_written_of_an_evaluation_is_json(tmp_path: Path) -> None:
+    """Without a value: null in both files, and the report has its NaN again."""
+    shots = [evaluation.Shot("a", i, Image.new("RGB", (2, 2)), {"none": NAN, "b": 1.0}) for i in range(2)]
+    evaluation.write(tmp_path / "evaluation", {"set": {"base": shots, "tuned": shots}}, config={"x": None})
+
+    def refused(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    for name in ("results.json", "samples.jsonl"):
+        for text in (tmp_path / "evaluation" / name).read_text().split("\n" if name[0] == "s" else "\0"):
+            if text:
+                json.loads(text, parse_constant=refused)
+    (tmp_path / "config.yaml").write_text("{}")
+    found = report.read(tmp_path).results
+    assert math.isnan(found["sets"]["set"]["none"]["difference"]["mean"]) and found["config"] == {"x": None}
+    assert "n/a" in report.sentence("set", "none", found["sets"]["set"]["none"])
+
+
 def broken(reward: Callable[..., Tensor], **attributes: bool) -> set[str]:
     for name, value in attributes.items():
         setattr(reward, name, value)
@@ -383,12 +416,8 @@ def test_a_reward_that_compares_needs_two_samples(
     entry: str, own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--trainer.samples_per_prompt", "1", "--advantage.name", "batch", "--rewards"]
-    code, line = call(
-        capsys,
-        *helpers.smoke(tmp_path / "run"),
-        *flags,
-        f"[{{name: '{own}:bright'}}, {{name: '{own}:{entry}}}]",
-    )
+    judges = f"[{{name: '{own}:bright'}}, {{name: '{own}:{entry}}}]"
+    code, line = call(capsys, *helpers.smoke(tmp_path / "run"), *flags, judges)
     name = entry.partition("'")[0]
     words = f"leaves nothing to compare with, and reward {name} compares within a prompt; take 2 or more"
     assert (code, line) == (2, f"trainer.samples_per_prompt: 1 {words}") and not (tmp_path / "run").exists()
