@@ -10,14 +10,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("kind", choices=["reward"])
     parser.add_argument("name", help="a name, package.module:attribute, file.py or file.py:function")
     parser.add_argument("--params", type=command.mapping, default={}, help="the reward's options as JSON")
+    parser.add_argument("--dtype", choices=command.DTYPES, default="fp32", help=command.OF_NETWORKS)
     parser.add_argument("--prompts", help="a prompt set or file with the metadata that the reward reads")
     arguments = parser.parse_args(argv)
     (wanted,) = config.load({"rewards": [{"name": arguments.name, "params": arguments.params}]}).rewards
     from ddpo import conformance, prompts, ranks, rewards
+    from ddpo.models.stable_diffusion import DTYPES
 
     device = str(ranks.state().device)
     asked = prompts.named_or_file(arguments.prompts) if arguments.prompts else conformance.PROMPTS
-    reward = rewards.build(wanted.name, 1.0, wanted.params, device)
+    reward = rewards.build(wanted.name, 1.0, wanted.params, device, DTYPES[arguments.dtype])
     failed = []
     for finding in conformance.findings(conformance.Case(reward.score, device, asked)):
         word = {True: "ok", False: "FAIL", None: "-"}[finding.passed]

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from ddpo.errors import DISK_FULL, Stopped, Told, UserError
 
 Main = Callable[[list[str]], int | None]
+DTYPES, OF_NETWORKS = ("fp32", "bf16", "fp16"), "precision of the reward's networks"
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,6 +10,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("images", nargs="+", help="image files, of any sizes")
     parser.add_argument("--reward", required=True, help="a name, module:attribute or file.py:function")
     parser.add_argument("--params", type=command.mapping, default={}, help="the reward's options as JSON")
+    parser.add_argument("--dtype", choices=command.DTYPES, default="fp32", help=command.OF_NETWORKS)
     parser.add_argument("--prompt", default="", help="what the images should show")
     parser.add_argument("--metadata", type=command.mapping, default={}, help="a prompt file's fields as JSON")
     arguments = parser.parse_args(argv)
@@ -18,6 +19,7 @@ def main(argv: list[str]) -> None:
 
     from ddpo import ranks, rewards
     from ddpo.images import from_pil
+    from ddpo.models.stable_diffusion import DTYPES
 
     def read(file: str) -> Image.Image:
         try:
@@ -29,7 +31,7 @@ def main(argv: list[str]) -> None:
     for file in arguments.images:
         read(file)  # a mistake in the last one should not come after the first one's score
     device = str(ranks.state().device)
-    reward = rewards.build(wanted.name, 1.0, wanted.params, device)
+    reward = rewards.build(wanted.name, 1.0, wanted.params, device, DTYPES[arguments.dtype])
     together = rewards.groupwise(reward.score)
     for files in [arguments.images] if together else [[file] for file in arguments.images]:
         pictures = [read(file) for file in files]

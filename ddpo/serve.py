@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     parser = command.Parser(prog="ddpo serve", description=__doc__, allow_abbrev=False)
     parser.add_argument("--reward", required=True, help="a name, module:attribute or file.py:function")
     parser.add_argument("--params", type=command.mapping, default={}, help="the reward's options as JSON")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the reward's networks")
+    parser.add_argument("--dtype", choices=command.DTYPES, default="fp32", help=command.OF_NETWORKS)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: on every one")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     parser.add_argument("--max-mb", type=float, default=128, help="of a request, and of its images unpacked")

@@ -455,6 +455,25 @@ def test_a_reward_of_an_installed_package_trains(
     assert metrics.read(run / "metrics.jsonl")[0]["reward/glow"] > 0
 
 
+def test_score_and_check_take_a_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = """
+import torch
+class bits:
+    def __init__(self, *, device, dtype):
+        self.value = torch.tensor(torch.finfo(dtype).bits / 1.0)
+    def __call__(self, images, prompts, metadata):
+        assert self.value == 16, "fp32"
+        return self.value.expand(len(images))
+"""
+    (tmp_path / "bits.py").write_text(source)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    spec = f"{tmp_path / 'bits.py'}:bits"
+    assert main(["score", "--reward", spec, "--dtype", "bf16", str(tmp_path / "a.png")]) == 0
+    assert capsys.readouterr().out.startswith("16\t")
+    assert main(["check", "reward", spec, "--dtype", "fp16"]) == 0
+    assert main(["check", "reward", spec]) == 2
+
+
 def test_score_takes_the_files_as_one_group(
     own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
