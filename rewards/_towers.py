@@ -1,5 +1,6 @@
 """Image and text towers, as open_clip and as transformers have them, behind one face."""
 
+from functools import partial
 from typing import Any
 
 import open_clip
@@ -22,10 +23,11 @@ class OpenClip:
         model, _, tag = (name, "", "") if ":" in name else name.partition("/")
         # weights of OpenAI and some others were trained with a sigmoid's GELU; open_clip only warns
         quick = bool(tag) and open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", False)
-        self.model: Any = open_clip.create_model(
-            model, pretrained=checkpoint or tag or None, precision=PRECISIONS[dtype], device=device,
-            force_quick_gelu=quick, force_preprocess_cfg=preprocess, require_pretrained=True,
-        ).eval().requires_grad_(False)  # fmt: skip
+        self.load = partial(
+            open_clip.create_model, model, pretrained=checkpoint or tag or None, force_quick_gelu=quick,
+            force_preprocess_cfg=preprocess, require_pretrained=True,
+        )  # fmt: skip
+        self.model: Any = self.load(precision=PRECISIONS[dtype], device=device).eval().requires_grad_(False)
         self.tokens: Any = open_clip.get_tokenizer(model)
         self.preprocess = of_open_clip(self.model)
 
@@ -35,6 +37,13 @@ class OpenClip:
     def text(self, prompts: list[str], device: torch.device) -> Tensor:
         return self.model.encode_text(self.tokens(prompts).to(device))
 
+    def scale(self) -> float:
+        """What the cosine was multiplied with in training. In half precision ln 100 would give 98.9."""
+        scale: Tensor = self.model.logit_scale
+        if scale.dtype != torch.float32:  # with a network of timm's it was cast too
+            scale = self.load(precision="fp32", device="cpu").logit_scale
+        return scale.exp().item()
+
 
 class Transformers:
     """A name on the Hub or a folder: CLIP, SigLIP (pairs of towers), or DINO's image tower alone.
@@ -43,7 +52,8 @@ class Transformers:
     """
 
     def __init__(self, name: str, processor: str, device: torch.device | str, dtype: torch.dtype) -> None:
-        self.model = pretrained(transformers.AutoModel, name, device, dtype)
+        self.load = partial(pretrained, transformers.AutoModel, name)
+        self.model = self.load(device, dtype)
         self.preprocess = of_transformers(processor or name)
         self.pair = hasattr(self.model, "get_image_features")
         self.length = self.model.config.text_config.max_position_embeddings if self.pair else 0
@@ -61,3 +71,8 @@ class Transformers:
         length = {"padding": "max_length", "truncation": True, "max_length": self.length}
         rows = self.tokens(prompts, **length, return_tensors="pt")
         return self.model.get_text_features(**rows.to(device)).pooler_output
+
+    def scale(self) -> float:
+        """What the cosine was multiplied with in training. In half precision ln 100 would give 98.9."""
+        whole = self.model if self.model.dtype == torch.float32 else self.load("cpu", torch.float32)
+        return whole.logit_scale.exp().item()

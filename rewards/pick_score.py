@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._clip import Encoder
+from ._weights import loading
 
 
 class pick_score:
@@ -35,7 +36,8 @@ class pick_score:
             pretrained, option="pick_score.pretrained", device=device, dtype=dtype, batch_size=batch_size,
             text=True, processor=processor,
         )  # fmt: skip
-        self.scale = self.encoder.towers.model.logit_scale.float().exp()
+        with loading("pick_score.pretrained", pretrained):
+            self.scale = self.encoder.towers.scale()
 
     def __call__(
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]

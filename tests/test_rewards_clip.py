@@ -1,6 +1,7 @@
 """Rewards on image towers against the reference libraries' own models and their own way from a picture."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import zoo_clip
 from open_clip.transform import image_transform
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms
@@ -209,6 +211,27 @@ def test_clip_score_and_pick_score_are_transformers(zoo: dict[str, Any]) -> None
     )
     drawn = picture(32, 32)
     assert scored(clip, drawn) * scale == pytest.approx(scored(pick, drawn), rel=1e-5)
+
+
+def test_the_scale_of_pick_score_is_never_rounded(tmp_path: Path) -> None:
+    """ln 100 is 4.594 in bfloat16, and exp(4.594) = 98.86."""
+    seen = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 160}
+    place = zoo_clip.hf_clip(tmp_path / "transformers")
+    model = CLIPModel.from_pretrained(place)
+    model.logit_scale.data.fill_(math.log(100))
+    model.save_pretrained(place)
+    places = [place]
+    for name, changes in (("open_clip", {}), ("timm", {"vision_cfg": seen})):
+        places.append(zoo_clip.local_clip(tmp_path / name, **changes))
+        file = tmp_path / name / "open_clip_model.safetensors"
+        save_file({**load_file(file), "logit_scale": torch.tensor(math.log(100))}, file)
+    for place in places:
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            params = {"pretrained": place, "processor": place}
+            pick = rewards.build("pick_score", 1.0, params, dtype=dtype).score
+            cosine = rewards.build("clip_score", 1.0, {"pretrained": place}, dtype=dtype).score
+            one, other = scored(pick, picture(32, 32)), scored(cosine, picture(32, 32))
+            assert one == pytest.approx(100 * other, rel=1e-5), (place, dtype)
 
 
 def test_captions_of_any_length(zoo: dict[str, Any]) -> None:
@@ -531,8 +554,6 @@ def test_any_batch_size_any_type(name: str, zoo: dict[str, Any]) -> None:
 
 
 def test_mistakes_cost_one_line(zoo: dict[str, Any], tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     clip, nowhere = zoo["pick_score"]["pretrained"], str(tmp_path / "nowhere")
     torn = zoo_clip.hf_clip(tmp_path / "torn")
     weights = load_file(f"{torn}/model.safetensors")
