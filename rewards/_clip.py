@@ -12,6 +12,7 @@ from torch import Tensor
 from ddpo.rewards import UserError
 
 from ._embedded import folder
+from ._options import check
 from ._towers import OpenClip, Transformers
 from ._weights import loading
 
@@ -37,8 +38,7 @@ class Encoder:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if known and not checkpoint and tag not in tags:
             raise UserError(f"{option}: {architecture} has no weights {tag!r}; there are: {', '.join(tags)}")
-        if batch_size < 1:
-            raise UserError(f"{option.partition('.')[0]}.batch_size: {batch_size}; take 1 or more")
+        check(f"{option.partition('.')[0]}.batch_size", batch_size)
         with loading(option, checkpoint or name):
             if checkpoint or known or name.startswith(("hf-hub:", "local-dir:")):
                 self.towers = OpenClip(name, checkpoint, device, dtype, **preprocess)

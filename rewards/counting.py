@@ -12,6 +12,7 @@ from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from ddpo.images import to_pil
 
+from ._options import check
 from ._weights import loading
 from ._weights import pretrained as load
 
@@ -43,6 +44,7 @@ class counting:
         batch_size: int = 8,
     ) -> None:
         self.query, self.threshold, self.score, self.batch_size = query, threshold, score, batch_size
+        check("counting.batch_size", batch_size)
         with loading("counting.pretrained", pretrained):
             self.processor: Any = AutoProcessor.from_pretrained(pretrained)
             self.model = load(AutoModelForZeroShotObjectDetection, pretrained, device, dtype)

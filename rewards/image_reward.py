@@ -11,10 +11,9 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from ddpo.rewards import UserError
-
 from ._affine import Affine
 from ._blip import blip
+from ._options import check
 from ._preprocess import Preprocess
 from ._weights import file, loading, tensors
 
@@ -42,8 +41,7 @@ class image_reward:
         self, *, device: torch.device | str, dtype: torch.dtype, pretrained: str = "THUDM/ImageReward",
         tokenizer: str = "google-bert/bert-base-uncased", batch_size: int = 8,
     ) -> None:  # fmt: skip
-        if batch_size < 1:
-            raise UserError(f"image_reward.batch_size: {batch_size}; take 1 or more")
+        check("image_reward.batch_size", batch_size)
         self.device, self.batch_size = torch.device(device), batch_size
         with loading("image_reward.pretrained", pretrained):
             state = tensors(file(pretrained, "ImageReward.pt"))

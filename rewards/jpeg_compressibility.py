@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._jpeg import size_kb
+from ._options import check_jpeg
 
 
 def jpeg_compressibility(
@@ -21,4 +22,5 @@ def jpeg_compressibility(
     r(x) = -len(JPEG(x, quality)) / 1000 (DDPO, arXiv 2305.13301, section 5.1). Below 0.
     Only images of one size compare.
     """
+    check_jpeg("jpeg_compressibility.quality", quality)
     return -size_kb(images, quality)

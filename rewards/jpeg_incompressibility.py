@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._jpeg import size_kb
+from ._options import check_jpeg
 
 
 def jpeg_incompressibility(
@@ -21,4 +22,5 @@ def jpeg_incompressibility(
     r(x) = len(JPEG(x, quality)) / 1000 (DDPO, arXiv 2305.13301, section 5.1). Above 0.
     Only images of one size compare.
     """
+    check_jpeg("jpeg_incompressibility.quality", quality)
     return size_kb(images, quality)

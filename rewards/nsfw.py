@@ -10,6 +10,7 @@ from transformers import AutoModelForImageClassification
 
 from ddpo.rewards import UserError
 
+from ._options import check
 from ._preprocess import of_transformers
 from ._weights import loading
 from ._weights import pretrained as load
@@ -32,8 +33,7 @@ class nsfw:
         self, *, device: torch.device | str, dtype: torch.dtype,
         pretrained: str = "Falconsai/nsfw_image_detection", label: str = "nsfw", batch_size: int = 16,
     ) -> None:  # fmt: skip
-        if batch_size < 1:
-            raise UserError(f"nsfw.batch_size: {batch_size}; take 1 or more")
+        check("nsfw.batch_size", batch_size)
         with loading("nsfw.pretrained", pretrained):
             self.model = load(AutoModelForImageClassification, pretrained, device, dtype)
             self.preprocess = of_transformers(pretrained)

@@ -11,6 +11,8 @@ from torch import Tensor
 from ddpo.images import to_uint8
 from ddpo.rewards import UserError
 
+from ._options import check
+
 
 class ocr:
     """1 - (edit distance to the text that was asked for) / (its length), of what PP-OCR reads; 0 to 1.
@@ -32,6 +34,7 @@ class ocr:
         recognizer: str = "PaddlePaddle/PP-OCRv5_mobile_rec_safetensors",
         batch_size: int = 8,
     ) -> None:
+        check("ocr.batch_size", batch_size)
         try:
             from rapidfuzz.distance.Levenshtein import distance
 

@@ -18,6 +18,7 @@ from ddpo.images import to_uint8
 from ddpo.rewards import UserError
 
 from ._http import ask
+from ._options import check, check_server
 from ._png import png
 
 log = logging.getLogger("ddpo")
@@ -40,12 +41,14 @@ class remote:
         self, *, device: torch.device | str, dtype: torch.dtype, url: str = "http://127.0.0.1:8000",
         timeout_s: float = 60.0, retries: int = 3, batch_size: int = 4,
     ) -> None:  # fmt: skip
+        check("remote.batch_size", batch_size)
+        check_server("remote", timeout_s, retries)
         try:
             known = urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname
         except ValueError:
             known = False
         if not known:
-            raise UserError(f"remote: url: {url!r} is not an address as http://127.0.0.1:8000")
+            raise UserError(f"remote.url: {url!r} is not an address as http://127.0.0.1:8000")
         self.url, self.timeout_s, self.retries = url.rstrip("/"), timeout_s, retries
         self._stranger = f"remote: {self.url} does not answer as `ddpo serve` of this version does"
         try:

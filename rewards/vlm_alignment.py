@@ -14,6 +14,7 @@ from ddpo.rewards import UserError
 
 from ._bertscore import BertScore
 from ._jpeg import jpegs
+from ._options import check, check_jpeg
 from ._vlm import VLM, wording
 
 QUESTION, TARGET = "Answer concisely: what is going on in this image?", "The image contains {prompt}"
@@ -58,6 +59,8 @@ class vlm_alignment:
     ) -> None:
         self.question = wording(question, pretrained, QUESTION, EMBEDDED_QUESTION)
         self.target = wording(target, encoder, TARGET, EMBEDDED_TARGET)
+        check("vlm_alignment.batch_size", batch_size)
+        check_jpeg("vlm_alignment.jpeg_quality", jpeg_quality)
         self.jpeg_quality, self.batch_size = jpeg_quality, batch_size
         self.vlm = VLM(pretrained, "vlm_alignment.pretrained", device, dtype)
         self.score = None if strict else BertScore(encoder, layer, "vlm_alignment.encoder", device)

@@ -16,6 +16,7 @@ from ddpo.rewards import UserError
 
 from . import _judging
 from ._jpeg import jpegs
+from ._options import check, check_jpeg, check_server
 from ._server import Server
 
 log = logging.getLogger("ddpo")
@@ -61,10 +62,10 @@ class vlm_judge:
             raise UserError(f"vlm_judge.base_url: {base_url!r} is no address; write http://HOST:PORT/v1")
         if not low < high:
             raise UserError(f"vlm_judge.low: {low:g} is not below high, {high:g}")
-        if concurrency < 1 or retries < 0 or not (timeout_s > 0 and backoff_s >= 0):
-            raise UserError(
-                "vlm_judge: concurrency and timeout_s must be above 0, retries and backoff_s not below"
-            )
+        check("vlm_judge.concurrency", concurrency)
+        check_server("vlm_judge", timeout_s, retries)
+        check("vlm_judge.backoff_s", backoff_s, 0)
+        check_jpeg("vlm_judge.jpeg_quality", jpeg_quality)
         key = os.environ.get(api_key_variable, "") if api_key_variable else ""
         if api_key_variable and not key:
             raise UserError(f"vlm_judge.api_key_variable: {api_key_variable} is not set in the environment")

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ._options import check
 from ._vlm import VLM, wording
 
 QUESTION = "Does this figure show '{prompt}'? Please answer yes or no."
@@ -39,6 +40,7 @@ class vqa_score:
         batch_size: int = 8,
     ) -> None:
         self.question = wording(question, pretrained, QUESTION, EMBEDDED)
+        check("vqa_score.batch_size", batch_size)
         self.batch_size = batch_size
         self.vlm = VLM(pretrained, "vqa_score.pretrained", device, dtype)
         self.yes, self.no = self.vlm.words(*YES), self.vlm.words(*NO)

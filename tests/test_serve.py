@@ -152,6 +152,20 @@ def test_the_version_names_the_source_and_the_server(url: str) -> None:
     assert one.endswith("-v1") and two.endswith("-v2") and one[:-1] == two[:-1]
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "range_"),
+    [
+        ("batch_size", 0, "1 or more"), ("batch_size", -1, "1 or more"), ("retries", -1, "0 or more"),
+        ("timeout_s", 0, "0.001 to 86400"), ("timeout_s", float("nan"), "0.001 to 86400"),
+        ("timeout_s", float("inf"), "0.001 to 86400"),
+    ],
+)  # fmt: skip
+def test_options_out_of_range(option: str, value: float, range_: str) -> None:
+    """Before any server is asked."""
+    with pytest.raises(UserError, match=rf"^remote\.{option}: {value}; take {range_}$"):
+        client("http://127.0.0.1:9", **{option: value})
+
+
 def test_a_reward_that_compares_gets_its_group_whole() -> None:
     def share(images: Tensor, prompts: Sequence[str], metadata: Any) -> Tensor:
         return images.mean((1, 2, 3)) / images.mean()
@@ -395,7 +409,7 @@ def test_addresses_that_are_none(no_pause: list[float]) -> None:
     with pytest.raises(UserError, match=r"does not answer \(.*refused.*\); start `ddpo serve`"):
         client(f"http://127.0.0.1:{free}", retries=1)
     for bad in ("127.0.0.1:8000", "file:///etc/passwd", "", "http://", "http://[::1"):
-        with pytest.raises(UserError, match=r"remote: url: .* is not an address as http://127\.0\.0\.1:8000"):
+        with pytest.raises(UserError, match=r"remote\.url: .* is not an address as http://127\.0\.0\.1:8000"):
             client(bad)
 
 

@@ -223,7 +223,14 @@ def test_concurrency_and_order(serve: Callable[..., Judge]) -> None:
         ({"base_url": "localhost:8000"}, "'localhost:8000' is no address"),
         ({"api_key_variable": "NO_SUCH_KEY"}, "NO_SUCH_KEY is not set"),
         ({"low": 5.0, "high": 1.0}, "5 is not below high, 1"),
-        ({"concurrency": 0}, "concurrency"),
+        ({"concurrency": 0}, "^vlm_judge.concurrency: 0; take 1 or more$"),
+        ({"retries": -1}, "^vlm_judge.retries: -1; take 0 or more$"),
+        ({"timeout_s": 0}, "^vlm_judge.timeout_s: 0; take 0.001 to 86400$"),
+        ({"timeout_s": math.inf}, "^vlm_judge.timeout_s: inf; take 0.001 to 86400$"),
+        ({"backoff_s": -1}, "^vlm_judge.backoff_s: -1; take 0 or more$"),
+        ({"backoff_s": math.nan}, "^vlm_judge.backoff_s: nan; take 0 or more$"),
+        ({"jpeg_quality": 0}, "^vlm_judge.jpeg_quality: 0; take 1 to 100$"),
+        ({"jpeg_quality": 101}, "^vlm_judge.jpeg_quality: 101; take 1 to 100$"),
     ],
 )
 def test_mistakes(params: dict[str, Any], words: str) -> None:
