@@ -64,6 +64,9 @@ class remote:
     def __call__(
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
     ) -> Float[Tensor, " B"]:
+        if self.groupwise and len(images) > self.batch_size:
+            several = f"{len(images)} images in a group, {self.url} takes {self.batch_size} a request"
+            raise UserError(f"remote: {several}; lower trainer.samples_per_prompt")
         # two in flight: while the server scores one request, the next is sent and unpacked
         chunks = [slice(first, first + self.batch_size) for first in range(0, len(images), self.batch_size)]
         slots, answers = Semaphore(2), [Future[list[float]]() for _ in chunks]

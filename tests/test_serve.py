@@ -182,6 +182,16 @@ def test_a_reward_that_compares_gets_its_group_whole() -> None:
             rewards.build("remote", 1.0, {"url": url}, cache="nowhere")
 
 
+def test_a_group_that_does_not_go_into_a_request_is_refused(scripted: Any) -> None:
+    """Cut in two, its images would be compared with other ones than those of their group."""
+    url, kind = scripted((200, {"scores": [1.0] * 8, "version": "v1"}), health={**HEALTH, "groupwise": True})
+    reward = client(url)
+    assert reward(bytes_of(8), ["a"] * 8, [{}] * 8).tolist() == [1.0] * 8 and kind.asked == 1
+    with pytest.raises(UserError, match=f"^remote: 16 images in a group, {url} takes 8 a request; lower"):
+        reward(bytes_of(16), ["a"] * 16, [{}] * 16)
+    assert kind.asked == 1
+
+
 DAMAGED = base64.b64encode(base64.b64decode(png(size=(40, 40)))[:60]).decode()
 JPEG = base64.b64encode(b"\xff\xd8\xff\xe0 not a PNG").decode()
 WRONG: list[tuple[Any, int, str]] = [
