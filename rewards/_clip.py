@@ -45,7 +45,7 @@ class Encoder:
             else:
                 self.towers = Transformers(name, processor, device, dtype)
             if self.towers.tokens:
-                self.towers.tokens([""])  # settles the tokenizer before threads share it
+                self.towers.rows([""])  # fast tokenizers refuse two threads only while they settle
             elif text:
                 raise ValueError("it has no text tower")
         self.device, self.dtype, self.batch_size = torch.device(device), dtype, batch_size

@@ -35,7 +35,10 @@ class OpenClip:
         return self.model.encode_image(pixels)
 
     def text(self, prompts: list[str], device: torch.device) -> Tensor:
-        return self.model.encode_text(self.tokens(prompts).to(device))
+        return self.model.encode_text(self.rows(prompts).to(device))
+
+    def rows(self, prompts: list[str]) -> Tensor:
+        return self.tokens(prompts)
 
     def scale(self) -> float:
         """What the cosine was multiplied with in training. In half precision ln 100 would give 98.9."""
@@ -67,10 +70,12 @@ class Transformers:
         return self.model(pixel_values=pixels).last_hidden_state[:, 0]  # the class token
 
     def text(self, prompts: list[str], device: torch.device) -> Tensor:
+        return self.model.get_text_features(**self.rows(prompts).to(device)).pooler_output
+
+    def rows(self, prompts: list[str]) -> Any:
         # always to the full length: SigLIP needs it, and an image's score must not depend on the batch
         length = {"padding": "max_length", "truncation": True, "max_length": self.length}
-        rows = self.tokens(prompts, **length, return_tensors="pt")
-        return self.model.get_text_features(**rows.to(device)).pooler_output
+        return self.tokens(prompts, **length, return_tensors="pt")
 
     def scale(self) -> float:
         """What the cosine was multiplied with in training. In half precision ln 100 would give 98.9."""

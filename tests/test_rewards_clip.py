@@ -252,6 +252,20 @@ def test_captions_of_any_length(zoo: dict[str, Any]) -> None:
     assert scored(pick, drawn, "") != scored(pick, drawn, "x")
 
 
+@pytest.mark.parametrize("name", ["clip_score", "pick_score", "aesthetic", "hps", "image_reward"])
+def test_tokenizers_are_settled_before_threads_share_them(name: str, zoo: dict[str, Any]) -> None:
+    """One that a call changes (its padding, its cut) raises "Already borrowed" in another thread's call."""
+    reward = build(name, **zoo[name])
+    if name == "image_reward":
+        tokenizer, text = reward.tokenizer, reward.tokens
+    else:
+        tokenizer, text = reward.encoder.towers.tokens, reward.encoder.texts
+    fast = getattr(tokenizer, "tokenizer", tokenizer)._tokenizer  # open_clip wraps it
+    before = fast.padding, fast.truncation
+    text(["a fox", "fox" * 50])
+    assert (fast.padding, fast.truncation) == before and before[1] is not None
+
+
 def test_hps_pads_as_the_original(zoo: dict[str, Any]) -> None:
     params = zoo["hps"]
     folder = Path(params["pretrained"])
