@@ -34,6 +34,9 @@ def loading(option: str, name: str) -> Iterator[None]:
         place = Path(name.removeprefix("local-dir:"))
         said = " ".join(str(error).split())
         told = f"{type(error).__name__}: {said[:120]}{'...' * (len(said) > 120)}"
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in said:
+            remedy = "take a smaller one, or put it elsewhere with ddpo serve"
+            raise UserError(f"{option}: {name} does not fit into memory ({told}); {remedy}") from error
         if place.exists():
             raise UserError(f"{option}: {name} does not hold what is needed ({told})") from error
         if name.startswith("local-dir:") or not HUB_NAME.fullmatch(name.removeprefix("hf-hub:")):

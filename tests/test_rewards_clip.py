@@ -612,6 +612,29 @@ def test_mistakes_cost_one_line(zoo: dict[str, Any], tmp_path: Path) -> None:
         assert words in told and "\n" not in told and len(told) < 600, told
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_too_little_memory_is_called_so(
+    error: Exception, zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("ddpo.rewards._towers.pretrained", full)
+    place = zoo["pick_score"]["pretrained"]
+    with pytest.raises(UserError) as caught:
+        build("clip_score", pretrained=place)
+    told = str(caught.value)
+    assert told.startswith(f"clip_score.pretrained: {place} does not fit into memory ({type(error).__name__}")
+    assert "\n" not in told
+
+
 def test_a_tower_without_text_is_refused_where_text_is_needed(zoo: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="has no text tower"):
         build("clip_score", pretrained=zoo["similarity"]["pretrained"])
