@@ -1,12 +1,13 @@
 """The embedded world's weights, which every reward knows by the name `emoji`."""
 
 from importlib.resources import files
-from pathlib import Path
 from typing import Literal
+
+from ._weights import expanded
 
 
 def folder(name: str, part: Literal["captioner", "pipeline", "clip"]) -> str:
     """The folder of this part of the embedded world if `name` is emoji; else `name`, its ~ expanded."""
     if name == "emoji":
         return str(files("ddpo") / "models" / "emoji" / "weights" / part)
-    return str(Path(name).expanduser()) if name.startswith("~") else name
+    return expanded(name)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, AutoModelForTextRecognition
 
-from ._weights import loading, pretrained
+from ._weights import expanded, loading, pretrained
 
 TALL = 1.5
 """A line that is so many times higher than wide is read from below to above, as PaddleOCR does."""
@@ -19,10 +19,10 @@ class Reader:
 
     def __init__(self, detector: str, recognizer: str, device: torch.device | str) -> None:
         with loading("ocr.detector", detector):
-            self.find_inputs: Any = AutoImageProcessor.from_pretrained(detector)
+            self.find_inputs: Any = AutoImageProcessor.from_pretrained(expanded(detector))
             self.find = pretrained(AutoModelForObjectDetection, detector, device, torch.float32)
         with loading("ocr.recognizer", recognizer):
-            self.read_inputs: Any = AutoImageProcessor.from_pretrained(recognizer)
+            self.read_inputs: Any = AutoImageProcessor.from_pretrained(expanded(recognizer))
             self.read = pretrained(AutoModelForTextRecognition, recognizer, device, torch.float32)
 
     @torch.no_grad()

@@ -12,6 +12,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
+from ._weights import expanded
+
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
 
 
@@ -74,7 +76,7 @@ def of_open_clip(model: Any) -> Preprocess:
 
 def of_transformers(name: str) -> Preprocess:
     """What the image processor of that name or folder says. Raises ValueError where it does anything else."""
-    cfg = transformers.AutoImageProcessor.from_pretrained(name).to_dict()
+    cfg = transformers.AutoImageProcessor.from_pretrained(expanded(name)).to_dict()
     size, crop = cfg["size"], cfg.get("crop_size") or {}
     if not cfg["do_resize"] or set(size) not in ({"shortest_edge"}, {"height", "width"}):
         raise ValueError(f"the image processor resizes to {size}, neither to a side nor to height and width")

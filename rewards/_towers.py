@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 
 from ._preprocess import of_open_clip, of_transformers
-from ._weights import pretrained
+from ._weights import expanded, pretrained
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -61,7 +61,7 @@ class Transformers:
         self.pair = hasattr(self.model, "get_image_features")
         self.length = self.model.config.text_config.max_position_embeddings if self.pair else 0
         self.tokens: Any = (
-            transformers.AutoTokenizer.from_pretrained(processor or name) if self.pair else None
+            transformers.AutoTokenizer.from_pretrained(expanded(processor or name)) if self.pair else None
         )
 
     def image(self, pixels: Tensor) -> Tensor:

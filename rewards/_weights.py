@@ -18,6 +18,11 @@ from ddpo.rewards import UserError
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
+def expanded(name: str) -> str:
+    """The name, or the folder or file with its ~ expanded."""
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
 @contextmanager
 def loading(option: str, name: str) -> Iterator[None]:
     """Turn whatever goes wrong while `name` is loaded into one line.
@@ -31,7 +36,7 @@ def loading(option: str, name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # every library has its own
-        place = Path(name.removeprefix("local-dir:"))
+        place = Path(expanded(name.removeprefix("local-dir:")))
         said = " ".join(str(error).split())
         told = f"{type(error).__name__}: {said[:120]}{'...' * (len(said) > 120)}"
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in said:
@@ -52,11 +57,11 @@ def loading(option: str, name: str) -> Iterator[None]:
 
 
 def pretrained(kind: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> Any:
-    """`kind.from_pretrained(name)` in eval mode, without gradients of its own.
+    """`kind.from_pretrained(name)` in eval mode, without gradients of its own; ~ is expanded.
 
     Raises ValueError where weights are missing: transformers would draw them at random and only log it.
     """
-    model, info = kind.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    model, info = kind.from_pretrained(expanded(name), dtype=dtype, output_loading_info=True)
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))  # unused
     if missing:
         raise ValueError(f"{len(missing)} weights of {type(model).__name__} are missing, as {missing[0]}")
@@ -64,7 +69,8 @@ def pretrained(kind: Any, name: str, device: torch.device | str, dtype: torch.dt
 
 
 def file(name: str, wanted: str) -> str:
-    """The file `wanted` of a folder or of a repository on the Hub; `name` itself if it is a file."""
+    """The file `wanted` of a folder or of a repository on the Hub; `name` if it is a file. ~ is expanded."""
+    name = expanded(name)
     place = Path(name)
     if place.is_dir() and not (place / wanted).is_file():
         raise FileNotFoundError(f"no {wanted}")

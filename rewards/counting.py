@@ -13,7 +13,7 @@ from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 from ddpo.images import to_pil
 
 from ._options import check
-from ._weights import loading
+from ._weights import expanded, loading
 from ._weights import pretrained as load
 
 OVERLAP = 0.5
@@ -46,7 +46,7 @@ class counting:
         self.query, self.threshold, self.score, self.batch_size = query, threshold, score, batch_size
         check("counting.batch_size", batch_size)
         with loading("counting.pretrained", pretrained):
-            self.processor: Any = AutoProcessor.from_pretrained(pretrained)
+            self.processor: Any = AutoProcessor.from_pretrained(expanded(pretrained))
             self.model = load(AutoModelForZeroShotObjectDetection, pretrained, device, dtype)
         self._lock = Lock()  # fast tokenizers refuse two threads at once
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpo.rewards import UserError
 
 from ._clip import Encoder
-from ._weights import file, loading
+from ._weights import expanded, file, loading
 
 FILES = {"v2": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
@@ -37,6 +37,7 @@ class hps:
         self, *, device: torch.device | str, dtype: torch.dtype, version: Literal["v2", "v2.1"] = "v2.1",
         pretrained: str = "xswu/HPSv2", architecture: str = "ViT-H-14", batch_size: int = 8,
     ) -> None:  # fmt: skip
+        architecture = expanded(architecture)
         if architecture.endswith(".json"):
             open_clip.add_model_config(Path(architecture))
             architecture = Path(architecture).stem

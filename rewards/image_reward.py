@@ -15,7 +15,7 @@ from ._affine import Affine
 from ._blip import blip
 from ._options import check
 from ._preprocess import Preprocess
-from ._weights import file, loading, tensors
+from ._weights import expanded, file, loading, tensors
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw reward over the authors' data: what is published is (r - MEAN) / STD."""
@@ -51,7 +51,7 @@ class image_reward:
             self.model: Any = blip(towers, text).to(device, dtype).eval().requires_grad_(False)
             self.head = Affine(head, text["hidden_size"], device)
         with loading("image_reward.tokenizer", tokenizer):
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(expanded(tokenizer))
             self.tokens([""])  # settles it before threads share it
         size = self.model.config.vision_config.image_size
         mean, std = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD

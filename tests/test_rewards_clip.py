@@ -616,7 +616,7 @@ def test_mistakes_cost_one_line(zoo: dict[str, Any], tmp_path: Path) -> None:
     "error",
     [
         MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB."),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to get 9 B"),
     ],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
@@ -646,6 +646,24 @@ def test_emoji_is_the_embedded_world() -> None:
     assert Path(folder("emoji", "clip")).parts[-3:] == ("emoji", "weights", "clip")
     assert folder("openai/clip", "clip") == "openai/clip"
     assert folder("~/clip", "clip") == str(Path.home() / "clip")
+
+
+def test_every_place_may_begin_at_home(
+    zoo: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("HOME", str(home))
+    drawn = picture(32, 32)
+    for name, params in zoo.items():
+        if params:
+            short = {key: "~" + str(value).removeprefix(str(home)) for key, value in params.items()}
+            assert all(value.startswith("~/") for value in short.values())
+            found = [build(name, **each)(from_pil([drawn]), [PROMPT], [{}]) for each in (params, short)]
+            assert torch.equal(*found) or name == "diversity"
+    file = f"{zoo['hps']['pretrained']}/HPS_v2_compressed.pt".replace(str(home), "~")
+    build("hps", **{**zoo["hps"], "pretrained": file}, version="v2")
+    with pytest.raises(UserError, match=f"hps.pretrained: there is no {home}/nowhere"):
+        build("hps", **{**zoo["hps"], "pretrained": "~/nowhere"})
 
 
 def test_from_the_command_line(

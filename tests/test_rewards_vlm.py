@@ -316,6 +316,13 @@ def test_lines_of_text_are_cut_out_in_order() -> None:
     assert in_reading_order(np.zeros((0, 4, 2), np.float32)) == []
 
 
+@pytest.mark.parametrize("name", ["vlm_alignment", "vqa_score", "counting", "ocr"])
+def test_every_place_may_begin_at_home(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = zoo_vlm.ZOO[name](tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    build(name, **{key: str(place).replace(str(tmp_path), "~") for key, place in params.items()})
+
+
 @pytest.mark.parametrize("name", zoo_vlm.ZOO)
 def test_the_zoo_keeps_the_contract(name: str, tmp_path: Path) -> None:
     case = conformance.Case(build(name, **zoo_vlm.ZOO[name](tmp_path)))
