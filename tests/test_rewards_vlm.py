@@ -17,7 +17,9 @@ from tokenizers import AddedToken
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 from transformers import (
+    AutoImageProcessor,
     AutoModelForImageTextToText,
+    AutoModelForTextRecognition,
     AutoModelForZeroShotObjectDetection,
     AutoProcessor,
     BertModel,
@@ -314,6 +316,34 @@ def test_lines_of_text_are_cut_out_in_order() -> None:
         [20, 3], [50, 0], [0, 20], [30, 22], [0, 41],
     ]  # fmt: skip
     assert in_reading_order(np.zeros((0, 4, 2), np.float32)) == []
+
+
+def test_each_line_is_read_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes in any order; the lines by the recognizer's own library, from what is within each box."""
+    reward = build("ocr", **zoo_vlm.pp_ocr(tmp_path))
+    pages = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
+    places = [[(0, 32, 96, 56), (50, 2, 96, 26), (0, 4, 44, 28)], [(8, 30, 80, 62), (4, 0, 90, 24)]]
+    reading = [[2, 1, 0], [1, 0]]
+
+    def boxes(outputs: Any, target_sizes: Any) -> list[dict[str, Tensor]]:
+        assert [tuple(map(int, size)) for size in target_sizes] == [(64, 96)] * 2
+        corners = [[[(x, y), (to, y), (to, end), (x, end)] for x, y, to, end in page] for page in places]
+        return [{"boxes": torch.tensor(page).float()} for page in corners]
+
+    monkeypatch.setattr(reward.reader.find_inputs, "post_process_object_detection", boxes)
+    network = AutoModelForTextRecognition.from_pretrained(tmp_path / "read").eval()
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "read")
+
+    def line(page: np.ndarray, x: int, y: int, to: int, end: int) -> str:
+        with torch.no_grad():
+            outputs = network(**processor(images=page[y:end, x:to], return_tensors="pt"))
+        return processor.post_process_text_recognition(outputs)[0]["text"]
+
+    said = [[line(page, *box) for box in inside] for page, inside in zip(pages, places, strict=True)]
+    every = [text for texts in said for text in texts]
+    assert len(set(every)) == 5 and all(every), "lines that can be told apart"
+    expected = [" ".join(texts[i] for i in order) for texts, order in zip(said, reading, strict=True)]
+    assert reward.reader.texts(list(pages)) == expected
 
 
 @pytest.mark.parametrize("name", ["vlm_alignment", "vqa_score", "counting", "ocr"])
