@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpo.rewards import UserError
 
 from ._embedded import folder
-from ._options import check
+from ._options import check, cut
 from ._towers import OpenClip, Transformers
 from ._weights import loading
 
@@ -59,8 +59,7 @@ class Encoder:
     def texts(self, prompts: Sequence[str]) -> Float[Tensor, "B D"]:
         """Each different text once; what is longer than the context is cut."""
         rows = {text: row for row, text in enumerate(dict.fromkeys(prompts))}
-        texts = list(rows)
-        parts = [texts[i : i + self.batch_size] for i in range(0, len(texts), self.batch_size)]
+        parts = cut(list(rows), self.batch_size)
         found = torch.cat([self.towers.text(part, self.device) for part in parts]).float()
         return torch.nn.functional.normalize(found[[rows[text] for text in prompts]], dim=-1)
 

@@ -9,8 +9,10 @@ from urllib.request import HTTPErrorProcessor, Request, build_opener
 
 from ddpo.rewards import UserError
 
-LATER = (408, 425, 429)
-"""The statuses below 500 that do not blame the request."""
+
+def final(status: int) -> bool:
+    """Whether this status blames the request: made again, it would be refused again."""
+    return status < 500 and status not in (408, 425, 429)
 
 
 class EveryStatus(HTTPErrorProcessor):
@@ -44,6 +46,6 @@ def ask(url: str, body: bytes | None, timeout_s: float, retries: int) -> dict[st
                 return found if isinstance(found, dict) else None
             return None
         reason = " ".join(f"{status} {said[:500].decode(errors='replace')}".split())
-        if status < 500 and status not in LATER:
+        if final(status):
             raise UserError(f"{url} refused the request: {reason}")
     raise ConnectionError(reason)

@@ -1,6 +1,7 @@
 """What the options of several rewards have in common."""
 
 import math
+from collections.abc import Sequence
 
 from ddpo.rewards import UserError
 
@@ -21,3 +22,8 @@ def check_server(reward: str, timeout_s: float, retries: int) -> None:
 def check_jpeg(option: str, quality: int | None) -> None:
     """None: no JPEG. Pillow would take another quality for 0 and for 101 without a word."""
     check(option, 1 if quality is None else quality, 1, 100)
+
+
+def cut(texts: Sequence[str], batch_size: int) -> list[Sequence[str]]:
+    """So many at a time."""
+    return [texts[first : first + batch_size] for first in range(0, len(texts), batch_size)]

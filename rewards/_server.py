@@ -8,10 +8,8 @@ from typing import Any
 from huggingface_hub import AsyncInferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
+from ._http import final
 from ._judging import Unreadable
-
-FINAL = {*range(400, 500)} - {408, 425, 429}
-"""The HTTP errors that say that the request is wrong: made again, it would be so again."""
 
 
 class Server:
@@ -68,6 +66,6 @@ class Server:
                 return unreadable
             except Exception as other:  # a server may do anything, and its client raise anything
                 error = other
-            if isinstance(error, HfHubHTTPError) and error.response.status_code in FINAL:
+            if isinstance(error, HfHubHTTPError) and final(error.response.status_code):
                 break
         return error

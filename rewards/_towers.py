@@ -1,5 +1,6 @@
 """Image and text towers, as open_clip and as transformers have them, behind one face."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -34,15 +35,15 @@ class OpenClip:
     def image(self, pixels: Tensor) -> Tensor:
         return self.model.encode_image(pixels)
 
-    def text(self, prompts: list[str], device: torch.device) -> Tensor:
+    def text(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         return self.model.encode_text(self.rows(prompts).to(device))
 
-    def rows(self, prompts: list[str]) -> Tensor:
-        return self.tokens(prompts)
+    def rows(self, prompts: Sequence[str]) -> Tensor:
+        return self.tokens(list(prompts))
 
     def scale(self) -> float:
         """What the cosine was multiplied with in training. In half precision ln 100 would give 98.9."""
-        scale: Tensor = self.model.logit_scale
+        scale: Any = self.model.logit_scale
         if scale.dtype != torch.float32:  # with a network of timm's it was cast too
             scale = self.load(precision="fp32", device="cpu").logit_scale
         return scale.exp().item()
@@ -69,13 +70,13 @@ class Transformers:
             return self.model.get_image_features(pixel_values=pixels).pooler_output
         return self.model(pixel_values=pixels).last_hidden_state[:, 0]  # the class token
 
-    def text(self, prompts: list[str], device: torch.device) -> Tensor:
+    def text(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         return self.model.get_text_features(**self.rows(prompts).to(device)).pooler_output
 
-    def rows(self, prompts: list[str]) -> Any:
+    def rows(self, prompts: Sequence[str]) -> Any:
         # always to the full length: SigLIP needs it, and an image's score must not depend on the batch
         length = {"padding": "max_length", "truncation": True, "max_length": self.length}
-        return self.tokens(prompts, **length, return_tensors="pt")
+        return self.tokens(list(prompts), **length, return_tensors="pt")
 
     def scale(self) -> float:
         """What the cosine was multiplied with in training. In half precision ln 100 would give 98.9."""

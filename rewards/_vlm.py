@@ -16,6 +16,9 @@ from ddpo.rewards import UserError
 from ._embedded import folder
 from ._weights import loading, pretrained
 
+EMBEDDED_QUESTION = "What is going on in this image?"
+"""The one that the embedded captioner describes an image for."""
+
 
 class VLM:
     """Any AutoModelForImageTextToText that has a chat template; `name` is a folder, a Hub name or emoji.

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from ddpo.images import to_pil
 
-from ._vlm import VLM
-
-QUESTION = "What is going on in this image?"
+from ._vlm import EMBEDDED_QUESTION, VLM
 
 
 class emoji_recognition:  # a reward is called what its file is called
@@ -35,7 +33,7 @@ class emoji_recognition:  # a reward is called what its file is called
     def captions(self, images: Float[Tensor, "B 3 H W"]) -> list[str]:
         """What the captioner says of each picture, greedily decoded."""
         pictures = to_pil(images)
-        return self.captioner.answers(pictures, [QUESTION] * len(pictures), 10, len(pictures))
+        return self.captioner.answers(pictures, [EMBEDDED_QUESTION] * len(pictures), 10, len(pictures))
 
 
 def _right(said: str, asked: Mapping[str, Any]) -> float:

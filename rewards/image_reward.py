@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from ._affine import Affine
 from ._blip import blip
-from ._options import check
+from ._options import check, cut
 from ._preprocess import Preprocess
 from ._weights import expanded, file, loading, tensors
 
@@ -65,7 +65,7 @@ class image_reward:
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
     ) -> Float[Tensor, " B"]:
         parts = images.to(self.device).split(self.batch_size)
-        texts = [prompts[i : i + self.batch_size] for i in range(0, len(prompts), self.batch_size)]
+        texts = cut(prompts, self.batch_size)
         return torch.cat([self._score(*each) for each in zip(parts, texts, strict=True)])
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -15,10 +15,10 @@ from ddpo.rewards import UserError
 from ._bertscore import BertScore
 from ._jpeg import jpegs
 from ._options import check, check_jpeg
-from ._vlm import VLM, wording
+from ._vlm import EMBEDDED_QUESTION, VLM, wording
 
 QUESTION, TARGET = "Answer concisely: what is going on in this image?", "The image contains {prompt}"
-EMBEDDED_QUESTION, EMBEDDED_TARGET = "What is going on in this image?", "{prompt}"
+EMBEDDED_TARGET = "{prompt}"
 LONGEST = 64
 """Tokens of an answer, as in the paper's server."""
 

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._options import check
+from ._judging import YES_NO
+from ._options import check, cut
 from ._vlm import VLM, wording
 
-QUESTION = "Does this figure show '{prompt}'? Please answer yes or no."
 EMBEDDED = "Does this figure show '{prompt}'?"
 YES, NO = ("Yes", "yes", "YES", " Yes", " yes", " YES"), ("No", "no", "NO", " No", " no", " NO")
 
@@ -39,7 +39,7 @@ class vqa_score:
         question: str | None = None,
         batch_size: int = 8,
     ) -> None:
-        self.question = wording(question, pretrained, QUESTION, EMBEDDED)
+        self.question = wording(question, pretrained, YES_NO, EMBEDDED)
         check("vqa_score.batch_size", batch_size)
         self.batch_size = batch_size
         self.vlm = VLM(pretrained, "vqa_score.pretrained", device, dtype)
@@ -49,11 +49,7 @@ class vqa_score:
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
     ) -> Float[Tensor, " B"]:
         questions = [self.question.replace("{prompt}", prompt) for prompt in prompts]
-        chunks = zip(images.split(self.batch_size), _split(questions, self.batch_size), strict=True)
+        chunks = zip(images.split(self.batch_size), cut(questions, self.batch_size), strict=True)
         sure = torch.cat([self.vlm.probability(*chunk, self.yes, self.no) for chunk in chunks])
         empty = torch.tensor([not prompt.strip() for prompt in prompts], device=sure.device)
         return sure.masked_fill(empty, torch.nan)
-
-
-def _split(texts: Sequence[str], size: int) -> list[Sequence[str]]:
-    return [texts[first : first + size] for first in range(0, len(texts), size)]
