@@ -672,12 +672,14 @@ def test_from_the_command_line(
     monkeypatch.chdir(tmp_path)
     picture(40, 30).save("wide.png")
     picture(30, 40).save("high.png")
+    picture(40, 30).rotate(180).save("turned.png")
     for name, params in zoo.items():
-        argv = ["--reward", name, "--params", json.dumps(params), "--prompt", PROMPT, "wide.png", "high.png"]
+        files = ["wide.png", "turned.png" if name == "diversity" else "high.png"]  # a group has one size
+        argv = ["--reward", name, "--params", json.dumps(params), "--prompt", PROMPT, *files]
         assert command.run(score.main, argv) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split("\t")[1] for line in lines] == ["wide.png", "high.png"]
-        assert all(line.startswith("nan") == (name == "diversity") for line in lines)
+        assert [line.split("\t")[1] for line in lines] == files
+        assert not any(line.startswith("nan") for line in lines)
     for params, words in (
         ({"pretraind": "x"}, "did you mean pretrained?"),
         ({"batch_size": "many"}, "expected"),
