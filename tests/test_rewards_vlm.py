@@ -281,6 +281,13 @@ def test_counting(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert exact(images[:2], [""] * 2, [rows[0], {"animal": "fox", "count": 99}]).tolist() == [1, 0]
 
 
+def test_counting_by_grounding_dino(tmp_path: Path) -> None:
+    images = transforms.resize(PICTURES, [48, 80])
+    reward = build("counting", pretrained=zoo_vlm.grounding_dino(tmp_path), threshold=0.99, batch_size=4)
+    expected = reference_counts(tmp_path / "dino", images, "a photo of a fox", 0.99)
+    assert reward.counts(images, "fox") == expected and len(set(expected)) > 1
+
+
 @pytest.mark.parametrize(
     ("read", "expected"),
     [

@@ -13,6 +13,10 @@ from transformers import (
     BertTokenizer,
     CLIPTokenizer,
     CLIPVisionConfig,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessor,
+    GroundingDinoProcessor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -27,6 +31,7 @@ from transformers import (
     PPOCRV5MobileRecForTextRecognition,
     PPOCRV5ServerDetImageProcessor,
     PPOCRV5ServerRecImageProcessor,
+    SwinConfig,
 )
 
 from ddpo.models.emoji import captioner
@@ -94,6 +99,31 @@ def owlv2(folder: Path) -> str:
     model.save_pretrained(folder / "owlv2")
     processor.save_pretrained(folder / "owlv2")
     return str(folder / "owlv2")
+
+
+def grounding_dino(folder: Path) -> str:
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "a", "photo", "of", "fox", "wolf"]
+    text = BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=64,
+    )  # fmt: skip
+    swin = SwinConfig(
+        image_size=64, embed_dim=16, depths=[1] * 4, num_heads=[2] * 4, window_size=4,
+        out_features=["stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    sizes = {"layers": 2, "attention_heads": 2, "ffn_dim": 16, "n_points": 2}
+    halves = {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in sizes.items()}
+    config = GroundingDinoConfig(
+        backbone_config=swin, text_config=text.to_dict(), d_model=32, num_queries=20, max_text_len=64,
+        **halves,
+    )  # fmt: skip
+    model = GroundingDinoForObjectDetection(config)
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)}, model_max_length=64)
+    pictures = GroundingDinoImageProcessor(size={"shortest_edge": 128, "longest_edge": 256})
+    model.save_pretrained(folder / "dino")
+    GroundingDinoProcessor(pictures, tokenizer).save_pretrained(folder / "dino")
+    return str(folder / "dino")
 
 
 def calibrate(model: torch.nn.Module, pixels: torch.Tensor) -> None:
