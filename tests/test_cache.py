@@ -87,7 +87,7 @@ def test_whatever_a_value_depends_on_is_in_its_key(tmp_path: Path) -> None:
         (spec, {}, {"prompt": "two foxes"}),
         (spec, {}, {"more": 1}),
         (spec, {}, {"images": IMAGES + 1 / 255}),
-        (spec, {}, {"images": IMAGES.transpose(2, 3).contiguous().view(3, 3, 1, 4)}),
+        (spec, {}, {"images": IMAGES.view(3, 3, 1, 4)}),  # the same bytes
         (changed_helper, {}, {}),
         (changed_file, {}, {}),
     ]
