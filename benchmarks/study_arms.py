@@ -13,7 +13,7 @@ RATES = (2e-3, 5e-3)
 TUNED = {"ddpo": 5e-3, "ddpo_sf": 5e-3, "rwr": 5e-3, "prdp": 5e-3}
 """The better of RATES for each family, by the gain of a run at a seed that no result uses."""
 
-FAMILY = {"rwr_sparse": "rwr", "grpo": "ddpo", "p3o": "prdp"}
+FAMILY = {"grpo": "ddpo", "p3o": "prdp"}
 """Arms that are not named after the family whose learning rate they take."""
 
 COMMON = [
@@ -45,6 +45,7 @@ ARMS = {
     "ddpo_sf": ["--objective.name", "ddpo_sf", "--trainer.minibatches", "1"],
     "rwr": [*RWR, "--objective.beta", "2"],
     "rwr_sparse": [*RWR, "--objective.percentile", "0.9"],
+    "rwr_uniform": [*RWR, "--objective.beta", "0"],
     "prdp": PRDP,
     "ddpo_group": [*CLIP, *GROUP],
     "ddpo_per_prompt": [*CLIP, *SINGLE, "--advantage.name", "per_prompt", "--advantage.min_count", "2"],
@@ -66,7 +67,7 @@ PLAN = (
     ("compress", "prdp_beta_middle prdp_beta_high ddpo_passes ddpo_passes_open prdp_passes prdp_passes_open"),
     ("guided", "ddpo ddpo_unguided"),
     ("incompress", "ddpo prdp ddpo_sf rwr rwr_sparse"),
-    ("compress", "p3o"),
+    ("compress", "rwr_uniform p3o"),
 )
 """Tasks and their arms, in the order in which they are run."""
 

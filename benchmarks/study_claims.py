@@ -113,7 +113,8 @@ CLAIMS = (
         1,
         "DDPO-IS >= DDPO-SF >> RWR ~ sparse RWR per reward query",
         "Black et al. 2023, figure 4",
-        pairs("compress", "ddpo ddpo_sf rwr rwr_sparse") + pairs("incompress", "ddpo ddpo_sf rwr rwr_sparse"),
+        pairs("compress", "ddpo ddpo_sf rwr rwr_sparse rwr_uniform")
+        + pairs("incompress", "ddpo ddpo_sf rwr rwr_sparse"),
         (
             Check("ddpo above 90 % of ddpo_sf", "compress", "ddpo", "ddpo_sf", factor=0.9),
             *order("compress", "ddpo_sf", "rwr"),
@@ -122,6 +123,8 @@ CLAIMS = (
             *order("incompress", "ddpo_sf", "rwr"),
             *order("incompress", "ddpo_sf", "rwr_sparse"),
         ),
+        note="rwr_uniform weighs all images alike: what fitting the model to its own pictures does to them, "
+        "whatever the reward.",
     ),
     Claim(
         2,

@@ -134,6 +134,21 @@ def test_files_and_functions_are_short(file: Path) -> None:
     assert not long, f"over 60 lines: {long}"
 
 
+OBJECTIVES = [file for file in (ROOT / "ddpo/objectives").glob("*.py") if file.stem != "__init__"]
+
+
+@pytest.mark.parametrize("file", sorted(OBJECTIVES), ids=name_of)
+def test_an_objective_is_a_formula(file: Path) -> None:
+    """Short, and of torch alone: nothing of networks, files or flags."""
+    source = file.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 120
+    nodes = list(ast.walk(ast.parse(source)))
+    modules = {node.module or "." for node in nodes if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    beyond = {m for m in modules if m != "ddpo.objectives" and m.split(".")[0] not in {"torch", "jaxtyping"}}
+    assert not beyond, f"{file.name} imports {beyond}"
+
+
 def test_the_whole_is_short() -> None:
     lines = [len(file.read_text(encoding="utf-8").splitlines()) for file in OURS]
     assert sum(lines) <= MOST_LINES
