@@ -93,18 +93,22 @@ def show(values: Sequence[float]) -> str:
 
 
 def plot(claim: Claim, pool: Pool, file: Path) -> None:
-    """A row a task: the reward of the sampled images over queries, and over CPU time."""
+    """A row a task: the reward of the sampled images over queries and over CPU time, and what it cost."""
     tasks = list(dict.fromkeys(task for task, arm in claim.arms if (task, arm) in pool))
-    figure, axes = plt.subplots(len(tasks), 2, figsize=(11, 3.6 * len(tasks)), squeeze=False)
+    figure, axes = plt.subplots(len(tasks), 3, figsize=(15, 3.6 * len(tasks)), squeeze=False)
     for row, task in zip(axes, tasks, strict=True):
         for color, arm in enumerate(
             name for where, name in claim.arms if where == task and (where, name) in pool
         ):
-            draw(row, pool[task, arm], arm, f"C{color}")
-        for ax, label in zip(row, ("reward queries", "CPU-minutes of training"), strict=True):
-            ax.set(xlabel=label, ylabel=f"{reward_of(task)}", title=task)
+            draw(row[:2], pool[task, arm], arm, f"C{color}")
+            results = pool[task, arm].values()
+            row[2].scatter([*map(recognised, results)], [*map(gain, results)], color=f"C{color}", label=arm)
+        labels = ("reward queries", "CPU-minutes of training", "recognised, at the end")
+        for ax, label in zip(row, labels, strict=True):
+            ax.set(xlabel=label, ylabel=reward_of(task), title=task)
             ax.grid(alpha=0.3)
         row[0].legend(fontsize=8)
+        row[2].set(xlim=(-0.05, 1.05), ylabel="gain: one point a seed")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
