@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ddpo.ranges import PositiveInt
+
 EPSILON = 1e-6
 """Added to every standard deviation, as in Black et al. 2023; equal rewards give advantages of exactly 0."""
 
@@ -80,7 +82,7 @@ class PerPrompt:
     that are seen only a few times, use groups.
     """
 
-    def __init__(self, *, buffer_size: int = 32, min_count: int = 16) -> None:
+    def __init__(self, *, buffer_size: PositiveInt = 32, min_count: PositiveInt = 16) -> None:
         self.buffer_size, self.min_count = buffer_size, min_count
         self.history: dict[str, deque[float]] = {}
 

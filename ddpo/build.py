@@ -196,10 +196,7 @@ class Run:
     def __init__(self, run_dir: str | Path, dtype: Literal["fp32"] | None = None) -> None:
         """`dtype` takes the place of the run's own. Raises UserError for what is not the folder of a run."""
         self.folder = Path(run_dir)
-        if not (self.folder / "config.yaml").is_file():
-            found = "it has no config.yaml" if self.folder.is_dir() else "there is no such folder"
-            raise UserError(f"{run_dir} is not the folder of a run: {found}")
-        self.config = config.load(self.folder / "config.yaml")
+        self.config = config.load(config.of_run(run_dir))
         self.config.model.dtype = dtype or self.config.model.dtype
         self.policy = policy(self.config)
         self.sampler = sampler(self.config, self.policy)

@@ -10,7 +10,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from ddpo.errors import DISK_FULL, Stopped, Told, UserError
@@ -35,15 +34,6 @@ def mapping(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, as '{{\"quality\": 50}}'")
     return found
-
-
-def of_run(run_dir: str) -> list[str]:
-    """The arguments that stand for a run's own configuration. Raises UserError where there is no run."""
-    file = Path(run_dir) / "config.yaml"
-    if not file.is_file():
-        found = "it has no config.yaml" if file.parent.is_dir() else "there is no such folder"
-        raise UserError(f"{run_dir} is not the folder of a run: {found}")
-    return ["--config", str(file), "--run_dir", run_dir]
 
 
 def run(main: Main, argv: Sequence[str]) -> int:

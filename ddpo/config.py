@@ -15,6 +15,7 @@ import yaml
 
 from ddpo import parsing, plugins
 from ddpo.errors import UserError, nearest
+from ddpo.ranges import Finite, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, UnitFloat
 
 PROMPT_SOURCES = {"name", "path", "dataset"}
 KINDS = {"model": "models", "objective": "objectives", "rewards": "rewards", "eval_rewards": "rewards"}
@@ -41,9 +42,9 @@ class Model:
 class Lora:
     """The low-rank adapter that is trained; `lora: null` trains the whole denoiser."""
 
-    rank: int = 16
-    """rank of the update, >= 1"""
-    alpha: float | None = None
+    rank: PositiveInt = 16
+    """rank of the update"""
+    alpha: PositiveFloat | None = None
     """the update is scaled by alpha / rank; null: alpha = rank, the only choice every program reads alike"""
     target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     """ends of the names of the denoiser's layers that get an adapter; [] with text_encoder: none"""
@@ -57,11 +58,11 @@ class Sampler:
 
     name: str = "ddim"
     """ddim or ddpm"""
-    num_steps: int = 50
-    """denoising steps an image, >= 1"""
-    guidance_scale: float = 5.0
-    """classifier-free guidance, >= 0; 1 is none and takes half the time"""
-    batch_size: int = 8
+    num_steps: PositiveInt = 50
+    """denoising steps an image"""
+    guidance_scale: NonNegativeFloat = 5.0
+    """classifier-free guidance; 1 is none and takes half the time"""
+    batch_size: PositiveInt = 8
     """images a network call; sets speed and memory, never the result"""
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -93,12 +94,12 @@ class Reward:
 
     name: str
     """a reward of `ddpo list rewards`, package.module:attribute or path/file.py:function"""
-    weight: float = 1.0
+    weight: Finite = 1.0
     """factor in the sum of rewards; 0: it is only logged, or only a gate"""
     params: dict[str, Any] = field(default_factory=dict)
-    min: float | None = None
+    min: Finite | None = None
     """an image with less is gated: it counts as the worst of its prompt and gets no positive advantage"""
-    max: float | None = None
+    max: Finite | None = None
     """an image with more is gated likewise"""
     cache: str | None = None
     """folder that keeps values from run to run; null: they are computed each time"""
@@ -113,19 +114,19 @@ class Objective:
     name: str = "ddpo"
     """an objective of `ddpo list objectives`"""
     options: dict[str, Any] = field(default_factory=dict)
-    kl_weight: float = 0.0
+    kl_weight: NonNegativeFloat = 0.0
     """weight, in the loss, of the closed-form KL of a step to the pretrained model, per latent dimension"""
-    block_size: int = 1
+    block_size: PositiveInt = 1
     """denoising steps in a row that share one ratio; sampler.num_steps: one ratio a trajectory"""
-    timestep_fraction: float = 1.0
-    """random share of the denoising steps that is trained on, drawn each iteration; in (0, 1]"""
-    timestep_window: tuple[int, int] | None = None
+    timestep_fraction: Share = 1.0
+    """random share of the denoising steps that is trained on, drawn each iteration"""
+    timestep_window: tuple[NonNegativeInt, PositiveInt] | None = None
     """[first, end): train on these steps alone, counted from 0, the noisiest; null: all"""
-    drop_last: int = 0
+    drop_last: NonNegativeInt = 0
     """so many steps at the end are not trained on"""
-    guidance_scale: float | None = None
+    guidance_scale: NonNegativeFloat | None = None
     """guidance in the update; null: that of the sampler, the policy that drew the images"""
-    draws: int | None = None
+    draws: PositiveInt | None = None
     """(timestep, noise) pairs an image and pass, for rwr and dpo; null: as many as sampler.num_steps"""
     offline: bool = False
     """learn from recorded pairs: prompts.path has columns chosen and rejected, images; rewards only judge"""
@@ -137,11 +138,11 @@ class Advantage:
 
     name: str = "per_prompt"
     """batch, per_prompt or group"""
-    clip: float = 5.0
+    clip: PositiveFloat = 5.0
     """advantages are clipped to [-clip, clip]"""
     per_reward: bool = False
     """compare each reward by itself, then add up by weight; false: compare the weighted sum"""
-    keep_extremes: int | None = None
+    keep_extremes: PositiveInt | None = None
     """train only on the so many best and as many worst images of each prompt; null: on all"""
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -150,53 +151,53 @@ class Advantage:
 class Trainer:
     """The loop. All sizes are global: they do not depend on the number of processes."""
 
-    iterations: int = 100
+    iterations: PositiveInt = 100
     """rounds of sampling and learning"""
-    prompts_per_iteration: int = 32
+    prompts_per_iteration: PositiveInt = 32
     """prompts drawn an iteration; one that is drawn twice makes two groups"""
-    samples_per_prompt: int = 8
+    samples_per_prompt: PositiveInt = 8
     """images of each of them; an iteration makes prompts_per_iteration x samples_per_prompt"""
-    minibatches: int = 2
+    minibatches: PositiveInt = 2
     """optimiser steps a pass; divides prompts_per_iteration, since the samples of a prompt stay together"""
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """passes over the images of an iteration"""
-    micro_batch: int = 16
+    micro_batch: PositiveInt = 16
     """(sample, step) pairs a network call; sets speed and memory, never the result"""
-    lr: float = 3e-4
-    """learning rate of AdamW, > 0"""
+    lr: PositiveFloat = 3e-4
+    """learning rate of AdamW"""
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
     """cosine and linear go down to 0 at the last iteration"""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     """optimiser steps in which the learning rate rises from 0"""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's averages of the gradient and of its square, each in [0, 1)"""
-    adam_eps: float = 1e-8
-    """AdamW's epsilon, > 0"""
-    weight_decay: float = 1e-4
-    """AdamW's decoupled weight decay, >= 0"""
-    max_grad_norm: float = 1.0
+    betas: tuple[UnitFloat, UnitFloat] = (0.9, 0.999)
+    """AdamW's averages of the gradient and of its square"""
+    adam_eps: PositiveFloat = 1e-8
+    """AdamW's epsilon"""
+    weight_decay: NonNegativeFloat = 1e-4
+    """AdamW's decoupled weight decay"""
+    max_grad_norm: PositiveFloat = 1.0
     """gradients with a larger norm are scaled down to it"""
-    reward_timeout_s: float | None = 600.0
+    reward_timeout_s: PositiveFloat | None = 600.0
     """seconds to wait for the rewards of a chunk of images before the run stops; null: no end"""
-    max_missing: float = 0.5
-    """share of an iteration's images without a value of some reward above which the run stops, in [0, 1)"""
+    max_missing: UnitFloat = 0.5
+    """share of an iteration's images without a value of some reward above which the run stops"""
 
 
 @dataclass
 class Ema:
     """A running average of the trained weights."""
 
-    decay: float = 0.0
-    """weight of the past at each optimiser step, in [0, 1); 0: no average is kept"""
+    decay: UnitFloat = 0.0
+    """weight of the past at each optimiser step; 0: no average is kept"""
 
 
 @dataclass
 class Checkpoint:
     """The state from which `--resume` goes on."""
 
-    every: int = 10
+    every: PositiveInt = 10
     """iterations from one checkpoint to the next; the last iteration always makes one"""
-    keep_last: int = 3
+    keep_last: PositiveInt = 3
     """older checkpoints are deleted"""
 
 
@@ -206,11 +207,11 @@ class Evaluation:
 
     prompts: str | None = None
     """a held-out set judged besides the training prompts"""
-    every: int = 0
+    every: NonNegativeInt = 0
     """iterations between evaluations during training; 0: only at the end"""
-    samples_per_prompt: int = 2
+    samples_per_prompt: PositiveInt = 2
     """images of each prompt"""
-    num_prompts: int | None = None
+    num_prompts: PositiveInt | None = None
     """the first so many prompts of each set; null: all"""
 
 
@@ -220,9 +221,9 @@ class Log:
 
     trackers: list[str] = field(default_factory=lambda: ["jsonl"])
     """any of jsonl, tensorboard, wandb; metrics.jsonl is always written"""
-    images: int = 8
+    images: NonNegativeInt = 8
     """pictures in samples/ each time"""
-    every: int = 10
+    every: PositiveInt = 10
     """iterations from one set of pictures to the next"""
 
 
@@ -245,7 +246,7 @@ class Config:
     log: Log = field(default_factory=Log)
     plugins: list[str] = field(default_factory=list)
     """folders with rewards/ prompts/ objectives/ models/ of your own"""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """all randomness is a function of (seed, iteration, sample)"""
     run_dir: str = "runs/default"
     """the folder everything is written into"""
@@ -285,6 +286,15 @@ def load(source: str | Path | Mapping[str, Any] | Config) -> Config:
     values = parsing.normal(Config, given if isinstance(given, Mapping) else parsing.read(_file(given)))
     _add_plugins(values)
     return parsing.resolve(Config, values, _find)[0]
+
+
+def of_run(run_dir: str | Path) -> Path:
+    """The file of a run's configuration. Raises UserError where there is no run."""
+    file = Path(run_dir) / "config.yaml"
+    if not file.is_file():
+        found = "it has no config.yaml" if file.parent.is_dir() else "there is no such folder"
+        raise UserError(f"{run_dir} is not the folder of a run: {found}")
+    return file
 
 
 def dump(config: Config) -> str:

@@ -10,7 +10,8 @@ def main(argv: list[str]) -> None:
     parser = command.Parser(prog="ddpo evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("run_dir", help="folder of a run")
     arguments, changes = parser.parse_known_args(argv)
-    settings = config.parse([*command.of_run(arguments.run_dir), *changes], command="ddpo evaluate")
+    own = ["--config", str(config.of_run(arguments.run_dir)), "--run_dir", arguments.run_dir]
+    settings = config.parse([*own, *changes], command="ddpo evaluate")
     from ddpo.judging import judge
 
     judge(settings)

@@ -1,11 +1,7 @@
-"""What the types of a configuration cannot say: ranges, arithmetic, what does not go together."""
+"""What the types of a configuration cannot say: arithmetic, what does not go together."""
 
 import importlib.util
-import math
-from collections.abc import Callable
-from typing import Any
 
-from ddpo import parsing
 from ddpo.config import Config
 from ddpo.errors import UserError, nearest
 from ddpo.images import GUARDS
@@ -18,8 +14,9 @@ TRACKERS = ("jsonl", "tensorboard", "wandb")
 
 def check(config: Config, processes: int = 1) -> None:
     """Raises UserError with the place, the value and the nearest valid ones."""
-    _check_ranges(config)
     _check_rewards(config)
+    if not config.run_dir.strip():
+        raise UserError(f"run_dir: must be the path of a folder, got {config.run_dir!r}")
     trainer = config.trainer
     if trainer.prompts_per_iteration % trainer.minibatches:
         prompts, parts = trainer.prompts_per_iteration, trainer.minibatches
@@ -78,31 +75,3 @@ def _check_rewards(config: Config) -> None:
         if name in seen:
             raise UserError(f"{place}.{given}: {name} is there twice; give it once, or one of them a label")
         seen.add(name)
-
-
-def _check_ranges(config: Config) -> None:
-    finite = [f"rewards.{i}.{key}" for i in range(len(config.rewards)) for key in ("weight", "min", "max")]
-    ranges: list[tuple[str, Callable[[Any], object], str]] = [
-        ("at least 1", lambda value: 1 <= value < math.inf, """
-            sampler.num_steps sampler.batch_size trainer.iterations trainer.prompts_per_iteration
-            trainer.samples_per_prompt trainer.minibatches trainer.epochs trainer.micro_batch checkpoint.every
-            checkpoint.keep_last evaluation.samples_per_prompt evaluation.num_prompts log.every lora.rank
-            objective.block_size objective.draws advantage.keep_extremes"""),
-        ("at least 0", lambda value: 0 <= value < math.inf, """
-            sampler.guidance_scale trainer.warmup_steps trainer.weight_decay evaluation.every log.images seed
-            objective.kl_weight objective.drop_last objective.guidance_scale"""),
-        ("above 0 and finite", lambda value: 0 < value < math.inf, """
-            trainer.lr trainer.adam_eps trainer.max_grad_norm trainer.reward_timeout_s advantage.clip
-            lora.alpha"""),
-        ("at least 0 and below 1", lambda value: 0 <= value < 1, """
-            ema.decay trainer.betas.0 trainer.betas.1 trainer.max_missing"""),
-        ("above 0 and at most 1", lambda value: 0 < value <= 1, "objective.timestep_fraction"),
-        ("finite", math.isfinite, " ".join(finite)),
-        ("the path of a folder", str.strip, "run_dir"),
-    ]  # fmt: skip
-    values = dict(parsing.leaves(parsing.flat(config)))
-    for wanted, holds, places in ranges:
-        for place in places.split():
-            value = values.get(place)
-            if value is not None and not holds(value):
-                raise UserError(f"{place}: must be {wanted}, got {value!r}")

@@ -14,10 +14,11 @@ import re
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import yaml
@@ -25,6 +26,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ddpo.errors import UserError, nearest
 from ddpo.plugins import text_of
+from ddpo.ranges import ranges
 
 Find = Callable[[str, str], Callable[..., object]]
 """(section, name) -> the function or class of that name; UserError if there is none."""
@@ -144,7 +146,9 @@ def print_help(groups: Sequence[Group], usage: str) -> None:
         group = parser.add_argument_group(title or None, about or None)
         for key, (hint, value, words) in options.items():
             flag, text = "--" + f"{place}.{key}".lstrip("."), words.replace("%", "%%")
-            action: Any = group.add_argument(flag, type=hint, default=value, help=text)
+            limits = dict.fromkeys(limit.words for limit in ranges(hint))
+            text = ", ".join([text, *limits]) if limits else text
+            action: Any = group.add_argument(flag, type=_plain(hint), default=value, help=text)
             action.option_strings = [flag]  # jsonargparse's --key+ for lists is not among our ways
     parser.print_help()
 
@@ -188,7 +192,7 @@ def _holder(cls: type) -> str:
 def _own(cls: type) -> Options:
     """The plain fields of a dataclass; their help texts are the strings under them."""
     words = {p.arg_name: p.description or "" for p in docstring_parser.parse_from_object(cls).params}
-    hints, left_out = get_type_hints(cls), {*OPEN, *_sections(cls)}
+    hints, left_out = get_type_hints(cls, include_extras=True), {*OPEN, *_sections(cls)}
     return {
         f.name: Option(hints[f.name], f.default, words.get(f.name, ""))
         if f.default_factory is MISSING
@@ -260,21 +264,46 @@ def _values(options: Options) -> dict[str, Any]:
 
 def _checked(place: str, option: Option, given: Any) -> Any:
     """What is given, made of the right type; the default where nothing is."""
-    words = _words(option.hint)
+    hint = _plain(option.hint)
+    words = _words(hint)
     if given is MISSING and option.value is MISSING:
         raise UserError(f"{place}: needs a value, {words}")
     if given is MISSING:
         return copy.deepcopy(option.value)
-    if isinstance(given, str) and option.hint in (str, str | None):
+    if isinstance(given, str) and hint in (str, str | None):
         return given  # text is text: jsonargparse would make None of 'null'
-    if given is None and not {NoneType, Any} & {option.hint, *get_args(option.hint)}:
+    if given is None and not {NoneType, Any} & {hint, *get_args(hint)}:
         raise UserError(f"{place}: expected {words}, got null")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=option.hint)
+    parser.add_argument("--value", type=hint)
     try:
-        return parser.parse_object(Namespace(value=given)).value
+        value = parser.parse_object(Namespace(value=given)).value
     except ArgumentError as error:
         raise UserError(f"{place}: expected {words}, got {given!r}") from error
+    _refuse_outside(place, option.hint, value)
+    return value
+
+
+def _refuse_outside(place: str, hint: Any, value: Any) -> None:
+    """A number out of the range that its type is annotated with; in a tuple each has its own."""
+    inside = next((each for each in (hint, *get_args(hint)) if get_origin(each) is tuple), None)
+    if inside and value is not None:
+        for i, (inner, each) in enumerate(zip(get_args(inside), value, strict=True)):
+            _refuse_outside(f"{place}.{i}", inner, each)
+    elif isinstance(value, (int, float)):
+        for limit in ranges(hint):
+            if not limit.holds(value):
+                raise UserError(f"{place}: must be {limit.words}, got {value!r}")
+
+
+def _plain(hint: Any) -> Any:
+    """A type without the ranges in it."""
+    if get_origin(hint) is Annotated:
+        return get_args(hint)[0]
+    if not any(ranges(hint)):
+        return hint
+    inner = tuple(map(_plain, get_args(hint)))
+    return tuple[inner] if get_origin(hint) is tuple else reduce(or_, inner)
 
 
 def _words(hint: Any) -> str:

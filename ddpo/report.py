@@ -110,13 +110,8 @@ def read(folder: Path) -> Run:
             json.dumps(results["sets"]),
             object_hook=lambda found: {key: math.nan if v is None else v for key, v in found.items()},
         )
-    return Run(
-        folder=folder,
-        config=yaml.safe_load((folder / "config.yaml").read_bytes()),
-        metrics=metrics.read(folder / "metrics.jsonl"),
-        results=results,
-        matches=list(found.values()),
-    )
+    config = yaml.safe_load((folder / "config.yaml").read_bytes())
+    return Run(folder, config, metrics.read(folder / "metrics.jsonl"), results, list(found.values()))
 
 
 def write(run_dir: Path) -> Path:

@@ -32,7 +32,8 @@ def arguments(argv: list[str]) -> tuple[Config, bool, bool]:
         if any(word.startswith("--config") for word in rest):
             other = "which reads the run's own; or use --resume auto"
             raise UserError(f"--config: not with --resume RUN_DIR, {other}")
-        rest = [*command.of_run(resume.rstrip("/")), *rest]
+        run_dir = resume.rstrip("/")
+        rest = ["--config", str(config.of_run(run_dir)), "--run_dir", run_dir, *rest]
     return config.parse(rest, flags=FLAGS), bool(resume), overwrite
 
 

@@ -99,9 +99,7 @@ def _tables(schedule: NoiseSchedule, x0: Tensor, epsilon: Tensor, x: Tensor, var
     signal, noise = schedule.alpha.double().sqrt(), (1 - schedule.alpha.double()).sqrt()
     if schedule.prediction == "epsilon":  # x_0 = (x_t - noise * m) / signal, eps = m
         x_coefficient, output = x + x0 / signal, epsilon - x0 * noise / signal
-    elif (
-        schedule.prediction == "v_prediction"
-    ):  # x_0 = signal * x_t - noise * m, eps = noise * x_t + signal * m
+    elif schedule.prediction == "v_prediction":  # x_0 = signal x_t - noise m, eps = noise x_t + signal m
         x_coefficient, output = x + x0 * signal + epsilon * noise, epsilon * signal - x0 * noise
     elif schedule.prediction == "sample":  # x_0 = m, eps = (x_t - signal * m) / noise
         x_coefficient, output = x + epsilon / noise, x0 - epsilon * signal / noise
@@ -139,10 +137,8 @@ def mean(
     steps: Steps, index: Int[Tensor, " B"], x: Float[Tensor, "B *dims"], output: Float[Tensor, "B *dims"]
 ) -> Float[Tensor, "B *dims"]:
     """Mean of x_s given x_t and the (guided) network output at step `index`, in fp32."""
-    return (
-        _column(steps.x_coefficient[index], x) * x.float()
-        + _column(steps.output_coefficient[index], x) * output.float()
-    )
+    of_x, of_output = steps.x_coefficient[index], steps.output_coefficient[index]
+    return _column(of_x, x) * x.float() + _column(of_output, x) * output.float()
 
 
 def sample(

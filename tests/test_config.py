@@ -273,6 +273,55 @@ def test_check(folder: Path, change: dict[str, Any], words: str) -> None:
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("section", "given", "words"),
+    [
+        ("objective", {"name": "ddpo", "clip_range": -1}, "clip_range: must be above 0 and finite, got -1.0"),
+        ("objective", {"name": "grpo", "clip_range_high": 0}, "clip_range_high: must be above 0"),
+        ("objective", {"name": "grpo", "clip_range_high": None}, ""),
+        ("objective", {"name": "dpok", "kl_coef": -0.1}, "kl_coef: must be at least 0, got -0.1"),
+        ("objective", {"name": "dpok", "reward_weight": 0}, "reward_weight: must be above 0"),
+        ("objective", {"name": "prdp", "beta": 0}, "beta: must be above 0"),
+        ("objective", {"name": "p3o", "max_weight": 0.5}, "max_weight: must be at least 1, got 0.5"),
+        ("objective", {"name": "rwr", "beta": 0}, ""),
+        ("objective", {"name": "rwr", "percentile": 1}, "percentile: must be at least 0 and below 1"),
+        ("objective", {"name": "rwr", "percentile": "0.9"}, ""),
+        ("objective", {"name": "d3po", "beta": float("nan")}, "beta: must be above 0"),
+        ("objective", {"name": "dpo", "beta": -1}, "beta: must be above 0"),
+        ("objective", {"name": "ddpo", "timestep_window": [-1, 3]}, "timestep_window.0: must be at least 0"),
+        ("objective", {"name": "ddpo", "timestep_window": [2, 0]}, "timestep_window.1: must be at least 1"),
+        ("advantage", {"name": "per_prompt", "buffer_size": 0}, "buffer_size: must be at least 1, got 0"),
+        ("advantage", {"name": "per_prompt", "min_count": 0}, "min_count: must be at least 1, got 0"),
+        ("objective", {"name": "ranged", "strength": 2}, "strength: must be below 1, got 2"),
+    ],
+)
+def test_ranges_stand_where_an_option_is_declared(
+    folder: Path, section: str, given: dict[str, Any], words: str
+) -> None:
+    """Of bundled objectives and advantages, and of one's own."""
+    (folder / "objectives/ranged.py").write_text(
+        "from typing import Annotated\nfrom ddpo.ranges import Range\n"
+        "Low = Annotated[int, Range('below 1', lambda value: value < 1)]\n"
+        "def ranged(logp, batch, *, strength: Low = 0):\n    return logp.mean()\n"
+    )
+    base = yaml.safe_load((folder / "toy.yaml").read_text())
+    if not words:
+        assert config.load(base | {section: given})
+        return
+    with pytest.raises(UserError, match=rf"^{section}\.") as caught:
+        config.load(base | {section: given})
+    assert words in str(caught.value)
+
+
+def test_help_says_the_range(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        config.parse(["--config", "toy.yaml", "--objective.name", "grpo", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "clip_range_high` is the upper end where" in said
+    assert "above 0 and finite (type: float | null, default: null)" in said
+    assert "AdamW's averages of the gradient and of its square, at least 0 and below 1 (type: tuple" in said
+
+
 def test_labels_tell_two_of_a_kind_apart(folder: Path) -> None:
     base = yaml.safe_load((folder / "toy.yaml").read_text())
     entries = [{"name": "toy", "label": "first"}, {"name": "toy", "params": {"quality": 3}}]
@@ -358,7 +407,7 @@ def test_help_shows_the_options_of_the_named_things(folder: Path, capsys: pytest
     assert "--objective.mode {a,b} It has a `mode`." in shown
     assert "--rewards.0.params.quality" in shown and "(type: int, default: 90)" in shown
     assert "--sampler.eta" in shown and "--model.shift" in shown and "--beta" not in shown
-    assert "learning rate of AdamW, > 0 (type: float, default: 0.25)" in shown
+    assert "learning rate of AdamW, above 0 and finite (type: float, default: 0.25)" in shown
     for name in ("device", "options", "target_modules+"):
         assert f".{name}" not in shown
 

@@ -5,12 +5,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ddpo.objectives import Batch, declare
+from ddpo.objectives import Batch, PositiveFloat, declare
 
 
 @declare(needs=("logp_ref",), compares=True)
 def d3po(
-    logp: Float[Tensor, "B T"], batch: Batch, *, beta: float = 0.1, clip_range: float = 0.1
+    logp: Float[Tensor, "B T"], batch: Batch, *, beta: PositiveFloat = 0.1, clip_range: PositiveFloat = 0.1
 ) -> Float[Tensor, ""]:
     """D3PO: every step of the better image is preferred over the same step of the worse one.
 

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from ddpo.objectives import Batch, declare
+from ddpo.objectives import Batch, NonNegativeFloat, PositiveFloat, declare
 
 
 @declare(separable=True, needs=("kl",))
@@ -11,9 +11,9 @@ def dpok(
     logp: Float[Tensor, "B T"],
     batch: Batch,
     *,
-    clip_range: float = 1e-4,
-    reward_weight: float = 100.0,
-    kl_coef: float = 0.01,
+    clip_range: PositiveFloat = 1e-4,
+    reward_weight: PositiveFloat = 100.0,
+    kl_coef: NonNegativeFloat = 0.01,
 ) -> Float[Tensor, ""]:
     """DPOK: a clipped policy gradient that pays for every step's distance to the pretrained model.
 

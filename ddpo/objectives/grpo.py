@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, maximum
 
-from ddpo.objectives import Batch, declare
+from ddpo.objectives import Batch, PositiveFloat, declare
 
 
 @declare(separable=True, compares=True)
@@ -11,8 +11,8 @@ def grpo(
     logp: Float[Tensor, "B T"],
     batch: Batch,
     *,
-    clip_range: float = 1e-4,
-    clip_range_high: float | None = None,
+    clip_range: PositiveFloat = 1e-4,
+    clip_range_high: PositiveFloat | None = None,
 ) -> Float[Tensor, ""]:
     """GRPO: clipped per-step ratios, with advantages that compare the images of one prompt.
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, maximum
 
-from ddpo.objectives import Batch, declare
+from ddpo.objectives import AtLeastOne, Batch, NonNegativeFloat, PositiveFloat, declare
 
 
 @declare(needs=("logp_ref",), compares=True)
@@ -12,10 +12,10 @@ def p3o(
     logp: Float[Tensor, "B T"],
     batch: Batch,
     *,
-    kl_coef: float = 0.05,
-    clip_range: float = 1e-4,
+    kl_coef: NonNegativeFloat = 0.05,
+    clip_range: PositiveFloat = 1e-4,
     joint: bool = True,
-    max_weight: float = 10.0,
+    max_weight: AtLeastOne = 10.0,
 ) -> Float[Tensor, ""]:
     """P3O: the policy gradient of reward differences, which a shift of all rewards of a prompt cannot change.
 

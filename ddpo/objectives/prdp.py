@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, maximum
 
-from ddpo.objectives import Batch, declare
+from ddpo.objectives import Batch, PositiveFloat, declare
 
 
 @declare(needs=("logp_ref",), compares=True)
@@ -11,15 +11,15 @@ def prdp(
     logp: Float[Tensor, "B T"],
     batch: Batch,
     *,
-    beta: float = 3e-5,
-    clip_range: float = 1e-6,
+    beta: PositiveFloat = 3e-5,
+    clip_range: PositiveFloat = 1e-6,
     sum_steps: bool = False,
     keep_ties: bool = False,
 ) -> Float[Tensor, ""]:
     """PRDP: the log-ratios of two images of a prompt predict the difference of their rewards.
 
     rhat_t = log p_theta(x_{t-1} | x_t, c) - log p_ref(x_{t-1} | x_t, c)
-    rhat   = mean over steps of rhat_t; with `sum_steps` their sum
+    rhat   = mean over steps of rhat_t, or their sum
     l      = (rhat(a) - rhat(b) - (r(a) - r(b)) / beta)^2
     l_clip = the same with each rhat_t clipped to the old policy's, +- clip_range
     L      = mean over all pairs (a, b) of one prompt of max(l, l_clip)
@@ -31,6 +31,7 @@ def prdp(
     `beta` is the weight of the KL to the pretrained model: larger stays closer. Its unit is reward per nat
     of rhat: with means over T steps and D dimensions, the weight of the exact KL in nats is beta / (T D).
     The paper has 3e-5 at small scale and 3e-6 or 3e-5 at large scale.
+    `sum_steps` adds the steps up, as in the paper's theorem: that weight is then beta / D.
     `clip_range` is in units of `logp`: 1e-6 (small scale) or 1e-4 (large scale) at D = 16,384; for D
     dimensions take that times 16,384 / D. It acts from the second optimiser step after a rollout on: at the
     first one rhat is the old policy's.

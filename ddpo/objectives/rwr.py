@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddpo.objectives import Batch, declare
+from ddpo.objectives import Batch, NonNegativeFloat, UnitFloat, declare
 
 
 def weights(
@@ -42,8 +42,8 @@ def rwr(
     errors: Float[Tensor, "B K"],
     batch: Batch,
     *,
-    beta: float = 0.2,
-    percentile: float | None = None,
+    beta: NonNegativeFloat = 0.2,
+    percentile: UnitFloat | None = None,
     per_prompt: bool = True,
     standardize: bool = False,
 ) -> Float[Tensor, ""]:
