@@ -147,7 +147,7 @@ def print_help(groups: Sequence[Group], usage: str) -> None:
         for key, (hint, value, words) in options.items():
             flag, text = "--" + f"{place}.{key}".lstrip("."), words.replace("%", "%%")
             limits = dict.fromkeys(limit.words for limit in ranges(hint))
-            text = ", ".join([text, *limits]) if limits else text
+            text = "; ".join([text.rstrip("."), *limits]) if limits else text
             action: Any = group.add_argument(flag, type=_plain(hint), default=value, help=text)
             action.option_strings = [flag]  # jsonargparse's --key+ for lists is not among our ways
     parser.print_help()

@@ -318,8 +318,8 @@ def test_help_says_the_range(folder: Path, capsys: pytest.CaptureFixture[str]) -
         config.parse(["--config", "toy.yaml", "--objective.name", "grpo", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "clip_range_high` is the upper end where" in said
-    assert "above 0 and finite (type: float | null, default: null)" in said
-    assert "AdamW's averages of the gradient and of its square, at least 0 and below 1 (type: tuple" in said
+    assert "null: the same; above 0 and finite (type: float | null, default: null)" in said
+    assert "AdamW's averages of the gradient and of its square; at least 0 and below 1 (type: tuple" in said
 
 
 def test_labels_tell_two_of_a_kind_apart(folder: Path) -> None:
@@ -407,7 +407,7 @@ def test_help_shows_the_options_of_the_named_things(folder: Path, capsys: pytest
     assert "--objective.mode {a,b} It has a `mode`." in shown
     assert "--rewards.0.params.quality" in shown and "(type: int, default: 90)" in shown
     assert "--sampler.eta" in shown and "--model.shift" in shown and "--beta" not in shown
-    assert "learning rate of AdamW, above 0 and finite (type: float, default: 0.25)" in shown
+    assert "learning rate of AdamW; above 0 and finite (type: float, default: 0.25)" in shown
     for name in ("device", "options", "target_modules+"):
         assert f".{name}" not in shown
 
