@@ -78,7 +78,8 @@ class Session:
         """The settings with rank 0's choice for `model.dtype: auto`, on all ranks; config.yaml keeps it."""
         if self.settings.model.dtype != "auto":
             return self.settings
-        chosen = ranks.gather([dtype])[0]
+        everyone: list[Precision] = ranks.gather([dtype])
+        chosen = everyone[0]
         log.info("model.dtype: auto takes %s on this machine", chosen)
         return config.in_precision(self.settings, chosen)
 

@@ -227,8 +227,7 @@ class Trainer:
         """Before the first update: a step scored again must have the log-probability that was recorded."""
         if self.gated:
             return
-        clip_range = self.objective.options.get("clip_range") or 0.0
-        limit = max(min(0.1 * clip_range, WIDEST_GATE), 1e-5 if self.policy.half_precision else 1e-6)
+        limit = gate_limit(self.objective.options.get("clip_range"), self.policy.half_precision)
         worst = first_pass_deviation(work)
         if not worst <= limit:
             raise Stopped(
@@ -318,6 +317,11 @@ def kl_pairs(images: int, columns: Sequence[int]) -> list[tuple[int, int]]:
     count = max(1, min(MOST_KL_PAIRS, images * len(columns) // PAIRS_PER_KL_PAIR))
     middles = [(2 * i + 1) / (2 * count) for i in range(count)]
     return [(int(images * middle), columns[int(len(columns) * middle)]) for middle in middles]
+
+
+def gate_limit(clip_range: float | None, half_precision: bool) -> float:
+    """|ratio - 1| that the ratio gate lets pass: a tenth of the clip range, and not less than rounding."""
+    return max(min(0.1 * (clip_range or 0.0), WIDEST_GATE), 1e-5 if half_precision else 1e-6)
 
 
 def _from_all_ranks(matrix: Float[Tensor, "b T"], device: torch.device) -> Float[Tensor, "B T"]:
