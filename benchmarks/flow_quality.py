@@ -85,7 +85,7 @@ def main() -> None:
         stacked = torch.stack([pil_to_tensor(image) for image in images]).float() / 255
         scores = torch.cat([
             judge(part, texts[i : i + 64], [prompt.metadata for prompt in asked[i : i + 64]])
-            for i, part in zip(range(0, len(texts), 64), stacked.to(device).split(64), strict=True)
+            for i, part in zip(range(0, len(texts), 64), stacked.split(64), strict=True)
         ])  # fmt: skip
         misses = [text for text, score in zip(texts, scores.tolist(), strict=True) if score == 0]
         worst = sorted({(misses.count(text), text) for text in misses}, reverse=True)[:12]

@@ -68,28 +68,27 @@ def learning_rate(step: int, steps: int, warmup: int = 200) -> float:
 class Pace:
     """The length of a schedule: a number of steps, or as many as fit into `seconds`.
 
-    The time per step is measured after 64 steps, and every 500 from then on: the length follows, and the
-    rate of learning with it, which hardly depends on the length at the beginning.
+    The time per step is measured after 80 steps, and every 512 from then on, over the steps since the last
+    time: the length follows, and the rate of learning with it, which hardly depends on it at the beginning.
     """
 
     def __init__(self, steps: int, seconds: float | None) -> None:
-        self.seconds, self.started, self.calls, self.origin = seconds, time.perf_counter(), 0, 0.0
+        self.seconds, self.started, self.calls, self.last = seconds, time.perf_counter(), 0, (0, 0.0)
         self.steps = steps if seconds is None else 1_000_000
 
     def after(self, step: int) -> None:
         """Take note that `step` steps are done."""
         self.calls += 1
-        if self.seconds is None or (self.calls not in (16, 64) and self.calls % 500):
+        if self.seconds is None or (self.calls not in (16, 80) and self.calls % 512):
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         elapsed = time.perf_counter() - self.started
-        if self.calls == 16:  # the first steps are slower
-            self.origin = elapsed
-        if self.calls >= 64:
-            step_s = (elapsed - self.origin) / (self.calls - 16)
+        if self.calls > 16:  # the first steps are slower
+            step_s = (elapsed - self.last[1]) / (self.calls - self.last[0])
             self.steps = step + max(0, int((self.seconds - elapsed) / step_s))
             print(json.dumps({"step": step, "step_s": step_s, "steps": self.steps}), flush=True)
+        self.last = self.calls, elapsed
 
 
 def train(stage: Stage, pace: Pace, until: int | None, work: Path, every: int = 250) -> None:
