@@ -4,16 +4,17 @@ Occupancy of a factor at a place: 1 for its word, .4 with one mismatch, else 0, 
 Summed over places to o, it saturates: s = (1 - exp(-1.2 o)) / (1 - exp(-1.2)), so one site gives s = 1.
 
     drive    = 1.1 HNF4A + 1.3 HNF1A + 1.0 CEBPA + .5 FOXA + .5 GATA        (each name: the factor's s)
-             + 1.6 synergy               HNF4A then CEBPA on one strand, 3 to 7 letters between: 1, 8 to 12: .5;
-                                         times the lesser occupancy of the two; the best pair counts
-             - 1.6 REST                  repression
-             - .7 min(GATA, HNF1A)       antagonism: these two get in each other's way
-             - .5 max(0, sites - 5)      crowding: exact sites of the five activators
+             + 1.6 synergy           the best pair of HNF4A then CEBPA on one strand: the lesser of
+                                     their occupancies, times 1 with 3 to 7 letters between them,
+                                     .5 with 8 to 12
+             - 1.6 REST              repression
+             - .7 min(GATA, HNF1A)   antagonism: these two get in each other's way
+             - .5 max(0, sites - 5)  crowding: exact sites of the five activators
     u        = softplus(1.2 (drive - 1.5)) / 1.2
     activity = 8 (1 - exp(-u / 2.5))     in [0, 8)
 
-The unit is log2 fold change over a minimal promoter, as in a reporter assay; the scale is invented. `measured`
-adds the assay's noise, normal with standard deviation .25.
+The unit is log2 fold change over a minimal promoter, as in a reporter assay; the scale is invented.
+`measured` adds the assay's noise, normal with standard deviation .25.
 
 Accessible (open chromatin) is a second label that has nothing to do with activity but the FOXA sites:
 

@@ -9,8 +9,8 @@ The bound on the log-likelihood, with k of L letters masked:
     -log p(x) <= integral_0^1 (1 / t) E[ sum over masked i of -log p(x_i | the rest) ] dt
                = L E_k[ mean over masked i of -log p(x_i | the rest) ],   k uniform on 1 ... L
 
-since the integral of t^(k-1) (1 - t)^(L-k), times the number of subsets of size k, is 1 / k. So the weight 1 / t
-needs no floor: it is drawn, not multiplied, which also has the lower variance. `bound` is this sum.
+since the integral of t^(k-1) (1 - t)^(L-k), times the number of subsets of size k, is 1 / k. So the
+weight 1 / t needs no floor: it is drawn, not multiplied, which also has the lower variance.
 """
 
 from collections.abc import Callable
@@ -32,11 +32,13 @@ Predict = Callable[[Int[Tensor, "B L"]], Float[Tensor, "B L 4"]]
 
 
 def untrained() -> EsmForMaskedLM:
-    """The network before training: random weights from torch's global seed, biases that look at neighbors."""
+    """The network before training: random weights from torch's global seed, and local attention."""
     config = EsmConfig(
-        vocab_size=len(LETTERS) + 2, mask_token_id=MASK, pad_token_id=PAD, bos_token_id=None, eos_token_id=None,
+        vocab_size=len(LETTERS) + 2, mask_token_id=MASK, pad_token_id=PAD,
+        bos_token_id=None, eos_token_id=None,
         hidden_size=128, num_hidden_layers=4, num_attention_heads=8, intermediate_size=256,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, max_position_embeddings=LENGTH + 2,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        max_position_embeddings=LENGTH + 2,
         position_embedding_type="rotary", rope_theta=100.0, initializer_range=0.05,
         emb_layer_norm_before=True, token_dropout=False,
     )  # fmt: skip
@@ -48,9 +50,10 @@ def untrained() -> EsmForMaskedLM:
 def _look_at_neighbors(model: EsmForMaskedLM, strength: float = 2.0) -> None:
     """Set the biases of queries and keys so that each head first attends at one offset, from -10 to 10.
 
-    With rotary positions a query's bias (a, 0) at place p and a key's bias (a cos wd, a sin wd) at place m have
-    the product a^2 cos(w (p - m - d)) in the plane of frequency w: all planes peak together at m = p - d. Without
-    this start the network stays at the letters' frequencies for thousands of steps.
+    With rotary positions a query's bias (a, 0) at place p and a key's bias (a cos wd, a sin wd) at
+    place m have the product a^2 cos(w (p - m - d)) in the plane of frequency w: all planes peak
+    together at m = p - d. Without this start the network stays at the letters' frequencies for
+    thousands of steps.
     """
     config = model.config
     width = config.hidden_size // config.num_attention_heads
@@ -108,9 +111,7 @@ def stratified_counts(batch: int, length: int, generator: torch.Generator) -> In
     return (places / batch * length).long().clamp(max=length - 1) + 1
 
 
-def bound(
-    predict: Predict, tokens: Int[Tensor, "B L"], masks: Bool[Tensor, "B L"]
-) -> Float[Tensor, " B"]:
+def bound(predict: Predict, tokens: Int[Tensor, "B L"], masks: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
     """L times the mean of -log p over the masked letters, in nats.
 
     Its mean over uniform counts and random masks is the bound on -log p of the sequence, which is the loss.
@@ -125,7 +126,7 @@ def bound(
 def log_likelihood(
     model: EsmForMaskedLM, tokens: Int[Tensor, "B L"], generator: torch.Generator, draws: int = 20
 ) -> Float[Tensor, " B"]:
-    """A lower bound on log p of each sequence, in nats, from `draws` masks that are spread over the counts."""
+    """A lower bound on log p of each sequence, in nats, estimated from `draws` random masks."""
     length, total = tokens.shape[1], torch.zeros(len(tokens), device=tokens.device)
     for _ in range(draws):
         counts = stratified_counts(len(tokens), length, generator)

@@ -164,7 +164,7 @@ def encode(sequences: list[str]) -> Int[Tensor, "B L"]:
     """Tokens of sequences of equal length. Raises ValueError for a letter that is none of A, C, G, T."""
     for sequence in sequences:
         if strange := set(sequence) - set(LETTERS):
-            raise ValueError(f"{sorted(strange)[0]!r} in {sequence[:20]}...: a sequence has A, C, G and T only")
+            raise ValueError(f"{min(strange)!r} in {sequence[:20]}...: letters are A, C, G and T")
     return torch.tensor([[LETTERS.index(letter) for letter in sequence] for sequence in sequences])
 
 

@@ -4,7 +4,8 @@
     oracle_judge   activity; learned from other sequences, never trained on
     accessibility  the logit that a sequence is accessible; never saw an activity
 
-They take letters as probabilities or one-hot rows, `(B, L, 4)`, so that gradients reach what wrote the letters.
+They take letters as probabilities or one-hot rows, `(B, L, 4)`, so that gradients reach what wrote
+the letters.
 """
 
 from pathlib import Path

@@ -1,14 +1,15 @@
 """Trains the DNA world's models from scratch: `python -m ddpo.models.dna.pretrain --stage STAGE`.
 
     grammar   measures the held-out data: what everything else is compared with
-    oracles   the two activity oracles and the classifier of accessibility (about 2 CPU-minutes)
+    oracles   the two activity oracles and the classifier of accessibility
     base      the masked diffusion model
     all       the three, in this order
 
-Each stage writes its weights, and its figures into figures.json, below --weights. Seeds are fixed and lengths are
-counted in steps. `--seconds` ends the base's training in time on a machine of unknown speed: the rate is constant
-until the decay begins, and until then the number of steps is planned again from the pace; figures.json says how
-many there were, and `--steps` of that number needs no clock. Threads come from OMP_NUM_THREADS (one by default).
+Each stage writes its weights, and its figures into figures.json, below --weights. Seeds are fixed
+and lengths are counted in steps. `--seconds` ends the base's training in time on a machine of
+unknown speed: the rate is constant until the decay begins, and until then the number of steps is
+planned again from the pace. figures.json says how many there were; with `--steps` of that number
+no clock is needed. Threads come from OMP_NUM_THREADS (one by default).
 """
 
 import argparse
@@ -34,7 +35,7 @@ ORACLE_SEQUENCES, ORACLE_BATCH, ORACLE_RATE = 24_000, 128, 2e-3
 EPOCHS = {"oracle_train": 10, "oracle_judge": 10, "accessibility": 4}
 BASE_SEQUENCES, BASE_STEPS, BASE_BATCH, BASE_RATE = 131_072, 20_000, 512, 2e-3
 WARMUP, DECAY, AVERAGE = 300, 0.4, 0.999
-"""Steps of linear warm-up; the share of steps over which the rate falls to zero; the weights' moving average."""
+"""Steps of linear warm-up; share of the steps in which the rate falls to zero; the moving average."""
 PACE = 100
 """Steps between two looks at the clock."""
 SAMPLES = 512
@@ -150,65 +151,81 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP, (steps - step) / (DECAY * steps))
 
 
-def save_base(model: nn.Module, average: list[Tensor], folder: Path) -> None:
-    """Write the averaged weights and the tokenizer in transformers' format."""
-    present = [p.detach().clone() for p in model.parameters()]
-    with torch.no_grad():
-        torch._foreach_copy_(list(model.parameters()), average)
-        model.save_pretrained(folder / "base")  # pyright: ignore[reportCallIssue]
-        torch._foreach_copy_(list(model.parameters()), present)
-    base.tokenizer().save_pretrained(folder / "base")
+class BaseTraining:
+    """The masked diffusion model in training, with the moving average of its weights."""
+
+    def __init__(self, device: str, batch: int) -> None:
+        self.device, self.batch = device, batch
+        self.tokens = grammar.draw(BASE_SEQUENCES, SEEDS["base"]).to(device, torch.uint8)
+        torch.manual_seed(SEEDS["base"])
+        self.model: Any = base.untrained().to(device).train()
+        self.parameters = list(self.model.parameters())
+        self.average = [p.detach().clone() for p in self.parameters]
+        fused = device.startswith("cuda")
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, BASE_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=fused
+        )
+        self.generator = torch.Generator(device).manual_seed(SEEDS["base"])
+
+    def step(self, step: int, steps: int) -> Tensor:
+        """One step of `steps`; the loss, nats per sequence, still on the device."""
+        generator, length = self.generator, grammar.LENGTH
+        rows = torch.randint(len(self.tokens), (self.batch,), generator=generator, device=self.device)
+        counts = base.stratified_counts(self.batch, length, generator)
+        masks = base.random_masks(counts, length, generator)
+        predict = partial(base.log_probs, self.model)
+        loss = base.bound(predict, self.tokens[rows].long(), masks).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, length)  # 1 per letter
+        self.optimizer.param_groups[0]["lr"] = BASE_RATE * rate(step, steps)
+        self.optimizer.step()
+        with torch.no_grad():
+            decay = min(AVERAGE, (step + 1) / (step + 10))
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        return loss.detach()
+
+    @torch.no_grad()
+    def save(self, folder: Path) -> None:
+        """Write the averaged weights and the tokenizer in transformers' format."""
+        present = [p.clone() for p in self.parameters]
+        torch._foreach_copy_(self.parameters, self.average)
+        self.model.save_pretrained(folder)
+        torch._foreach_copy_(self.parameters, present)
+        base.tokenizer().save_pretrained(folder)
 
 
-def train_base(folder: Path, device: str, steps: int, batch: int, seconds: float) -> None:
-    """Train the masked diffusion model, keep its averaged weights, and measure what it draws."""
+def train_base(folder: Path, device: str, limit: int, batch: int, seconds: float) -> None:
+    """Train the masked diffusion model for `limit` steps or fewer, and measure what it draws."""
     torch.set_float32_matmul_precision("high")
     folder.mkdir(parents=True, exist_ok=True)
-    tokens = grammar.draw(BASE_SEQUENCES, SEEDS["base"]).to(device, torch.uint8)
-    torch.manual_seed(SEEDS["base"])
-    model = base.untrained().to(device).train()
-    parameters = list(model.parameters())
-    average = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(
-        parameters, BASE_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=device.startswith("cuda")
-    )
-    generator = torch.Generator(device).manual_seed(SEEDS["base"])
+    training = BaseTraining(device, batch)
     started = looked = saved = time.perf_counter()
-    step, limit, total = 0, steps, torch.zeros((), device=device)
+    step, steps, total = 0, limit, torch.zeros((), device=device)
     while step < steps:
-        rows = torch.randint(len(tokens), (batch,), generator=generator, device=device)
-        counts = base.stratified_counts(batch, grammar.LENGTH, generator)
-        masks = base.random_masks(counts, grammar.LENGTH, generator)
-        loss = base.bound(partial(base.log_probs, model), tokens[rows].long(), masks).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, grammar.LENGTH)  # the loss is of a sequence, not of a letter
-        optimizer.param_groups[0]["lr"] = BASE_RATE * rate(step, steps)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1 - min(AVERAGE, (step + 1) / (step + 10)))
-        total += loss.detach()
+        total += training.step(step, steps)
         step += 1
         if step % PACE:
             continue
-        mean, now = total.item() / PACE, time.perf_counter()
-        pace, looked = (now - looked) / PACE, now
-        if seconds and step < (1 - DECAY) * steps:
-            steps = min(limit, max(step + 1, step + int((seconds - (now - started)) / pace)))
-        line = {"step": step, "steps": steps, "bound_per_letter": mean / grammar.LENGTH, "step_ms": 1e3 * pace}
-        with open(folder / "base_log.jsonl", "a") as log:
-            log.write(json.dumps(line | {"wall_s": round(now - started, 1)}) + "\n")
-        if not mean < float("inf"):
-            raise RuntimeError(f"the loss is {mean} at step {step}: train again with a lower rate than {BASE_RATE}")
-        if step % (10 * PACE) == 0:
-            print(json.dumps(line), flush=True)
-        if now - saved > 60:
-            save_base(model, average, folder)
-            saved = now
-        if seconds and now - started > 1.1 * seconds:
-            break
+        mean, now = total.item() / PACE / grammar.LENGTH, time.perf_counter()
+        pace, looked, wall = (now - looked) / PACE, now, now - started
         total.zero_()
-    save_base(model, average, folder)
+        if seconds and step < (1 - DECAY) * steps:
+            steps = min(limit, max(step + 1, step + int((seconds - wall) / pace)))
+        line = {"step": step, "steps": steps, "loss_per_letter": mean, "step_ms": 1e3 * pace}
+        line = json.dumps(rounded(line, 5) | {"wall_s": round(wall, 1)})
+        with open(folder / "base_log.jsonl", "a") as log:
+            log.write(line + "\n")
+        if step % (10 * PACE) == 0:
+            print(line, flush=True)
+        if not mean < float("inf"):
+            raise RuntimeError(f"the loss is {mean} at step {step}: lower BASE_RATE ({BASE_RATE})")
+        if now - saved > 60:
+            training.save(folder / "base")
+            saved = now
+        if seconds and wall > 1.1 * seconds:
+            break
+    training.save(folder / "base")
     wall = round(time.perf_counter() - started, 1)
     figures = {"steps": step, "planned": steps, "batch": batch, "device": device, "wall_s": wall}
     record(folder, "base", figures | measure_base(base.load(folder / "base").to(device)))
@@ -251,9 +268,7 @@ def main() -> None:
     if arguments.stage in ("oracles", "all"):
         train_oracles(arguments.weights, arguments.device)
     if arguments.stage in ("base", "all"):
-        train_base(
-            arguments.weights, arguments.device, arguments.steps, arguments.batch, arguments.seconds
-        )
+        train_base(arguments.weights, arguments.device, arguments.steps, arguments.batch, arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ def kmers(tokens: Int[Tensor, "B L"], k: int = 3) -> Float[Tensor, " 4**k"]:
 def kmer_correlation(tokens: Int[Tensor, "B L"], others: Int[Tensor, "C L"], k: int = 3) -> float:
     """Pearson's correlation of two sets' k-mer frequencies.
 
-    As in the DRAKES paper, k = 3. It needs some 500 sequences of each: 64 of the data reach .95 with all of it.
+    As in the DRAKES paper, k = 3. It needs some 500 sequences of each: 64 sequences of the data
+    reach no more than .95 with all of it.
     """
     return float(torch.corrcoef(torch.stack([kmers(tokens, k), kmers(others, k)]))[0, 1])
 
