@@ -14,6 +14,10 @@ from typing import Any, NoReturn
 
 from ddpo.errors import DISK_FULL, Stopped, Told, UserError
 
+# Threads of one computation wait for each other asleep, not spinning: on cores that other programs use, too,
+# two that spin take turns for nothing. It counts from when torch is imported, which is later than here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 Main = Callable[[list[str]], int | None]
 DTYPES, OF_NETWORKS = ("fp32", "bf16", "fp16"), "precision of the reward's networks"
 
