@@ -1,4 +1,4 @@
-"""Whether another checkout of ddpo computes the same numbers: `python benchmarks/same_numbers.py OLD_CHECKOUT`.
+"""Whether another checkout computes the same numbers: `python benchmarks/same_numbers.py OLD_CHECKOUT`.
 
 For every objective, the smoke configuration is trained in both checkouts (fp32, one thread, in the
 Python that runs this). The first iteration's reward, loss, gradient norm and KL must be equal to 1e-6
