@@ -158,6 +158,15 @@ class Training:
         tokens = self.tokenized(captions(HELD_OUT, 512))
         return {"velocity_mse": self.velocity_loss(x0, noise, sigma, tokens, 0).item()}
 
+    def load(self, folder: Path) -> None:
+        """Of the transformer and the text encoders; from then on all captions are the careless ones."""
+        place, model = folder / "flow", self.module["transformer"]
+        model.load_state_dict(SD3Transformer2DModel.from_pretrained(place / "transformer").state_dict())
+        for name, encoder in zip(("text_encoder", "text_encoder_2"), self.module["text"], strict=True):  # pyright: ignore[reportArgumentType]
+            trained = CLIPTextModelWithProjection.from_pretrained(place / name, dtype=torch.float32)
+            encoder.load_state_dict(trained.state_dict())
+        self.tokens = self.careless_tokens
+
     def save(self, folder: Path) -> None:
         """The whole pipeline."""
         first, second = self.module["text"]  # pyright: ignore[reportGeneralTypeIssues]

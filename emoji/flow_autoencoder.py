@@ -100,6 +100,10 @@ class Training:
         error = (decoded - x).square().mean()
         return {"psnr_db": (10 * torch.log10(4 / error)).item(), "posterior_std": noise.item()}
 
+    def load(self, folder: Path) -> None:
+        trained = AutoencoderKL.from_pretrained(folder / "flow" / "vae", torch_dtype=torch.float32)
+        self.module.load_state_dict(trained.state_dict())  # pyright: ignore[reportAttributeAccessIssue]
+
     @torch.no_grad()
     def save(self, folder: Path) -> None:
         """With latents of unit variance in each channel, so that nothing is left to scale or to shift."""

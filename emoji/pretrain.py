@@ -55,6 +55,10 @@ class Stage(Protocol):
         """Quality on held-out scenes."""
         ...
 
+    def load(self, folder: Path) -> None:
+        """Take the weights that `save` wrote below `folder`."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write the model, in half precision, below `folder`."""
         ...
@@ -91,7 +95,9 @@ class Pace:
         self.last = self.calls, elapsed
 
 
-def train(stage: Stage, pace: Pace, until: int | None, work: Path, every: int = 250) -> None:
+def train(
+    stage: Stage, pace: Pace, until: int | None, work: Path, every: int = 250, first_seed: int = 0
+) -> None:
     """Train to the end of the schedule, or to step `until`; each `every` steps a checkpoint and a log."""
     parameters = [p for p in stage.module.parameters() if p.requires_grad]
     fused = parameters[0].device.type == "cuda"
@@ -110,7 +116,7 @@ def train(stage: Stage, pace: Pace, until: int | None, work: Path, every: int = 
         stage.steps = pace.steps
         for group in optimizer.param_groups:
             group["lr"] = stage.lr * learning_rate(step, pace.steps)
-        torch.manual_seed(step)
+        torch.manual_seed(first_seed + step)
         loss = stage.loss(step)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -144,6 +150,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: what the committed weights were trained for")
     parser.add_argument("--seconds", type=float, help="as many steps as fit into this time, instead")
     parser.add_argument("--every", type=int, default=250, help="steps from one checkpoint to the next")
+    parser.add_argument(
+        "--further", action="store_true", help="start from the weights that are there (the flow stages)"
+    )
+    parser.add_argument("--lr", type=float, help="learning rate at the beginning; default: the stage's")
+    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first step's batch")
     parser.add_argument("--until", type=int, help="stop there, with the learning rate of the whole schedule")
     parser.add_argument(
         "--weights", type=Path, default=WEIGHTS, help="folder of pipeline/, captioner/, clip/"
@@ -159,8 +170,11 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     training = getattr(importlib.import_module(f"ddpo.models.emoji.{module}"), name)
     stage: Stage = training(torch.device(arguments.device), arguments.weights, work)
+    stage.lr = arguments.lr or stage.lr
+    if arguments.further:
+        stage.load(arguments.weights)
     pace = Pace(arguments.steps or stage.steps, arguments.seconds)
-    train(stage, pace, arguments.until, work, arguments.every)
+    train(stage, pace, arguments.until, work, arguments.every, arguments.first_seed)
     stage.save(arguments.weights)
     print(json.dumps({"stage": arguments.stage, "steps": pace.steps, **stage.evaluate()}))
 
