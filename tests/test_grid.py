@@ -67,6 +67,25 @@ def test_labels_and_captions_are_written_where_they_belong() -> None:
     assert abs(dark[:, 1].mean() - red[:, 1].mean()) < 3  # and centered
 
 
+def test_pictures_of_several_shapes_are_centered_and_no_caption_covers_them() -> None:
+    """Each is whole, in the middle of its cell; the captions stand in one line below the row's tallest."""
+    shapes = [(128, 60), (128, 128), (90, 128)]
+    cells = [[noise(shape, i) for i, shape in enumerate(shapes)]]
+    page, bare = (
+        grid.table(cells, ["a fox"], ["wide", "square", "tall"], [[text] * 3], scale=1)
+        for text in ("0.5", "")
+    )
+    ((left, top),) = places(page, cells[0][1])
+    corners = [left + c * (128 + grid.GAP) for c in (-1, 0, 1)]
+    for picture, x in zip(cells[0], corners, strict=True):
+        width, height = picture.size
+        assert places(page, picture) == [(x + (128 - width) // 2, top + (128 - height) // 2)]
+    written, plain = np.asarray(page), np.asarray(bare)
+    assert np.array_equal(written[: top + 128], plain[: top + 128])
+    for x in corners:
+        assert (written[top + 128 :, x : x + 128] < 200).any(), "a caption under each"
+
+
 @pytest.mark.parametrize(
     "text", ["a fox riding a bike through a very long prompt indeed", "w" * 60, "", "  "]
 )

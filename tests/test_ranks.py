@@ -8,6 +8,10 @@ from pathlib import Path
 
 import helpers
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddpo import ranks
 
 DRIVER = """
 import json
@@ -87,6 +91,15 @@ def fragile(images, prompts, metadata):
         return images.mean((1, 2, 3)) / 0 + [][0]
     return images.mean((1, 2, 3))
 """
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_shares_are_blocks_that_differ_by_at_most_one(count: int, world: int) -> None:
+    """In rank order they are all of the things; no rank is idle while there is one for each."""
+    blocks = [ranks.share(count, rank, world) for rank in range(world)]
+    assert [thing for block in blocks for thing in block] == list(range(count))
+    assert all(block.step == 1 for block in blocks)
+    assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
 
 
 @pytest.fixture(scope="module")

@@ -567,6 +567,20 @@ def test_any_batch_size_any_type(name: str, zoo: dict[str, Any]) -> None:
         build(name, **{**params, "batch_size": 0})
 
 
+@pytest.mark.parametrize("name", ["clip_score", "pick_score"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_of_half_precision_have_unit_length_in_full(
+    name: str, dtype: torch.dtype, zoo: dict[str, Any]
+) -> None:
+    """Normalized after the cast: 8 bits would leave a cosine with itself at 0.997 or 1.003."""
+    encoder = rewards.build(name, 1.0, zoo[name], dtype=dtype).score.encoder  # pyright: ignore
+    prompts = [PROMPT, "an owl", "", "two dogs"]
+    images = torch.cat([from_pil([picture(40, 30).rotate(30 * i)]) for i in range(4)])
+    for features in (encoder.images(images), encoder.texts(prompts)):
+        assert features.dtype == torch.float32
+        assert (features.norm(dim=-1) - 1).abs().max() < 1e-6
+
+
 def test_mistakes_cost_one_line(zoo: dict[str, Any], tmp_path: Path) -> None:
     clip, nowhere = zoo["pick_score"]["pretrained"], str(tmp_path / "nowhere")
     torn = zoo_clip.hf_clip(tmp_path / "torn")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ import pytest
 import torch
 import yaml
 from diffusers import DDIMScheduler
+from PIL import Image
 from safetensors.torch import load_file
 
 import ddpo
-from ddpo import command, config, judging, train
+from ddpo import build, checkpoint, command, config, judging, train
+from ddpo.build import Run
+from ddpo.images import from_pil, to_pil
 from ddpo.metrics import METRICS
-from ddpo.rollout import Purpose, generator
+from ddpo.rollout import Purpose, generator, sample
 
 VARYING = ("time/", "images_per_s", "memory/")
 
@@ -33,6 +37,18 @@ def call(*argv: str) -> int:
 def rows(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not key.startswith(VARYING)} for line in lines]
+
+
+def apart(some: list[Image.Image], others: list[Image.Image]) -> int:
+    """The largest difference of two pixels, in bytes."""
+    pairs = zip(some, others, strict=True)
+    return max(int(np.abs(np.asarray(one, int) - np.asarray(two, int)).max()) for one, two in pairs)
+
+
+def pictures(run: Run, texts: list[str], seeds: Sequence[int]) -> list[Image.Image]:
+    """By the weights that the run has at present."""
+    keys = [(Purpose.EVALUATION, seed) for seed in seeds]
+    return [image for part in sample(run.policy, run.sampler, texts, keys) for image in to_pil(part.images)]
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +115,8 @@ def test_its_lora_gives_our_pictures_in_plain_diffusers(finished: Path) -> None:
         if lora:
             pipeline.load_lora_weights(str(lora))
         keys = [generator(Purpose.EVALUATION, seed) for seed in seeds]
-        theirs = pipeline(prompts, generator=keys, **arguments).images
-        for one, other in zip(ours, theirs, strict=True):
-            assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
-    assert (
-        max(
-            np.abs(np.asarray(one, int) - np.asarray(two, int)).max()
-            for one, two in zip(tuned, base, strict=True)
-        )
-        > 3
-    )
+        assert apart(ours, pipeline(prompts, generator=keys, **arguments).images) <= 1
+    assert apart(tuned, base) > 3
 
 
 def test_an_evaluation_compares_at_matched_seeds(finished: Path, tmp_path: Path) -> None:
@@ -129,7 +137,54 @@ def test_an_evaluation_compares_at_matched_seeds(finished: Path, tmp_path: Path)
         assert columns["base"].keys() == columns["tuned"].keys() and len(columns["base"]) == 2
         expected = np.mean([columns["tuned"][key] - columns["base"][key] for key in columns["base"]])
         assert scores["jpeg_compressibility"]["difference"]["mean"] == pytest.approx(expected)
+    run = ddpo.load(folder)
+    for column in ("base", "tuned"):
+        shown = [shot for shot in shots if shot["column"] == column]
+        texts, seeds = [shot["prompt"] for shot in shown], [shot["seed"] for shot in shown]
+        pictures = [Image.open(folder / "evaluation" / shot["image"]) for shot in shown]
+        assert apart(pictures, run.sample(texts, seeds, column)) <= 1, f"{column} is another model's"
+        other = "tuned" if column == "base" else "base"
+        assert apart(pictures, run.sample(texts, seeds, other)) > 3
     assert (folder / "index.html").is_file() and "| animals_heldout |" in (folder / "README.md").read_text()
+
+
+def test_held_out_prompts_go_through_the_template(tmp_path: Path) -> None:
+    template = "A painting of a {animal}"
+    settings = helpers.settings(tmp_path, prompts__template=template, evaluation__prompts="animals_heldout")
+    seen, held_out = build.evaluation_sets(settings)
+    assert (seen.name, held_out.name) == ("animals", "animals_heldout") and len(held_out) > 5
+    for prompt in [*seen, *held_out]:
+        assert prompt.text == f"A painting of a {prompt.metadata['animal']}"
+
+
+def test_everything_shown_and_judged_is_the_average(tmp_path: Path) -> None:
+    """With an EMA: the means on the way, the best, the pictures and lora/ are not of the raw weights."""
+    folder = tmp_path / "run"
+    reward = helpers.reward_file(tmp_path / "rewards")
+    flags = ["--ema.decay", "0.9", "--rewards", f"[{{name: '{reward}'}}]", "--trainer.lr", "0.3"]
+    flags += ["--evaluation.every", "1", "--evaluation.num_prompts", "4", "--log.images", "2"]
+    assert call(*helpers.smoke(folder, *flags, "--checkpoint.every", "1", "--log.every", "3")) == 0
+    run = ddpo.load(folder)
+    held_out = [prompt.text for prompt in build.evaluation_sets(run.config)[-1]]
+
+    def judged() -> float:
+        return helpers.redness(from_pil(pictures(run, held_out, range(4))), [], []).mean().item()
+
+    told = {row["iteration"]: row["eval/redness"] for row in rows(folder)}
+    for name in ("000002", "000003"):
+        run.use(name)
+        assert judged() == pytest.approx(told[int(name)], abs=1e-3)
+    tensors, state = checkpoint.load(run.checkpoints["000003"])
+    assert state["best"] == {"iteration": max(told, key=lambda i: told[i]), "mean": max(told.values())}
+    seen = [prompt.text for prompt in build.evaluation_sets(run.config)[0]][::2]
+    average = pictures(run, seen, [0, 2])
+    shown = [Image.open(folder / "samples" / "000003" / f"{i:02d}.png") for i in range(2)]
+    assert apart(shown, average) <= 1
+    lora = load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
+    for key, value in run.policy.lora_weights()["unet"].items():
+        torch.testing.assert_close(lora[f"unet.{key}"], value)
+    checkpoint.restore_parameters(run.policy.parameters(), tensors["parameters"])
+    assert apart(shown, pictures(run, seen, [0, 2])) > 3 and abs(judged() - told[3]) > 3e-3
 
 
 def tree(folder: Path) -> set[Path]:

@@ -1,6 +1,7 @@
 """The adapter: what it encodes, predicts, switches off, and saves for plain diffusers."""
 
 import logging
+from itertools import product
 from pathlib import Path
 
 import helpers
@@ -8,6 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ddpo.errors import UserError
@@ -216,6 +218,12 @@ def test_a_saved_lora_of_the_text_encoder(tmp_path: Path, targets: list[str]) ->
     pipeline = tiny()
     pipeline.load_lora_weights(str(tmp_path))
     torch.testing.assert_close(plain(pipeline, 3.0), predict(policy), rtol=1e-4, atol=1e-5)
+    # as published LoRAs of Stable Diffusion 1 name it, which every reader knows
+    layer = "text_encoder.text_model.encoder.layers.0.self_attn."
+    saved = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    names = [name for name in saved if name.startswith("text_encoder")]
+    matrices = product(("q_proj", "k_proj", "v_proj", "out_proj"), "AB")
+    assert sorted(names) == sorted(f"{layer}{name}.lora_{matrix}.weight" for name, matrix in matrices)
 
 
 def test_a_whole_unet_is_saved_for_diffusers(tmp_path: Path) -> None:

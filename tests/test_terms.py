@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import helpers
 import numpy as np
@@ -97,12 +98,16 @@ def test_timesteps_of_training_are_all_drawn() -> None:
     assert drawn.double().mean().item() == pytest.approx(499.5, abs=4 * 289 / 2000**0.5)
 
 
-def test_each_pass_has_draws_of_its_own() -> None:
+def test_each_pass_of_each_iteration_has_draws_of_its_own() -> None:
     trainer = helpers.make_trainer(helpers.policy(), "rwr", draws=3, epochs=2)
     trajectory, _, _, _ = trainer.rollout(trainer.draw())
-    first, second, again = (trainer.terms(trajectory, epoch) for epoch in (0, 1, 0))
-    draws = [each._draw([0, 5], [0, 2])[1] for each in (first, second, again)]  # pyright: ignore[reportAttributeAccessIssue]
-    assert torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[1])
+    terms: list[Any] = []
+    for trainer.iteration, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        terms.append(trainer.terms(trajectory, epoch))
+    trainer.iteration, trainer.seed = 0, 1
+    terms.append(trainer.terms(trajectory, 0))
+    first, *others = [each._draw([0, 5], [0, 2])[1] for each in terms]
+    assert [torch.equal(first, other) for other in others] == [False, False, True, False]
 
 
 def test_guidance_in_the_update_alone() -> None:
@@ -230,6 +235,16 @@ def test_recorded_images_are_encoded_as_they_are(pairs: Path) -> None:
     vae = tiny().vae
     expected = vae.encode(2 * found.images - 1).latent_dist.mean * vae.config.scaling_factor
     torch.testing.assert_close(found.latents[:, 0], expected.detach())
+
+
+def test_chosen_and_rejected_whatever_the_chunks(pairs: Path) -> None:
+    """Three pairs in chunks of three: the second chunk begins with what was rejected."""
+    lines = [json.loads(line) for line in (pairs / "pairs.jsonl").read_text().splitlines()[:3]]
+    prompts = [Prompt(line["prompt"], line) for line in lines for _ in offline.COLUMNS]
+    parts = list(offline.recorded(helpers.policy(), prompts, pairs, batch_size=3))
+    assert [part.samples for part in parts] == [[0, 1, 2], [3, 4, 5]]
+    red = helpers.redness(torch.cat([part.images for part in parts]), [], [])
+    assert (red > 0).tolist() == [True, False] * 3
 
 
 def forbidden(*_: object) -> Tensor:

@@ -237,6 +237,15 @@ def test_clip_gradients_by_hand() -> None:
     assert one.grad.item() == pytest.approx(0.6, abs=1e-5), "a small gradient is left alone"
 
 
+@pytest.mark.parametrize("scale", [2.0**16, 0.25])
+def test_the_limit_is_of_the_gradient_without_the_loss_scale(scale: float) -> None:
+    one, other = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    for limit, expected in ((1.0, [0.6, 0.8]), (9.0, [3.0, 4.0])):
+        one.grad, other.grad = torch.tensor([3.0 * scale]), torch.tensor([4.0 * scale])
+        assert clip_gradients([one, other], limit, scale) == pytest.approx(5), "the norm that is told"
+        assert [one.grad.item(), other.grad.item()] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("beta", [1e-7, 3e-5, 1e3])
 def test_what_half_precision_carries_has_one_size(beta: float) -> None:
     """fp16 ends at 65,504: what is streamed of PRDP must not grow with 1 / beta, and the gradient must."""
