@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ddpo.errors import UserError, nearest
+from ddpo.errors import UserError, nearest, refusal
 from ddpo.models import _adapters
 from ddpo.models._outline import outline
 from ddpo.transitions import NoiseSchedule
@@ -311,6 +311,8 @@ def _place(pretrained: str) -> str:
 
 
 def _no_pipeline(pretrained: str, error: Exception) -> UserError:
+    if line := refusal(error):
+        return UserError(f"model.pretrained: {pretrained!r}: {line}")
     reason = " ".join(str(error).split())[:200]
     where = "is no folder of a StableDiffusionPipeline"
     if not Path(_place(pretrained)).exists():
@@ -326,7 +328,8 @@ def _merge_lora(pipeline: StableDiffusionPipeline, file: str) -> None:
         with quietly():
             pipeline.load_lora_weights(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.loras: {file!r} cannot be read as a LoRA of this model ({error})") from error
+        told = refusal(error) or f"cannot be read as a LoRA of this model ({error})"
+        raise UserError(f"model.loras: {file!r}: {told}") from error
     if not pipeline.get_list_adapters():
         empty = "holds no weights in the diffusers format; nothing was loaded from it"
         raise UserError(f"model.loras: {file!r} {empty}")
