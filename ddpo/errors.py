@@ -63,7 +63,9 @@ def refusal(error: BaseException) -> str:
             refused = bool(library and REFUSAL.search(told))
         if refused:
             by = f" (says {library})" if library else ""
-            remedy = "install that, or the versions that ddpo was tested with, its constraints.txt"
+            remedy = (
+                "install what is asked for, or the versions that ddpo was tested with (its constraints.txt)"
+            )
             return f"{told[:300]}{by}; {remedy}"
     return ""
 

@@ -168,5 +168,6 @@ class Training:
             module.float()
         # transformers loads in the type that a config names, diffusers in fp32: without this, no two parts of
         # `StableDiffusionPipeline.from_pretrained(folder)` would have the same
-        text.config.dtype = torch.float32
-        text.config.save_pretrained(folder / "pipeline" / "text_encoder")
+        config = CLIPTextConfig.from_pretrained(folder / "pipeline" / "text_encoder")
+        config.dtype = torch.float32
+        config.save_pretrained(folder / "pipeline" / "text_encoder")

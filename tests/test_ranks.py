@@ -121,7 +121,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, lis
 
 WORDS = {
     "mistake": (2, "ddpo: rank 1: model.pretrained: 'x' is no folder of a StableDiffusionPipeline"),
-    "missing": (2, "ddpo: rank 1: No module named 'no_such_library'; install that, or"),
+    "missing": (2, "ddpo: rank 1: No module named 'no_such_library'; install what is asked for"),
     "reward": (3, "ddpo: rank 1: reward fragile raised IndexError: list index out of range ("),
     "apart": (3, "ddpo: rank gate: after the first update 1 of "),
     "defect": (1, "ddpo: internal error: rank 1: KeyError: 'oops' ("),

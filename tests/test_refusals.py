@@ -15,7 +15,7 @@ from ddpo.__main__ import main
 from ddpo.models import _adapters
 from ddpo.trainer import Trainer
 
-REMEDY = "; install that, or the versions that ddpo was tested with, its constraints.txt\n"
+REMEDY = "; install what is asked for, or the versions that ddpo was tested with (its constraints.txt)\n"
 
 PICKY = """
 import importlib.metadata

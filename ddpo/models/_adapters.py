@@ -15,7 +15,7 @@ def attach(module: nn.Module, config: LoraConfig) -> None:
     """Put a fresh adapter into the layers that `config` names, active, its parameters to be trained."""
     inject_adapter_in_model(config, module, NAME)
     # by this flag diffusers and transformers know that they fuse, unload and save a module with adapters
-    module._hf_peft_config_loaded = True  # pyright: ignore[reportAttributeAccessIssue]
+    module._hf_peft_config_loaded = True  # pyright: ignore[reportArgumentType]
 
 
 def switch(module: nn.Module, on: bool) -> None:
