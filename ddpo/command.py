@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from ddpo.errors import DISK_FULL, Stopped, Told, UserError
+from ddpo.errors import DISK_FULL, Stopped, Told, UserError, refusal
 
 # Threads of one computation wait for each other asleep, not spinning: on cores that other programs use, too,
 # two that spin take turns for nothing. It counts from when torch is imported, which is later than here.
@@ -43,8 +43,9 @@ def mapping(text: str) -> dict[str, Any]:
 def run(main: Main, argv: Sequence[str]) -> int:
     """Calls `main` with `argv` less --debug and gives the exit code.
 
-    0 done, 1 a defect of ours, 2 the user's mistake (nothing was written), 3 stopped in flight (the state is
-    saved). On several processes rank 0 speaks, but a defect is told by the rank that met it.
+    0 done, 1 a defect of ours, 2 the user's mistake or a library that refuses what is installed (nothing
+    was written), 3 stopped in flight (the state is saved). On several processes rank 0 speaks, but a
+    defect is told by the rank that met it.
     """
     debug, first = "--debug" in argv, os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s")
@@ -69,6 +70,8 @@ def _verdict(error: BaseException) -> tuple[int, str]:
         full = error.errno in DISK_FULL
         remedy = "make room and give the same command again" if full else "name another place"
         return 3 if full else 2, f"{error.filename}: {error.strerror}; {remedy}"
+    if line := refusal(error):
+        return 2, line
     name = "" if isinstance(error, Told) else f"{type(error).__name__}: "
     told = " ".join(f"{name}{error}".split())
     return 1, f"internal error: {told}; run again with --debug for the traceback"

@@ -2,11 +2,21 @@
 
 import difflib
 import errno
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterable
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+REFUSAL = re.compile(
+    r"pip install|not installed|please (install|upgrade|update|use a version)"
+    r"|requires? .{0,60}\b(version|upgrade|install)|version of \S+ you|(nvidia|gpu) driver",
+    re.IGNORECASE,
+)
+"""How libraries word that they want another version, or something that is not installed."""
 
 
 class UserError(ValueError):
@@ -29,6 +39,47 @@ def where(error: BaseException) -> str:
     told = " ".join(f"{type(error).__name__}: {error}".split())
     last = next(reversed(theirs or frames), None)
     return f"{told} ({last.filename}, line {last.lineno})" if last else told
+
+
+def refusal(error: BaseException) -> str:
+    """The user's line where a library refuses its neighbors' versions or misses a package; else empty.
+
+    An import that fails is one, unless it is of ours, and so is an error that a library raised in such words.
+    The library may have put it into another error.
+    """
+    chain = [error]
+    while chain[-1].__cause__:
+        chain.append(chain[-1].__cause__)
+    for each in reversed(chain):
+        told = " ".join(str(each).split())
+        frames = traceback.extract_tb(each.__traceback__)
+        library = _library(Path(frames[-1].filename)) if frames else ""
+        if isinstance(each, ImportError):
+            missing = isinstance(each, ModuleNotFoundError)
+            top = (each.name or "").partition(".")[0]
+            library = library or ("" if missing or top == "ddpo" else _installed(top))
+            refused = bool(library) or (missing and top not in ("", "ddpo"))
+        else:
+            refused = bool(library and REFUSAL.search(told))
+        if refused:
+            by = f" (says {library})" if library else ""
+            remedy = (
+                "install what is asked for, or the versions that ddpo was tested with (its constraints.txt)"
+            )
+            return f"{told[:300]}{by}; {remedy}"
+    return ""
+
+
+def _library(file: Path) -> str:
+    """Name and version of the installed package, other than ddpo, that a file belongs to; else empty."""
+    places = [i for i, part in enumerate(file.parts[:-1]) if part in ("site-packages", "dist-packages")]
+    top = file.parts[places[-1] + 1].removesuffix(".py") if places else ""
+    return "" if top == "ddpo" else _installed(top)
+
+
+def _installed(module: str) -> str:
+    owners = packages_distributions().get(module)
+    return f"{owners[0]} {version(owners[0])}" if owners else ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

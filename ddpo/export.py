@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddpo import build, transitions
 from ddpo.build import Run
-from ddpo.errors import Stopped, UserError
+from ddpo.errors import Stopped, UserError, refusal
 from ddpo.models.stable_diffusion import StableDiffusion, load, old_spelling, quietly
 from ddpo.rollout import Purpose, Sampler, generator, sample
 
@@ -175,6 +175,8 @@ def _read_back(run: Run, wanted: str, folder: Path) -> tuple[StableDiffusionPipe
         )  # fmt: skip
         return pipeline, made.images.float().cpu()  # pyright: ignore
     except Exception as error:  # whatever a library raises: the files are of no use
+        if line := refusal(error):
+            raise UserError(f"export: {line}; nothing was written") from error
         told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         fault = f"diffusers cannot read the {wanted} files back ({told})"
         raise Stopped(f"export: {fault}; nothing was written") from error

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ddpo import build, card, checkpoint, config, evaluation, limits, metrics, parsing, ranks, runs
 from ddpo.build import Run
 from ddpo.config import Config
-from ddpo.errors import Stopped, UserError
+from ddpo.errors import Stopped, UserError, refusal
 from ddpo.files import whole
 from ddpo.grid import table
 from ddpo.models._precision import Precision
@@ -163,6 +163,10 @@ class Session:
                 line = f"{error}, and the state cannot be saved ({_words(full)}); {self._way_on()}"
                 raise Stopped(line) from error
             raise Stopped(f"{error} (state saved; go on with --resume {self.folder})") from error
+        except Exception as error:
+            if line := refusal(error):
+                raise Stopped(f"{line}; once that is mended, {self._way_on()}") from error
+            raise
 
     def _way_on(self) -> str:
         saved = checkpoint.all_of(self.folder)

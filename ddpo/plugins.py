@@ -16,7 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 
-from ddpo.errors import UserError, nearest
+from ddpo.errors import UserError, nearest, refusal
 
 PROMPT_SUFFIXES = (".txt", ".jsonl", ".csv", ".py")
 """What a prompt file may be; `ddpo.prompts` reads them."""
@@ -158,7 +158,8 @@ def _attribute(module_name: str, attribute: str, place: str) -> object:
         module = importlib.import_module(module_name)
     except Exception as error:
         # a plugin may raise anything; the user gets one line, and --debug the traceback
-        raise UserError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
+        told = f"{type(error).__name__}: {refusal(error) or error}"
+        raise UserError(f"{place} cannot be imported: {told}") from error
     try:
         return attrgetter(attribute)(module)
     except AttributeError:

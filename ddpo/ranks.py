@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
 
-from ddpo.errors import Stopped, Told, UserError, where
+from ddpo.errors import Stopped, Told, UserError, refusal, where
 
 Item = TypeVar("Item")
 
@@ -84,6 +84,9 @@ def together() -> Iterator[None]:
         yield
     except Exception as error:
         own = error
+        if not isinstance(error, UserError | Stopped) and (line := refusal(error)):
+            own = UserError(line)
+            own.__cause__ = error
     rank = state().process_index
     kind = next((name for name, cls in SHARED.items() if isinstance(own, cls)), "")
     failed = gather([(rank, kind, str(own) if kind else where(own))] if own else [])

@@ -166,3 +166,8 @@ class Training:
         pipeline.save_pretrained(folder / "pipeline")
         for module in (self.vae, text, unet):
             module.float()
+        # transformers loads in the type that a config names, diffusers in fp32: without this, no two parts of
+        # `StableDiffusionPipeline.from_pretrained(folder)` would have the same
+        config = CLIPTextConfig.from_pretrained(folder / "pipeline" / "text_encoder")
+        config.dtype = torch.float32
+        config.save_pretrained(folder / "pipeline" / "text_encoder")

@@ -4,13 +4,17 @@ import io
 import random
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 from ddpo import prompts, rewards
 from ddpo.images import from_pil
 from ddpo.models.emoji import scenes
+from ddpo.models.stable_diffusion import StableDiffusion
+from ddpo.rollout import Purpose, generator, sample
 
 FOLDER = Path(scenes.__file__).parent
 WEIGHTS = FOLDER.parent / "ddpo" / "models" / "emoji" / "weights"
@@ -107,6 +111,22 @@ def test_the_judge_is_right_on_held_out_scenes() -> None:
     assert judge(pictures, texts, metadata).mean() >= 0.93
     assert judge(pictures, texts[::-1], metadata[::-1]).mean() <= 0.1
     assert judge(pictures[:1], ["?"], [{}]).isnan().all()
+
+
+def test_plain_diffusers_needs_no_dtype_and_draws_our_picture() -> None:
+    """The files are fp16, and without a dtype all parts must be loaded in the same one."""
+    plain = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline")
+    plain.set_progress_bar_config(disable=True)
+    theirs = plain(
+        ["a fox"], num_inference_steps=4, guidance_scale=3.0, eta=1.0, output_type="pt",
+        generator=[generator(Purpose.EVALUATION, 0)],
+    ).images  # fmt: skip
+    policy = StableDiffusion("emoji", lora=helpers.adapter())
+    steps = helpers.sampler(policy)
+    (ours,) = sample(policy, steps, ["a fox"], [(Purpose.EVALUATION, 0)])
+    assert (ours.images - theirs).abs().max() <= 1 / 255
+    files = [*(WEIGHTS / "pipeline").rglob("*.safetensors")]
+    assert {value.dtype for file in files for value in load_file(file).values()} == {torch.float16}
 
 
 def test_the_base_draws_what_it_is_asked_for_in_plain_diffusers() -> None:

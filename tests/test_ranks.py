@@ -43,6 +43,10 @@ def apart(parameters, *rest):  # its own step, from the true gradient and a litt
     return norm
 
 
+def missing(*args):
+    import no_such_library
+
+
 def die(*args):
     with open(f"{folder}/died", "w") as file:
         file.write(str(time.time()))
@@ -63,6 +67,7 @@ folder, argv = sys.argv[1], sys.argv[2:]
 clip, backward = trainer.clip_gradients, update.Pass.backward
 CASES = {
     "mistake": (build, "policy", mistake),
+    "missing": (build, "policy", missing),
     "reward": (build, "policy", build.policy),  # the reward file itself raises
     "apart": (trainer, "clip_gradients", apart),
     "defect": (trainer, "sample", defect),
@@ -104,7 +109,7 @@ def test_shares_are_blocks_that_differ_by_at_most_one(count: int, world: int) ->
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]], float]:
-    """Five runs on two ranks, each of them spoilt on rank 1: the folder, the lines on stderr, seconds."""
+    """Six runs on two ranks, each of them spoilt on rank 1: the folder, the lines on stderr, seconds."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "driver.py").write_text(DRIVER)
     (folder / "fragile.py").write_text(REWARD)
@@ -129,6 +134,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, lis
 
 WORDS = {
     "mistake": (2, "ddpo: rank 1: model.pretrained: 'x' is no folder of a StableDiffusionPipeline"),
+    "missing": (2, "ddpo: rank 1: No module named 'no_such_library'; install what is asked for"),
     "reward": (3, "ddpo: rank 1: reward fragile raised IndexError: list index out of range ("),
     "apart": (3, "ddpo: rank gate: after the first update 1 of "),
     "defect": (1, "ddpo: internal error: rank 1: KeyError: 'oops' ("),
@@ -150,7 +156,7 @@ def test_ranks_end_together(ended: tuple[Path, dict[str, list[str]], float], cas
 def test_what_they_leave(ended: tuple[Path, dict[str, list[str]], float]) -> None:
     folder, lines, seconds = ended
     assert seconds < 60, "a rank that dies stops the others within a minute"
-    assert not (folder / "mistake").exists()
+    assert not (folder / "mistake").exists() and not (folder / "missing").exists()
     place = f"({folder / 'fragile.py'}, line 9) (state saved; go on with --resume {folder / 'reward'})"
     assert lines["reward"][0].endswith(place)
     assert [path.name for path in (folder / "reward" / "checkpoints").iterdir()] == ["000001"]

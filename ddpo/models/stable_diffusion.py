@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from jaxtyping import Float, Int
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ddpo.errors import UserError, nearest
+from ddpo.errors import UserError, nearest, refusal
+from ddpo.models import _adapters
 from ddpo.models._outline import outline
 from ddpo.transitions import NoiseSchedule
 
@@ -73,18 +73,18 @@ class StableDiffusion:
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self._frozen: list[Tensor] | None = None
-        self._adapted: dict[str, Any] = {}  # with peft's methods
+        self._adapted: dict[str, Any] = {}  # the modules that carry an adapter
         if lora is None:
             self.unet.float().requires_grad_(True)
             self._frozen = [parameter.detach().clone() for parameter in self.unet.parameters()]
         else:
             _check_targets(self.unet, lora.target_modules)
             if lora.target_modules:
-                self.unet.add_adapter(lora)
+                _adapters.attach(self.unet, lora)
                 self._adapted["unet"] = self.unet
             if train_text_encoder:
                 targets = {**lora.to_dict(), "target_modules": TEXT_ENCODER_TARGETS}
-                self.text_encoder.add_adapter(LoraConfig(**targets))
+                _adapters.attach(self.text_encoder, LoraConfig(**targets))
                 self._adapted["text_encoder"] = self.text_encoder
             if not self._adapted:
                 raise UserError(
@@ -219,12 +219,12 @@ class StableDiffusion:
                     parameter.data = data
             return
         for module in self._adapted.values():
-            module.disable_adapters()
+            _adapters.switch(module, on=False)
         try:
             yield
         finally:
             for module in self._adapted.values():
-                module.enable_adapters()
+                _adapters.switch(module, on=True)
 
     @property
     def trains_whole_unet(self) -> bool:
@@ -237,7 +237,7 @@ class StableDiffusion:
         """
         found = {}
         for kind, module in self._adapted.items():
-            adapter = module.peft_config["default"]
+            adapter = module.peft_config[_adapters.NAME]
             found[kind] = {
                 name if kind == "unet" else old_spelling(name): value.detach()
                 * (adapter.lora_alpha / adapter.r if "lora_B" in name else 1.0)
@@ -251,10 +251,12 @@ class StableDiffusion:
             self.unet.save_pretrained(folder / "unet")
             return
         weights = self.lora_weights()
-        metadata = _collate_lora_metadata(self._adapted)
-        for adapter in metadata.values():
+        metadata = {}
+        for kind, module in self._adapted.items():
+            adapter = module.peft_config[_adapters.NAME].to_dict()
             adapter["lora_alpha"] = adapter["r"]  # the scale is in the weights
             adapter["target_modules"] = sorted(adapter["target_modules"])  # a set has an order a process
+            metadata[f"{kind}_lora_adapter_metadata"] = adapter
         layers = {f"{kind}_lora_layers": layer for kind, layer in weights.items()}
         StableDiffusionPipeline.save_lora_weights(folder, **layers, **metadata)
 
@@ -308,6 +310,8 @@ def _place(pretrained: str) -> str:
 
 
 def _no_pipeline(pretrained: str, error: Exception) -> UserError:
+    if line := refusal(error):
+        return UserError(f"model.pretrained: {pretrained!r}: {line}")
     reason = " ".join(str(error).split())[:200]
     where = "is no folder of a StableDiffusionPipeline"
     if not Path(_place(pretrained)).exists():
@@ -323,7 +327,8 @@ def _merge_lora(pipeline: StableDiffusionPipeline, file: str) -> None:
         with quietly():
             pipeline.load_lora_weights(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.loras: {file!r} cannot be read as a LoRA of this model ({error})") from error
+        told = refusal(error) or f"cannot be read as a LoRA of this model ({error})"
+        raise UserError(f"model.loras: {file!r}: {told}") from error
     if not pipeline.get_list_adapters():
         empty = "holds no weights in the diffusers format; nothing was loaded from it"
         raise UserError(f"model.loras: {file!r} {empty}")
