@@ -222,6 +222,8 @@ class Log:
 
     trackers: list[str] = field(default_factory=lambda: ["jsonl"])
     """any of jsonl, tensorboard, wandb; metrics.jsonl is always written"""
+    project: str = "ddpo"
+    """project of wandb, where the run has the name of its folder; refused without this tracker"""
     images: NonNegativeInt = 8
     """pictures in samples/ each time"""
     every: PositiveInt = 10

@@ -59,11 +59,21 @@ def all_shots(
     timeout_s: float | None = None,
 ) -> list[Shot]:  # fmt: skip
     """`per_prompt` pictures of every prompt, each with its own seed; ranks share the prompts, and get all."""
-    mine = ranks.share(len(prompts), ranks.state().process_index, ranks.state().num_processes)
-    asked = [prompts[i] for i in mine for _ in range(per_prompt)]
-    seeds = range(mine.start * per_prompt, mine.stop * per_prompt)
+    asked = [prompt for prompt in prompts for _ in range(per_prompt)]
+    return shared(policy, sampler, asked, range(len(asked)), rewards, per_prompt, timeout_s)
+
+
+def shared(
+    policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seeds: Sequence[int],
+    rewards: Sequence[Reward], per_prompt: int = 1, timeout_s: float | None = None,
+) -> list[Shot]:  # fmt: skip
+    """What `shoot` returns, on every rank: each makes and judges a block of whole prompts."""
+    state, groups = ranks.state(), len(prompts) // per_prompt
+    block = ranks.share(groups, state.process_index, state.num_processes)
+    mine = slice(block.start * per_prompt, block.stop * per_prompt)
     with ranks.together():
-        shots = shoot(policy, sampler, asked, seeds, rewards, per_prompt, timeout_s) if asked else []
+        arguments = (policy, sampler, prompts[mine], seeds[mine], rewards, per_prompt, timeout_s)
+        shots = shoot(*arguments) if block else []
     return ranks.gather(shots)
 
 

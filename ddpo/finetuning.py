@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def finetune(settings: Config, resume: bool = False, overwrite: bool = False) ->
     anything is written, Stopped when a run ends early with its state saved.
     """
     Session(settings, resume, overwrite).train()
-    ranks.state().wait_for_everyone()
+    ranks.gather([])  # nobody reads what is still being written
     return Run(settings.run_dir)
 
 
@@ -70,7 +70,8 @@ class Session:
                 if continues:
                     metrics.cut(self.folder / "metrics.jsonl", self.trainer.iteration)
             wanted = self.settings.log.trackers if self.main else []
-            self.trackers = Trackers(wanted, self.folder, parsing.flat(self.settings))
+            flat, project = parsing.flat(self.settings), self.settings.log.project
+            self.trackers = Trackers(wanted, self.folder, flat, project)
         self._asked_to_stop = False
         self._mark()
 
@@ -87,7 +88,7 @@ class Session:
         """All iterations that are left. A finished run says so and does nothing."""
         total, trainer = self.settings.trainer.iterations, self.trainer
         if trainer.iteration >= total:
-            with self.in_flight():
+            with self.in_flight(), ranks.together():
                 if not runs.is_finished(self.folder):
                     self.finish()  # a kill came between the last checkpoint and the end
             text = "%s has finished its %d iterations; --trainer.iterations goes further"
@@ -95,9 +96,8 @@ class Session:
             return
         stop = False
         with self.signals(), self.bars(total) as bar, self.in_flight():
-            with ranks.together():
-                if trainer.iteration == 0:
-                    self.pictures()
+            if trainer.iteration == 0:
+                self.pictures()
             while trainer.iteration < total and not stop:
                 self.iterate(bar)
                 stop = any(ranks.gather([self._asked_to_stop]))
@@ -121,11 +121,12 @@ class Session:
             bar.update()
             bar.set_postfix(reward=f"{row['reward/mean']:.3f}", clip=f"{row['clip_frac']:.2f}")
             self.write(row)
-            if self.due(self.settings.log.every):
-                self.pictures()
-                if bar.disable:
-                    text = "reward %(reward/mean).4f, clip_frac %(clip_frac).2f, %(time/total).1f s"
-                    log.info(f"iteration %(iteration)d of {bar.total}: {text}", row)
+            if self.due(self.settings.log.every) and bar.disable:
+                text = "reward %(reward/mean).4f, clip_frac %(clip_frac).2f, %(time/total).1f s"
+                log.info(f"iteration %(iteration)d of {bar.total}: {text}", row)
+        if self.due(self.settings.log.every):
+            self.pictures()
+        with ranks.together():
             is_best = self.best is not None and self.best["iteration"] == self.trainer.iteration
             if self.due(self.settings.checkpoint.every) or is_best:
                 self.save()
@@ -184,17 +185,24 @@ class Session:
             self.trackers.log(row, self.trainer.iteration)
 
     def pictures(self) -> None:
-        """samples/000010/: the same prompts at the same seeds each time, and one captioned picture of all."""
+        """The same prompts at the same seeds each time; ranks share the work, and the first one writes."""
         count, prompts = min(self.settings.log.images, len(self.sets[0])), self.sets[0]
-        if not self.main or not count:
+        if not count:
             return
         seeds = [len(prompts) * i // count for i in range(count)]
-        chosen, reward, iteration = [prompts[i] for i in seeds], self.judges[0], self.trainer.iteration
+        chosen = [prompts[i] for i in seeds]
         with self.averaged():
-            arguments = (self.trainer.policy, self.trainer.sampler, chosen, seeds, [reward])
-            shots = evaluation.shoot(*arguments, timeout_s=self.settings.trainer.reward_timeout_s)
+            arguments = (self.trainer.policy, self.trainer.sampler, chosen, seeds, self.judges[:1])
+            shots = evaluation.shared(*arguments, timeout_s=self.settings.trainer.reward_timeout_s)
+        with ranks.together():
+            if self.main:
+                self.show(shots)
+
+    def show(self, shots: Sequence[evaluation.Shot]) -> None:
+        """samples/000010/*.png, and samples/000010.png: one picture of all, with captions."""
+        name, iteration = self.judges[0].name, self.trainer.iteration
         texts, images = [shot.prompt for shot in shots], [shot.image for shot in shots]
-        scores = [f"{shot.scores[reward.name]:.3f}" for shot in shots]
+        scores = [f"{shot.scores[name]:.3f}" for shot in shots]
         target = self.folder / "samples" / f"{iteration:06d}"
         with whole(target) as folder:
             folder.mkdir()

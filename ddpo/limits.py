@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from ddpo.config import Config
+from ddpo.config import Config, Log
 from ddpo.errors import UserError, nearest
 from ddpo.images import GUARDS
 from ddpo.rewards import short_name
@@ -50,6 +50,15 @@ def check(config: Config, processes: int = 1) -> None:
             raise UserError(f"log.trackers.{i}: no such tracker as {tracker!r}{nearest(tracker, TRACKERS)}")
         if tracker != "jsonl" and importlib.util.find_spec(tracker) is None:
             raise UserError(f"log.trackers.{i}: {tracker} is not installed; pip install 'ddpo[{tracker}]'")
+    project, trackers = config.log.project, config.log.trackers
+    if not project.strip():
+        raise UserError(f"log.project: needs the name of a project, got {project!r}")
+    if project != Log.project and "wandb" not in trackers:
+        more = ", ".join([*trackers, "wandb"])
+        where = "which is not among log.trackers"
+        raise UserError(
+            f"log.project: {project!r} is a project of wandb, {where}; add it: --log.trackers '[{more}]'"
+        )
 
 
 def _check_rewards(config: Config) -> None:

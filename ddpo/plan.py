@@ -8,7 +8,7 @@ import torch
 
 from ddpo import command, config, planning
 from ddpo.errors import UserError
-from ddpo.planning import Call, Plan
+from ddpo.planning import Call, Padding, Plan
 from ddpo.trainer import peak_gb
 
 Lines = Iterator[tuple[str, str]]
@@ -87,6 +87,24 @@ def iteration(plan: Plan) -> Lines:
             f"{many(n, 'group')} = {many(n * samples, 'image')}" for n in sorted({least, most})
         )
         yield "each process", f"samples {each}"
+    for found in planning.paddings(plan):
+        yield "padding", in_words(found, plan.processes)
+
+
+def in_words(found: Padding, processes: int) -> str:
+    """How much of the work it is, and the setting without it."""
+    sampling = found.place == "sampler.batch_size"
+    kind, work = ("image", "sampling") if sampling else ("pair", "updates")
+    least, *others = found.counts
+    counts = f"{least:,} to {others[-1]:,} {kind}s" if others else many(least, kind)
+    who, does = "each process" if processes > 1 else "the process", "samples" if sampling else "scores"
+    at_a_time = "" if sampling else " an optimizer step"
+    better = " or ".join(f"{size:,}" for size in found.better)
+    share = "less than 0.1%" if found.share < 0.001 else f"{found.share:.1%}"
+    return (
+        f"{who} {does} {counts}{at_a_time} in calls of {found.size:,}: {share} of the {work} is padding; "
+        f"{found.place} {better} avoids it"
+    )
 
 
 def run(plan: Plan, checkpoint_size: float | None) -> Lines:

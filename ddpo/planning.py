@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, gcd
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,6 +25,10 @@ FIRST_CALLS = 150_000_000
 """Bytes of kernels, threads and image libraries that come with the first iteration on a CPU, measured."""
 
 
+DEALT = 8
+"""Iterations whose minibatches are looked at for padding: on several processes their shares may vary."""
+
+
 class Call(NamedTuple):
     """One call of the denoiser: what for, with how many images or (image, step) pairs, and how.
 
@@ -35,6 +39,22 @@ class Call(NamedTuple):
     rows: int
     guided: bool
     grad: bool = False
+
+
+class Padding(NamedTuple):
+    """Network calls that are not full: what a process has to do is no multiple of a call's size.
+
+    place, size   the option that says how many images or pairs a call has, and its value
+    counts        what a process has to do at a time: images of an iteration, pairs of an optimizer step
+    share         of the computed rows, those that are padding
+    better        the nearest sizes, below and above, without any
+    """
+
+    place: str
+    size: int
+    counts: list[int]
+    share: float
+    better: list[int]
 
 
 @dataclass(frozen=True)
@@ -129,10 +149,33 @@ def calls(plan: Plan, iteration: int) -> Counter[Call]:
             judged = len(ranks.share(plan.prompts[2], rank, plan.processes))
             chunks = ceil(judged * settings.evaluation.samples_per_prompt / images)
             found[sampling._replace(phase="evaluation")] += chunks * plan.steps[0]
-    chunks = ceil(min(settings.log.images, plan.prompts[1]) / images)
-    times = (iteration == 0) + _due(settings.log.every, iteration)
-    found[sampling._replace(phase="pictures")] += times * chunks * plan.steps[0]
+        shown = len(ranks.share(min(settings.log.images, plan.prompts[1]), rank, plan.processes))
+        times = (iteration == 0) + _due(settings.log.every, iteration)
+        found[sampling._replace(phase="pictures")] += times * ceil(shown / images) * plan.steps[0]
     return +found
+
+
+def paddings(plan: Plan) -> Iterator[Padding]:
+    """Where sampling and updates compute padding. Pairs are those of the run's first iterations."""
+    trainer = plan.settings.trainer
+    drawn, each = trainer.prompts_per_iteration, plan.samples * plan.steps[2]
+    owned = [set(ranks.share(drawn, rank, plan.processes)) for rank in range(plan.processes)]
+    if not plan.settings.objective.offline:
+        images = [len(groups) * trainer.samples_per_prompt for groups in owned]
+        yield from _padding("sampler.batch_size", plan.settings.sampler.batch_size, images)
+    dealt = [_updates(plan, iteration) for iteration in range(min(trainer.iterations, DEALT))]
+    parts = [members for updates in dealt for members, _ in updates]
+    pairs = [len(groups.intersection(part)) * each for part in parts for groups in owned]
+    yield from _padding("trainer.micro_batch", trainer.micro_batch, pairs)
+
+
+def _padding(place: str, size: int, counts: list[int]) -> Iterator[Padding]:
+    computed, common = sum(ceil(count / size) * size for count in counts), gcd(*counts)
+    if computed > sum(counts):
+        without = [n for n in range(1, common + 1) if common % n == 0]
+        better = [n for n in without if n < size][-1:] + [n for n in without if n > size][:1]
+        share = 1 - sum(counts) / computed
+        yield Padding(place, size, sorted(set(counts) - {0}), share, better)
 
 
 def _scoring(plan: Plan) -> Iterator[Call]:

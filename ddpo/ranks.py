@@ -5,12 +5,14 @@ Everything works in one process without any setting up; under accelerate or torc
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from datetime import timedelta
+from functools import cache
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
 from ddpo.errors import Stopped, Told, UserError, refusal, where
@@ -19,6 +21,9 @@ Item = TypeVar("Item")
 
 SHARED = {"UserError": UserError, "Stopped": Stopped, "OSError": OSError}
 """The errors that keep their kind on their way to the other ranks; any other is a defect, Told."""
+
+PATIENCE = timedelta(days=365)
+"""How long a rank waits in `gather` for one that is still alive: whatever that one has to do."""
 
 
 class Lost(Stopped):
@@ -31,7 +36,21 @@ def state() -> PartialState:
     Without an accelerator, or with ACCELERATE_USE_CPU=true, processes meet on the CPU.
     """
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    return PartialState(cpu=on_cpu)
+    found = PartialState(cpu=on_cpu)
+    if found.num_processes > 1:
+        _words()
+    return found
+
+
+@cache
+def _words() -> dist.ProcessGroup:
+    """The group in which ranks pass objects: over sockets, beside that of the gradients (NCCL on GPUs).
+
+    The gradients' group gives up after its timeout (10 minutes with NCCL), however busy the missing rank is.
+    This one waits as long as the other lives, and notices at once when it dies: its socket closes. Made
+    where ranks have just met, by the first call of `state`.
+    """
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
 def share(count: int, rank: int, world: int) -> range:
@@ -40,15 +59,21 @@ def share(count: int, rank: int, world: int) -> range:
 
 
 def gather(items: Sequence[Item]) -> list[Item]:
-    """The items of all ranks, in rank order, on every rank."""
+    """The items of all ranks, in rank order, on every rank. It waits without a timeout for a slow rank."""
     if state().num_processes == 1:
         return list(items)
+    found: list[list[Item]] = [[] for _ in range(state().num_processes)]
     with _talk():
-        return gather_object(list(items))
+        dist.all_gather_object(found, list(items), group=_words())
+    return [item for each in found for item in each]
 
 
 def sum_(tensors: Sequence[Tensor]) -> None:
-    """Add up each tensor over all ranks, in place, in one message."""
+    """Add up each tensor over all ranks, in place, in one message.
+
+    A rank that is late by the process group's timeout (10 minutes with NCCL) ends the run: a `gather` goes
+    before where ranks may have been busy with different things.
+    """
     if state().num_processes == 1 or not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -73,8 +98,8 @@ def agree(value: Tensor) -> bool:
 def together() -> Iterator[None]:
     """What any rank raises within, all raise at the end: none goes on to wait for one that has left.
 
-    Within it no rank may wait for another. All raise the same kind, the first rank's that failed, so that
-    they also end in the same way.
+    Within it no rank may wait for another, and each may take as long as it likes. All raise the same kind,
+    the first rank's that failed, so that they also end in the same way.
     """
     if state().num_processes == 1:
         yield

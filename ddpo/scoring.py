@@ -21,8 +21,8 @@ class Scorer:
 
     Rewards that compare images get them by whole groups, `group_size` images in a row, however the chunks
     cut through these. No chunk may keep `collect` waiting for more than `timeout_s` seconds (None: for ever).
-    The threads are daemons: a reward that hangs must not keep the process from ending, as
-    ThreadPoolExecutor's would.
+    The threads compute on the GPU of the thread that submits. They are daemons: a reward that hangs must not
+    keep the process from ending, as ThreadPoolExecutor's would.
     """
 
     def __init__(
@@ -60,10 +60,13 @@ class Scorer:
             return
         future = Future[Values]()
         self._pending.append((rewards, future))
+        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
         def score() -> None:
             with self._slots:
                 try:
+                    if device is not None:  # a new thread begins on the first GPU, whatever the rank's is
+                        torch.cuda.set_device(device)
                     found = {r.name: torch.cat([r(*chunk) for chunk in chunks]) for r in rewards}
                     future.set_result(found)
                 except BaseException as error:  # sys.exit too, or collect would wait for ever

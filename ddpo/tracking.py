@@ -3,24 +3,33 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 from PIL import Image
 
+from ddpo.files import whole
 from ddpo.parsing import leaves
 
 
 class Trackers:
-    """The external trackers of a run; on every rank but the first, none."""
+    """The external trackers of a run; on every rank but the first, none.
 
-    def __init__(self, names: Sequence[str], run_dir: Path, config: Mapping[str, Any]) -> None:
+    A run that is resumed goes on in the same run of wandb: its id lies in the run folder. wandb takes no step
+    twice, so that of iterations which a resume repeats it keeps the first rows (the same numbers).
+    """
+
+    def __init__(
+        self, names: Sequence[str], run_dir: Path, config: Mapping[str, Any], project: str = "ddpo"
+    ) -> None:
         self._trackers: list[TensorBoardTracker | WandBTracker] = []
         if "tensorboard" in names:
             flat = dict(leaves(config))  # dotted names and plain values are all that it takes
             self._add(TensorBoardTracker(run_dir.name, logging_dir=run_dir / "tensorboard"), flat)
         if "wandb" in names:
-            self._add(WandBTracker("ddpo", name=run_dir.name, dir=str(run_dir)), dict(config))
+            same = {"id": _wandb_id(run_dir), "resume": "allow"}
+            self._add(WandBTracker(project, name=run_dir.name, dir=str(run_dir), **same), dict(config))
 
     def _add(self, tracker: TensorBoardTracker | WandBTracker, config: dict[str, Any]) -> None:
         tracker.start()
@@ -49,3 +58,12 @@ class Trackers:
     def finish(self) -> None:
         for tracker in self._trackers:
             tracker.finish()
+
+
+def _wandb_id(run_dir: Path) -> str:
+    """The run's id in wandb, from wandb/run_id, which the first start writes."""
+    file = run_dir / "wandb" / "run_id"
+    if not file.is_file():
+        with whole(file) as aside:
+            aside.write_text(uuid4().hex, encoding="utf-8")
+    return file.read_text(encoding="utf-8")

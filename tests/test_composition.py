@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -236,6 +237,23 @@ def test_a_failure_is_told_at_the_next_chunk() -> None:
         pass
     with pytest.raises(ValueError, match="reward fails raised ValueError: no weights"):
         scorer.submit(torch.zeros(1, 3, 2, 2), ["x"], [{}])
+
+
+def test_reward_threads_compute_on_the_device_of_their_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch each new thread begins on GPU 0: here that of the thread which submits is 3."""
+    current = threading.local()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "index", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: setattr(current, "index", index))
+    current.index = 3
+
+    def device(images: Tensor, *rest: object) -> Tensor:
+        return torch.full((len(images),), float(torch.cuda.current_device()))
+
+    scorer = Scorer([Reward("device", 1.0, device)])
+    for _ in range(3):
+        scorer.submit(torch.zeros(1, 3, 2, 2), ["x"], [{}])
+    assert scorer.collect()["device"].tolist() == [3, 3, 3]
 
 
 PREFERENCES = {(1, 2): 0.9, (2, 1): 0.3, (1, 3): 0.5, (3, 1): 0.5, (2, 3): 1.0, (3, 2): 0.0}

@@ -1,6 +1,7 @@
 """What `ddpo plan` says is what a run then does: calls counted at the UNet, bytes at the process."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from ddpo import command, config, finetune, memory, plan, planning, plugins
+from ddpo.config import Config
 from ddpo.models.stable_diffusion import StableDiffusion
 
 RAGGED = {"trainer__micro_batch": 7, "sampler__batch_size": 5}
@@ -107,6 +109,61 @@ def test_an_evaluation_shares_whole_prompts(tmp_path: Path) -> None:
     assert planning.calls(planning.plan(settings, 2), 0)[planning.Call("evaluation", 3, True)] == (1 + 2) * 3
 
 
+def test_pictures_are_shared(tmp_path: Path) -> None:
+    """3 pictures, before the first iteration and after it: one process draws 1, the other 2."""
+    settings = helpers.settings(tmp_path, log__images=3, log__every=1, sampler__batch_size=1)
+    found = planning.calls(planning.plan(settings, 2), 0)
+    assert found[planning.Call("pictures", 1, True)] == 2 * (1 + 2) * 3
+
+
+def _paddings(settings: Config, processes: int) -> dict[str, Any]:
+    found = planning.paddings(planning.plan(settings, processes))
+    return {each.place: (pytest.approx(each.share), each.better) for each in found}
+
+
+def test_padding_by_hand(tmp_path: Path) -> None:
+    """12 prompts of 5 images, 3 steps: 60 images; 2 minibatches of 6 prompts, each of 15 pairs."""
+    settings = helpers.settings(tmp_path, sampler__batch_size=32, trainer__micro_batch=32)
+    settings.trainer.prompts_per_iteration, settings.trainer.samples_per_prompt = 12, 5
+    updates = {"trainer.micro_batch": (1 - 90 / 96, [30, 45])}
+    assert _paddings(settings, 1) == updates | {"sampler.batch_size": (1 - 60 / 64, [30, 60])}
+    updates = {"trainer.micro_batch": (1 - 45 / 64, [15, 45])}
+    assert _paddings(settings, 2) == updates | {"sampler.batch_size": (1 - 30 / 32, [30])}
+    settings.sampler.batch_size, settings.trainer.micro_batch = 10, 15
+    assert _paddings(settings, 2) == {}
+    assert _paddings(settings, 5) == {"sampler.batch_size": (1 - 60 / 70, [5])}, "2 or 3 prompts a process"
+    settings.trainer.micro_batch = 30  # 1 or 2 prompts of 6 a process: not always two
+    assert _paddings(settings, 5)["trainer.micro_batch"][1] == [15]
+
+
+def test_what_is_said_of_padding(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "smoke", "--trainer.prompts_per_iteration", "16", "--sampler.batch_size", "64"]
+    words += ["--trainer.micro_batch", "8"]
+    for flags in (["--processes", "2"], ["--processes", "2", "--sampler.batch_size", "32"]):
+        assert command.run(plan.main, [*words, *flags]) == 0
+    first, second = capsys.readouterr().out.split("An iteration")[1:]
+    line = (
+        "each process samples 32 images in calls of 64: 50.0% of the sampling is padding; "
+        "sampler.batch_size 32 avoids it"
+    )
+    assert line in first and "avoids it" not in second
+
+
+@pytest.mark.parametrize("name", plugins.names("configs"))
+def test_our_configurations_compute_no_padding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one process and on two, and those for GPUs on 4 and 8."""
+    monkeypatch.setattr(planning, "_outline", lambda settings: None)
+    settings = config.load(name)
+    on_gpus = settings.model.pretrained != "emoji"
+    for processes in (1, 2, 4, 8) if on_gpus else (1, 2):
+        assert _paddings(settings, processes) == {}
+
+
+CARD_GB = 24
+PROCESSES = {"rwr_sd15": 8}
+"""Of a configuration that needs more than one GPU: its 9,950 trajectories are 33 GB."""
+
+
 @pytest.fixture(scope="module")
 def counted() -> dict[str, int]:
     """Memory of each kind of call that was counted before: several of our configurations share theirs."""
@@ -128,9 +185,12 @@ def test_every_configuration_of_ours(
         return counted[key]
 
     monkeypatch.setattr(memory, "peak_bytes", once)
-    assert command.run(plan.main, ["--config", name]) == 0
+    assert command.run(plan.main, ["--config", name, "--processes", str(PROCESSES.get(name, 1))]) == 0
     said = capsys.readouterr()
     assert "peak on a CPU" in said.out and said.err == ""
+    if wanted.model.pretrained != "emoji":
+        (peak,) = re.findall(r"peak on a GPU +([\d.]+) GB", said.out)
+        assert float(peak) < 0.9 * CARD_GB, "the driver, torch's cache and a small reward want the rest"
 
 
 def test_what_is_said_of_stable_diffusion(capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +200,7 @@ def test_what_is_said_of_stable_diffusion(capsys: pytest.CaptureFixture[str]) ->
     said = " ".join(capsys.readouterr().out.split())
     assert "32 prompts x 8 samples (a group) = 256" in said
     assert "256 images x 50 trained steps = 12,800" in said
-    assert "8 groups = 64 images = 3,200 pairs 16 pairs a call" in said
+    assert "8 groups = 64 images = 3,200 pairs 8 pairs a call" in said
     assert "10 groups = 80 images or 11 groups = 88 images" in said
     assert "25,600 images" in said and "398, each drawn 8.04 times" in said
     assert "sizes are not known" in said and "peak" not in said

@@ -1,6 +1,7 @@
 """What happens to one rank happens to all: they end together, with one line, and only rank 0 speaks."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -167,3 +168,71 @@ def test_what_they_leave(ended: tuple[Path, dict[str, list[str]], float]) -> Non
     assert "the weights had begun to move; --resume" in lines["apart"][0]
     assert not (folder / "apart" / "checkpoints").exists()
     assert lines["killed"][0].endswith(f"--resume {folder / 'killed'} goes on from the start")
+
+
+SLOW = """
+import json
+import os
+import sys
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from ddpo import ranks
+from ddpo.__main__ import main
+
+folder, argv = sys.argv[1], sys.argv[2:]
+ranks.state()
+dist.distributed_c10d._set_pg_timeout(timedelta(seconds=3))
+code = main(["train", *argv])
+import slow
+
+with open(f"{folder}/{os.environ['RANK']}.json", "w") as file:
+    json.dump([code, slow.reward.calls, slow.judge.calls], file)
+"""
+
+SLEEPY = """import os
+import time
+
+
+class Sleepy:
+    def __init__(self, name):
+        self.__name__, self.calls = name, []
+
+    def __call__(self, images, prompts, metadata):
+        if os.environ["RANK"] == "0" and not self.calls:
+            time.sleep(6)
+        self.calls.append(len(images))
+        return images.mean((1, 2, 3))
+
+
+reward, judge = Sleepy("reward"), Sleepy("judge")
+"""
+
+
+def test_no_rank_runs_out_of_time_while_another_is_busy(tmp_path: Path) -> None:
+    """Rank 0 is slow with the first pictures, and slow at judging: twice the timeout of the process group.
+
+    The pictures are 3: one on rank 0, two on rank 1; then 4 images of the rollout, then 2 of 4 judged.
+    """
+    (tmp_path / "driver.py").write_text(SLOW)
+    (tmp_path / "slow.py").write_text(SLEEPY)
+    argv = helpers.smoke(
+        tmp_path / "run", "--rewards", "[{name: 'slow:reward'}]", "--eval_rewards", "[{name: 'slow:judge'}]",
+        "--log.images", "3", "--evaluation.every", "1", "--evaluation.num_prompts", "4",
+        "--trainer.iterations", "1",
+    )  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = helpers.one_thread()
+    environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
+    done = subprocess.run(
+        [*torchrun, str(tmp_path / "driver.py"), str(tmp_path), *argv],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert found == [[0, [1, 4, 2], [2]], [0, [2, 4, 2], [2]]]
+    samples = tmp_path / "run" / "samples"
+    pictures = {str(path.relative_to(samples)) for path in samples.rglob("*.png")}
+    assert pictures == {"000000.png", "000000/00.png", "000000/01.png", "000000/02.png"}
