@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 # LATEST=1: not the tested versions but the newest
 VERSIONS := $(if $(LATEST),--upgrade --upgrade-strategy eager,-c constraints.txt)
 
-export OMP_NUM_THREADS ?= 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .PHONY: setup constraints test lint demo clean newest
@@ -30,6 +29,8 @@ constraints:
 	mv build/constraints.txt constraints.txt
 	rm -rf build/newest
 
+# one thread for each of two workers; a demo or a training takes all cores
+test: export OMP_NUM_THREADS ?= 1
 test: lint
 	$(BIN)/python -m pytest -n 2
 

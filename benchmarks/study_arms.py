@@ -18,7 +18,8 @@ FAMILY = {"grpo": "ddpo", "p3o": "prdp"}
 
 COMMON = [
     "--config", "demo", "--log.images", "0", "--checkpoint.every", "1000", "--trainer.iterations", "30",
-    "--trainer.prompts_per_iteration", "8", "--trainer.samples_per_prompt", "4",
+    "--trainer.prompts_per_iteration", "8", "--trainer.samples_per_prompt", "4", "--trainer.epochs", "1",
+    "--model.dtype", "bf16", "--sampler.batch_size", "32",
 ]  # fmt: skip
 """The demo's model, sampler and schedule: 8 DDIM steps, eta 1, no guidance, LoRA 16, AdamW, cosine."""
 
