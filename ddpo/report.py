@@ -86,6 +86,20 @@ class Run:
         return [name for name in self.scores if name in named]
 
     @property
+    def other_settings(self) -> str:
+        """What the pictures were made with and the training was not: `num_steps 2 (in training: 50)`."""
+        made = self.results.get("config") or self.config
+        used, own = (
+            {**each["sampler"], "batch_size": 0, "dtype": each["model"]["dtype"]}
+            for each in (made, self.config)
+        )
+        words = [
+            f"{key} {used[key]} (in training: {own.get(key)})" for key in used if used[key] != own.get(key)
+        ]
+        first = made["evaluation"].get("seed", 0)
+        return ", ".join([*words, *([f"seeds from {first}"] if first else [])])
+
+    @property
     def pairs(self) -> list[Match]:
         """The matches that have both a base and a tuned picture."""
         return [match for match in self.matches if {"base", "tuned"} <= match.images.keys()]
