@@ -38,9 +38,7 @@ def arguments(argv: list[str]) -> tuple[Config, str]:
     for key in [*(["config"] if source else []), *changes]:
         if not parsing.within(key, SETTABLE):
             can = ", ".join([*SETTABLE, "--checkpoint"])
-            raise UserError(
-                f"--{key}: an evaluation cannot change it, as it is the run's own; it can set {can}"
-            )
+            raise UserError(f"--{key}: an evaluation cannot change it; what it can set: {can}")
     values = parsing.read(config.of_run(folders[0])) if folders else {}
     values = parsing.normal(Config, values)
     parsing.change(Config, values, changes)
@@ -68,11 +66,16 @@ def _print_help(groups: list[parsing.Group], folders: list[str]) -> None:
     from ddpo.checkpoint import all_of
 
     there = [path.name for folder in folders for path in all_of(Path(folder))] or ["000020"]
+    checkpoints = "|".join(["last", "best", *there])
+    judges = "a list, as '[{name: clip_score}]', in the place of the run's own; each has"
+    judges += " name, params, cache and label, to be set as --eval_rewards.0.label too"
+    about = "Judges, which were never trained on."
+    options = {"eval_rewards": parsing.Option(str, None, judges)}
+    groups = [*parsing.only(groups, SETTABLE), parsing.Group("", "eval_rewards", about, options)]
     print(f"{__doc__}\n")
-    usage = (
-        f"ddpo evaluate RUN_DIR [--checkpoint {'|'.join(['last', 'best', *there])}] [--section.key value ...]"
+    parsing.print_help(
+        groups, f"ddpo evaluate RUN_DIR [--checkpoint {checkpoints}] [--section.key value ...]"
     )
-    parsing.print_help(parsing.only(groups, SETTABLE), usage)
 
 
 if __name__ == "__main__":

@@ -197,6 +197,7 @@ def _sections(root: type) -> dict[str, type]:
     return {name: hint for name in hints for hint in hints[name] if hasattr(hint, "__dataclass_fields__")}
 
 
+@cache
 def _lists(root: type) -> set[str]:
     return {name for name in _sections(root) if get_origin(get_type_hints(root)[name]) is list}
 
