@@ -18,7 +18,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import docstring_parser
@@ -36,6 +36,9 @@ where there is none."""
 
 OPEN = {"options": "", "params": "params."}
 """The fields that hold open options, and where these stand in YAML."""
+
+PLAIN = {int, float, bool, NoneType}
+"""A value of exactly one of these types needs no reading where its option has that type."""
 
 CONTEXT = ("device", "dtype", "lora", "train_text_encoder")
 """Keyword-only parameters that the caller fills in from elsewhere; they are no options."""
@@ -304,14 +307,21 @@ def _checked(place: str, option: Option, given: Any) -> Any:
     if isinstance(given, str):
         with suppress(yaml.YAMLError):
             yaml_text.refuse_twice(place, given)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=hint)
     try:
-        value = parser.parse_object(Namespace(value=given)).value
+        ready = type(given) in PLAIN & {hint, *get_args(hint)} and get_origin(hint) in (None, UnionType)
+        value = given if ready else _reader(hint).parse_object(Namespace(value=given)).value
     except ArgumentError as error:
         raise UserError(f"{place}: expected {words}, got {given!r}") from error
     _refuse_outside(place, option.hint, value)
     return value
+
+
+@cache
+def _reader(hint: Any) -> ArgumentParser:
+    """jsonargparse for one value of this type; it takes long to make."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    return parser
 
 
 def _refuse_outside(place: str, hint: Any, value: Any) -> None:
