@@ -11,14 +11,7 @@ import pytest
 from PIL import Image
 from zoo_options import Flags, world
 
-from ddpo import (
-    build,
-    command,
-    config,
-    export,
-    judging,
-    serve,
-)  # fmt: skip
+from ddpo import build, command, config, conformance, export, judging, serve
 from ddpo.__main__ import COMMANDS, main
 
 
@@ -68,8 +61,8 @@ PLAIN: dict[str, tuple[Flags, dict[str, Flags]]] = {
     "score": (
         ["--reward", "own/rewards/mine.py", "a.png"],
         {"images": ["b.png"], "--reward": ["--reward", "brightness"],
-         "--params": ["--params", '{"share": 2}'], "--dtype": ["--dtype", "bf16"], "--prompt": ["--prompt", "a fox"],
-         "--metadata": ["--metadata", '{"a": 1}']},
+         "--params": ["--params", '{"share": 2}'], "--dtype": ["--dtype", "bf16"],
+         "--prompt": ["--prompt", "a fox"], "--metadata": ["--metadata", '{"a": 1}']},
     ),
     "check": (
         ["reward", "own/rewards/mine.py"],
@@ -102,7 +95,8 @@ def test_a_command_obeys(
     def observed(flags: Flags) -> tuple[list[Any], str]:
         seen.clear()
         assert main([name, *base, *flags]) == 0
-        return [*seen], re.sub(r":\d{5} until", "", capsys.readouterr().out)
+        text = capsys.readouterr().out
+        return [*seen], text if "--port" in flags else re.sub(r":\d{5} until", "", text)
 
     plain = observed([])
     assert observed([]) == plain
@@ -170,6 +164,10 @@ def stub(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
         seen.append(given[1:] if isinstance(given[0], Run) else given)
         return picture
 
+    def findings(case: Any) -> list[Any]:
+        seen.append((case.score(*case.inputs([0])).tolist(), case.prompts))
+        return []
+
     app = serve.application
 
     def application(reward: Any, device: str, most_bytes: int) -> Any:
@@ -179,6 +177,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
     monkeypatch.setattr(build, "Run", Run)
     monkeypatch.setattr(export, "export", note)
     monkeypatch.setattr(judging, "grid", note)
+    monkeypatch.setattr(conformance, "findings", findings)
     monkeypatch.setattr(Image.Image, "save", lambda self, out: seen.append(str(out)))
     monkeypatch.setattr(serve, "application", application)
     monkeypatch.setattr(serve.signal, "signal", lambda *_: None)

@@ -239,12 +239,10 @@ def test_words_about_the_command_line(folder: Path, argv: list[str], line: str) 
 
 
 def test_an_alias_is_no_second_key(folder: Path) -> None:
-    """A merge key and an anchor give values, and what stands beside them takes their place, as YAML says."""
-    text = "trainer: &t {lr: 1, epochs: 2}\nema: {decay: 0}\n"
-    (folder / "x.yaml").write_text(text + "rewards: [{name: toy, params: &p {quality: 1}}]\n")
-    assert config.load("x.yaml").trainer.epochs == 2
-    twice = "rewards: [{name: toy, params: &p {quality: 1}}, {name: toy, params: {<<: *p, quality: 2}}]"
-    (folder / "x.yaml").write_text(twice + "\nplugins: [.]\nmodel: {name: toy}")
+    """A merge key gives values, and what stands beside it takes their place, as YAML says."""
+    first = "{name: jpeg_compressibility, params: &p {quality: 1}}"
+    second = "{name: jpeg_compressibility, label: b, params: {<<: *p, quality: 2}}"
+    (folder / "x.yaml").write_text(f"rewards: [{first}, {second}]")
     assert [reward.params["quality"] for reward in config.load("x.yaml").rewards] == [1, 2]
 
 

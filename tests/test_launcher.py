@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import helpers
 import pytest
@@ -79,7 +79,7 @@ def test_tensor_parallelism_is_refused(tmp_path: Path) -> None:
     )
     found = environments.prepare_extend_env_parallelism_config(given, {})
     with pytest.raises(UserError, match=r"ACCELERATE_USE_PARALLELISM_CONFIG: .*asks for tensor"):
-        launcher.check("fp32", dict(found))
+        launcher.check("fp32", cast(dict[str, str], found))
 
 
 def test_gradient_accumulation_and_fp8_are_refused() -> None:

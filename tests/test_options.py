@@ -18,18 +18,7 @@ import torch
 from PIL import Image
 from zoo_options import Flags, places, world
 
-from ddpo import (
-    build,
-    config,
-    evaluation,
-    finetuning,
-    parsing,
-    plan,
-    planning,
-    plugins,
-    runs,
-    train,
-)  # fmt: skip
+from ddpo import build, config, evaluation, finetuning, parsing, plan, planning, plugins, runs, train
 from ddpo.advantages import ADVANTAGES
 from ddpo.config import Config
 from ddpo.errors import UserError
@@ -271,6 +260,10 @@ def made(section: str, settings: Config) -> str:
 # train --resume: what may change is obeyed as above, all else is refused by name
 
 
+def first_flags(option: Any) -> Flags:
+    return change(option)[0]
+
+
 @cache
 def begun(flags: tuple[str, ...]) -> Config:
     """The configuration of a run with these flags, in the folder `begun`."""
@@ -280,7 +273,7 @@ def begun(flags: tuple[str, ...]) -> Config:
     return settings
 
 
-@pytest.mark.parametrize("option", sorted(TRAIN, key=lambda option: change(option)[0]))
+@pytest.mark.parametrize("option", sorted(TRAIN, key=first_flags))
 def test_a_resume_obeys_or_refuses(option: str, folder: Path) -> None:
     before, flags = change(option)
     own = begun(tuple(before))

@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 
 import ddpo
-from ddpo import config, plugins, python_objects, rewards
+from ddpo import config, plugins, python_objects, rewards, runs
 from ddpo.__main__ import main
 from ddpo.errors import UserError
 
@@ -186,6 +186,15 @@ def test_a_function_of_main_as_a_process(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "ddpo", "train", "--resume", "run"], **arguments)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and line.startswith("ddpo: rewards.0.name: mine was given from Python")
+
+
+def test_a_resume_does_not_import_on_trust() -> None:
+    """What stands under the name by now may be another function; given again, it is taken."""
+    text = f"python:{__name__}:light"
+    for section in ("rewards", "eval_rewards"):
+        runs.check_given(config.load({section: [{"name": light}]}))
+        with pytest.raises(UserError, match=rf"^{section}\.0\.name: light was given from Python"):
+            runs.check_given(config.load({section: [{"name": text}]}))
 
 
 def test_an_importable_name_is_found_for_what_only_reads() -> None:
