@@ -19,7 +19,8 @@ from ddpo.advantages import ADVANTAGES, PerReward
 from ddpo.config import Config
 from ddpo.errors import UserError
 from ddpo.images import to_pil
-from ddpo.models import Policy
+from ddpo.models import Policy, _precision
+from ddpo.models._precision import Precision
 from ddpo.models.stable_diffusion import DTYPES
 from ddpo.objectives import Objective
 from ddpo.prompts import PromptSet
@@ -50,6 +51,14 @@ def policy(settings: Config, pipeline: object = None, device: torch.device | Non
         train_text_encoder=bool(lora and lora.text_encoder),
         gradient_checkpointing=model.gradient_checkpointing, **model.options,
     )  # fmt: skip
+
+
+def precision(settings: Config) -> Precision:
+    """`model.dtype`; for `auto`, what suits this process's device, for which a CPU may be timed."""
+    if settings.model.dtype != "auto":
+        return settings.model.dtype
+    device = cast(torch.device, ranks.state().device)
+    return _precision.choose(device, lambda dtype: policy(config.in_precision(settings, dtype)))
 
 
 def sampler(settings: Config, model: Policy) -> Sampler:

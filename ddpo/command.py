@@ -15,6 +15,10 @@ from typing import Any, NoReturn, get_args
 from ddpo.errors import DISK_FULL, Stopped, Told, UserError
 from ddpo.ranges import ranges
 
+# Threads of one computation wait for each other asleep, not spinning: on cores that other programs use, too,
+# two that spin take turns for nothing. It counts from when torch is imported, which is later than here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 Main = Callable[[list[str]], int | None]
 
 

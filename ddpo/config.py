@@ -7,7 +7,7 @@ section with a `name` takes, flat beside its own fields, the keyword-only parame
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -39,8 +39,9 @@ class Model:
     """an adapter of `ddpo list models`"""
     pretrained: str = "emoji"
     """Hub name or folder of the weights; `emoji` is the small model that comes with ddpo"""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """precision of the network; log-probabilities and the trained weights are always fp32"""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """precision of the network; log-probabilities and the trained weights are always fp32. auto: on a GPU
+    bf16 if it has that, else fp16; on a CPU fp32, unless bf16 proves faster when the run begins"""
     loras: list[str] = field(default_factory=list)
     """LoRA files or Hub names fused into the weights before training"""
     gradient_checkpointing: bool = False
@@ -335,6 +336,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(python_objects.Given, lambda dumper, text: dumper.represent_str(str(text)))
+
+
+def in_precision(config: Config, dtype: Literal["auto", "fp32", "bf16", "fp16"]) -> Config:
+    """The same with another `model.dtype`."""
+    return replace(config, model=replace(config.model, dtype=dtype))
 
 
 def changed(old: Config, new: Config) -> list[str]:

@@ -18,6 +18,7 @@ from ddpo.config import Config
 from ddpo.errors import Stopped, UserError
 from ddpo.files import whole
 from ddpo.grid import table
+from ddpo.models._precision import Precision
 from ddpo.scoring import Scorer, Values
 from ddpo.tracking import Trackers
 
@@ -52,10 +53,13 @@ class Session:
             if continues:
                 runs.check_given(self.settings)
                 runs.check_changes(self.folder, self.settings)
+            dtype = build.precision(self.settings)
+        self.settings = self._settled(dtype)
+        with ranks.together():
             self.trainer = build.trainer(self.settings)
             self.sets = build.evaluation_sets(self.settings)
-            device, dtype = self.trainer.policy.device, self.settings.model.dtype
-            judges = build.reward_list(self.settings.eval_rewards, device, dtype)
+            device = self.trainer.policy.device
+            judges = build.reward_list(self.settings.eval_rewards, device, self.settings.model.dtype)
             self.judges = [*self.trainer.scorer.rewards, *judges]
             provenance = runs.provenance(self.trainer.prompts.hash, self.judges, self.settings)
             if continues:
@@ -71,6 +75,15 @@ class Session:
             self.trackers = Trackers(wanted, self.folder, parsing.flat(self.settings))
         self._asked_to_stop = False
         self._mark()
+
+    def _settled(self, dtype: Precision) -> Config:
+        """The settings with rank 0's choice for `model.dtype: auto`, on all ranks; config.yaml keeps it."""
+        if self.settings.model.dtype != "auto":
+            return self.settings
+        everyone: list[Precision] = ranks.gather([dtype])
+        chosen = everyone[0]
+        log.info("model.dtype: auto takes %s on this machine", chosen)
+        return config.in_precision(self.settings, chosen)
 
     def train(self) -> None:
         """All iterations that are left. A finished run says so and does nothing."""

@@ -29,14 +29,18 @@ def main(argv: list[str]) -> None:
     settings = config.parse(rest, command="ddpo plan", flags=("--processes N",))
     interpreter = 1e9 * peak_gb(torch.device("cpu"))  # of a training's process too, before it has a model
     plan = planning.plan(settings, int(processes))
-    model, parts = settings.model, planning.footprint(plan) if plan.policy else {}
-    where = many(plan.processes, "process")
-    print(f"{settings.run_dir}: {plan.objective.name}, {model.pretrained} in {model.dtype}, {where}")
+    parts = planning.footprint(plan) if plan.policy else {}
+    where, precision, on_cpu = many(plan.processes, "process"), settings.model.dtype, parts
+    if precision == "auto":
+        precision = " and ".join(f"{dtype} on a {device}" for device, dtype in planning.AUTO.items())
+        other = planning.plan(config.in_precision(settings, planning.AUTO["CPU"]), plan.processes)
+        on_cpu = planning.footprint(other) if other.policy else {}
+    print(f"{settings.run_dir}: {plan.objective.name}, {settings.model.pretrained} in {precision}, {where}")
     for title, lines in {
         "An iteration": iteration(plan),
         "The run": run(plan, parts.get("training")),
         "Evaluations of the denoiser": evaluations(plan),
-        "Memory of a process, estimated": memory(parts, interpreter),
+        "Memory of a process, estimated": memory(parts, on_cpu, interpreter),
     }.items():
         print(f"\n{title}")
         for name, text in lines:
@@ -124,8 +128,8 @@ def evaluations(plan: Plan) -> Lines:
     yield "network rows", f"{network[0]:>14,}{network[1]:>14,}  {guidance}"
 
 
-def memory(parts: dict[str, int], interpreter: float) -> Lines:
-    """Where it goes, and the peak on a GPU and on a CPU."""
+def memory(parts: dict[str, int], cpu_parts: dict[str, int], interpreter: float) -> Lines:
+    """Where it goes, and the peak on a GPU and on a CPU, which may compute in another precision."""
     if not parts:
         yield (
             "unknown",
@@ -138,7 +142,7 @@ def memory(parts: dict[str, int], interpreter: float) -> Lines:
     calls = ", ".join(f"{name} {size(parts[name])}" for name in ("sampling", "decoding", "update"))
     yield "largest calls", calls
     yield "peak on a GPU", f"{size(parts['peak'])} allocated; the driver and torch's cache take more"
-    cpu = planning.on_cpu(parts, interpreter)
+    cpu = planning.on_cpu(cpu_parts, interpreter)
     yield "peak on a CPU", f"{size(cpu)}, of which Python and its libraries {size(interpreter)}"
     yield "not counted", "the models of the rewards"
 

@@ -4,19 +4,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ddpo import build, limits, memory, plugins, prompts, ranks
+from ddpo import build, config, limits, memory, plugins, prompts, ranks
 from ddpo.config import Config
 from ddpo.objectives import Objective
 from ddpo.rollout import Purpose, generator
-from ddpo.trainer import KL_PAIRS
+from ddpo.trainer import kl_pairs
 from ddpo.update import minibatches
 
 HEAP = 1.4
 """On a CPU the C library's heap holds more than what is alive in it: up to 1.4 times as much, measured."""
+
+AUTO: dict[str, Literal["bf16", "fp32"]] = {"GPU": "bf16", "CPU": "fp32"}
+"""What `model.dtype: auto` most likely comes to; a plan has no device to look at."""
 
 FIRST_CALLS = 150_000_000
 """Bytes of kernels, threads and image libraries that come with the first iteration on a CPU, measured."""
@@ -67,6 +70,8 @@ class Plan:
 def plan(settings: Config, processes: int = 1) -> Plan:
     """Raises UserError for what a run of that many processes would refuse."""
     limits.check(settings, processes)
+    if settings.model.dtype == "auto":
+        settings = config.in_precision(settings, AUTO["GPU"])
     objective, count, policy = build.objective(settings), settings.sampler.num_steps, _outline(settings)
     dense = build.sampler(settings, policy).steps.stochastic if policy else torch.ones(count) > 0
     columns = settings.objective.draws or count
@@ -116,8 +121,9 @@ def calls(plan: Plan, iteration: int) -> Counter[Call]:
             pairs = len(set(members) & set(groups)) * plan.samples * plan.steps[2]
             for call in each:
                 found[call] += ceil(pairs / call.rows)
-        spread = sum(drawn * i // KL_PAIRS in groups for i in range(KL_PAIRS))
-        if spread and plan.steps[1] and not settings.objective.offline:
+        measured = kl_pairs(drawn * trainer.samples_per_prompt, range(plan.steps[1])) if plan.steps[1] else []
+        spread = sum(sample // trainer.samples_per_prompt in groups for sample, _ in measured)
+        if spread and not settings.objective.offline:
             found[sampling._replace(phase="kl_ref", rows=spread)] += 2
         if _due(settings.evaluation.every, iteration):
             judged = len(ranks.share(plan.prompts[2], rank, plan.processes))

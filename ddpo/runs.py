@@ -52,8 +52,13 @@ def check(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def check_changes(folder: Path, new: Config) -> None:
-    """Raises UserError naming an option that differs from the run's own and may not."""
+    """Raises UserError naming an option that differs from the run's own and may not.
+
+    A precision that was chosen for the run stays chosen: `auto` becomes it.
+    """
     old = config.load(folder / "config.yaml")
+    if new.model.dtype == "auto":
+        new.model.dtype = old.model.dtype
     for place in config.changed(old, new):
         if not place.startswith(MAY_CHANGE):
             no = "which cannot be continued with another value"

@@ -8,7 +8,7 @@ import math
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,8 +36,12 @@ Metrics = dict[str, float]
 MAX_SKIPPED = 3
 """Iterations in a row without one good optimiser step after which a run stops."""
 
-KL_PAIRS = 4
-"""Pairs on which the KL to the reference is measured each iteration: enough for a trend, and cheap."""
+MOST_KL_PAIRS = 4
+"""(sample, step) pairs on which the KL to the reference is measured each iteration: enough for a trend."""
+
+PAIRS_PER_KL_PAIR = 50
+"""One of them takes two forward rows, where each pair of the iteration takes about four (sampled once, and a
+forward and backward pass in the update). So measuring the KL costs about 1 % of an iteration."""
 
 WIDEST_GATE = 1e-2
 """However wide the clip range, a ratio further from 1 before any update is a mistake."""
@@ -223,8 +227,7 @@ class Trainer:
         """Before the first update: a step scored again must have the log-probability that was recorded."""
         if self.gated:
             return
-        clip_range = self.objective.options.get("clip_range") or 0.0
-        limit = max(min(0.1 * clip_range, WIDEST_GATE), 1e-5 if self.policy.half_precision else 1e-6)
+        limit = gate_limit(self.objective.options.get("clip_range"), self.policy.half_precision)
         worst = first_pass_deviation(work)
         if not worst <= limit:
             raise Stopped(
@@ -294,8 +297,7 @@ class Trainer:
         columns = self.sampler.steps.stochastic.nonzero().flatten().tolist()
         if not columns or trajectory.latents.shape[1] == 1:  # nothing was sampled, or without a density
             return math.nan
-        images = self.prompts_per_iteration * self.samples_per_prompt
-        spread = [(images * i // KL_PAIRS, columns[len(columns) * i // KL_PAIRS]) for i in range(KL_PAIRS)]
+        spread = kl_pairs(self.prompts_per_iteration * self.samples_per_prompt, columns)
         mine = {sample: row for row, sample in enumerate(trajectory.samples)}
         pairs = [(mine[sample], column) for sample, column in spread if sample in mine]
         found: list[float] = []
@@ -308,6 +310,18 @@ class Trainer:
             found = transitions.kl(mean, mean_ref, self.sampler.steps.std[chosen[:, 1]]).tolist()
         everyone = ranks.gather(found)
         return sum(everyone) / len(everyone)
+
+
+def kl_pairs(images: int, columns: Sequence[int]) -> list[tuple[int, int]]:
+    """(sample, step) pairs, evenly spread over `images` samples and the steps `columns`."""
+    count = max(1, min(MOST_KL_PAIRS, images * len(columns) // PAIRS_PER_KL_PAIR))
+    middles = [(2 * i + 1) / (2 * count) for i in range(count)]
+    return [(int(images * middle), columns[int(len(columns) * middle)]) for middle in middles]
+
+
+def gate_limit(clip_range: float | None, half_precision: bool) -> float:
+    """|ratio - 1| that the ratio gate lets pass: a tenth of the clip range, and not less than rounding."""
+    return max(min(0.1 * (clip_range or 0.0), WIDEST_GATE), 1e-5 if half_precision else 1e-6)
 
 
 def _from_all_ranks(matrix: Float[Tensor, "b T"], device: torch.device) -> Float[Tensor, "B T"]:

@@ -10,6 +10,8 @@ from OMP_NUM_THREADS (one by default: two threads on shared cores can be slower 
     unet       denoiser and text encoder, on VAE latents  weights/pipeline (the rest of it)
     clip       the second judge, on pictures and captions weights/clip
     aesthetic  its aesthetic head, on a formula's ratings weights/clip/aesthetic.safetensors
+    flow_vae   the flow model's autoencoder, on pictures  weights/flow/vae
+    flow       the flow model and its text encoders       weights/flow (the rest of it)
 """
 
 import argparse
@@ -31,6 +33,7 @@ STAGES = {
     "vae": "autoencoder:Training", "decoder": "autoencoder:DecoderTraining",
     "captioner": "captioner:Training", "unet": "denoiser:Training",
     "clip": "clip:Training", "aesthetic": "aesthetic:Training",
+    "flow_vae": "flow_autoencoder:Training", "flow": "flow:Training",
 }  # fmt: skip
 
 
@@ -39,6 +42,8 @@ class Stage(Protocol):
 
     module: nn.Module
     steps: int
+    """The length of the schedule; `train` sets it to the one it keeps to."""
+
     lr: float
     ema_decay: float
 
@@ -48,6 +53,10 @@ class Stage(Protocol):
 
     def evaluate(self) -> dict[str, float]:
         """Quality on held-out scenes."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Take the weights that `save` wrote below `folder`."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -60,41 +69,75 @@ def learning_rate(step: int, steps: int, warmup: int = 200) -> float:
     return min(1.0, (step + 1) / warmup) * (0.51 + 0.49 * math.cos(math.pi * min(1.0, step / steps)))
 
 
-def train(stage: Stage, steps: int, until: int, work: Path, every: int = 250) -> None:
-    """Train to step `until` of a schedule of `steps`; each `every` steps a checkpoint and a log line."""
+class Pace:
+    """The length of a schedule: a number of steps, or as many as fit into `seconds`.
+
+    The time per step is measured after 80 steps, and every 512 from then on, over the steps since the last
+    time: the length follows, and the rate of learning with it, which hardly depends on it at the beginning.
+    """
+
+    def __init__(self, steps: int, seconds: float | None) -> None:
+        self.seconds, self.started, self.calls, self.last = seconds, time.perf_counter(), 0, (0, 0.0)
+        self.steps = steps if seconds is None else 1_000_000
+
+    def after(self, step: int) -> None:
+        """Take note that `step` steps are done."""
+        self.calls += 1
+        if self.seconds is None or (self.calls not in (16, 80) and self.calls % 512):
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        elapsed = time.perf_counter() - self.started
+        if self.calls > 16:  # the first steps are slower
+            step_s = (elapsed - self.last[1]) / (self.calls - self.last[0])
+            self.steps = step + max(0, int((self.seconds - elapsed) / step_s))
+            print(json.dumps({"step": step, "step_s": step_s, "steps": self.steps}), flush=True)
+        self.last = self.calls, elapsed
+
+
+def train(
+    stage: Stage, pace: Pace, until: int | None, work: Path, every: int = 250, first_seed: int = 0
+) -> None:
+    """Train to the end of the schedule, or to step `until`; each `every` steps a checkpoint and a log."""
     parameters = [p for p in stage.module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, stage.lr, betas=(0.9, 0.99))
-    ema = EMAModel(parameters, decay=stage.ema_decay)
-    first, checkpoint = 0, work / "checkpoint.pt"
+    fused = parameters[0].device.type == "cuda"
+    optimizer = torch.optim.AdamW(parameters, stage.lr, betas=(0.9, 0.99), fused=fused)
+    ema = EMAModel(parameters, decay=stage.ema_decay, foreach=fused)
+    step, checkpoint = 0, work / "checkpoint.pt"
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        first = state["step"]
+        step = state["step"]
         stage.module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
     started, losses = time.perf_counter(), []
-    for step in tqdm(range(first, until), initial=first, total=until, disable=None):
+    bar = tqdm(initial=step, total=pace.steps, disable=None)
+    while step < (until or pace.steps):
+        stage.steps = pace.steps
         for group in optimizer.param_groups:
-            group["lr"] = stage.lr * learning_rate(step, steps)
-        torch.manual_seed(step)
+            group["lr"] = stage.lr * learning_rate(step, pace.steps)
+        torch.manual_seed(first_seed + step)
         loss = stage.loss(step)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         ema.step(parameters)
-        losses.append(loss.item())
-        if (step + 1) % every == 0 or step + 1 == until:
+        losses.append(loss.detach())
+        step += 1
+        bar.update()
+        pace.after(step)
+        if step % every == 0 or step >= (until or pace.steps):
             row = {
-                "step": step + 1,
-                "loss": sum(losses) / len(losses),
+                "step": step,
+                "loss": torch.stack(losses).mean().item(),
                 "wall_s": time.perf_counter() - started,
             }
             losses.clear()
             with open(work / "log.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
             state = {"module": stage.module.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({"step": step + 1, "ema": ema.state_dict(), **state}, checkpoint.with_suffix(".new"))
+            torch.save({"step": step, "ema": ema.state_dict(), **state}, checkpoint.with_suffix(".new"))
             os.replace(checkpoint.with_suffix(".new"), checkpoint)
     ema.copy_to(parameters)
 
@@ -105,6 +148,13 @@ def main() -> None:
     )
     parser.add_argument("--stage", choices=STAGES, required=True)
     parser.add_argument("--steps", type=int, help="default: what the committed weights were trained for")
+    parser.add_argument("--seconds", type=float, help="as many steps as fit into this time, instead")
+    parser.add_argument("--every", type=int, default=250, help="steps from one checkpoint to the next")
+    parser.add_argument(
+        "--further", action="store_true", help="start from the weights that are there (the flow stages)"
+    )
+    parser.add_argument("--lr", type=float, help="learning rate at the beginning; default: the stage's")
+    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first step's batch")
     parser.add_argument("--until", type=int, help="stop there, with the learning rate of the whole schedule")
     parser.add_argument(
         "--weights", type=Path, default=WEIGHTS, help="folder of pipeline/, captioner/, clip/"
@@ -117,12 +167,16 @@ def main() -> None:
     work = arguments.work / arguments.stage
     work.mkdir(parents=True, exist_ok=True)
     module, _, name = STAGES[arguments.stage].partition(":")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     training = getattr(importlib.import_module(f"ddpo.models.emoji.{module}"), name)
     stage: Stage = training(torch.device(arguments.device), arguments.weights, work)
-    steps = arguments.steps or stage.steps
-    train(stage, steps, arguments.until or steps, work)
+    stage.lr = arguments.lr or stage.lr
+    if arguments.further:
+        stage.load(arguments.weights)
+    pace = Pace(arguments.steps or stage.steps, arguments.seconds)
+    train(stage, pace, arguments.until, work, arguments.every, arguments.first_seed)
     stage.save(arguments.weights)
-    print(json.dumps({"stage": arguments.stage, **stage.evaluate()}))
+    print(json.dumps({"stage": arguments.stage, "steps": pace.steps, **stage.evaluate()}))
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def smoke(run_dir: Path, *flags: str) -> list[str]:
 def settings(run_dir: Path, **sections: Any) -> Config:
     """The same size of run, from Python."""
     built = Config(run_dir=str(run_dir), rewards=[RewardConfig("jpeg_compressibility")])
-    built.model.pretrained = pipeline_folder()
+    built.model.pretrained, built.model.dtype = pipeline_folder(), "fp32"
     assert built.lora is not None
     built.lora.rank = 4
     built.sampler.num_steps, built.sampler.guidance_scale = 3, 3.0

@@ -88,7 +88,7 @@ def test_two_processes_by_hand(tmp_path: Path) -> None:
         planning.Call("sampling", 3, True): 2 * 2 * 3,
         planning.Call("ratio gate", 4, True): 2,
         planning.Call("updates", 4, True, grad=True): 2 * 2 * 2,
-        planning.Call("kl_ref", 2, True): 2 * 2,
+        planning.Call("kl_ref", 1, True): 2,
     }
 
 

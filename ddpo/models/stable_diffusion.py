@@ -25,8 +25,7 @@ from ddpo.models._outline import outline
 from ddpo.transitions import NoiseSchedule
 
 FEW_TOKENS = 1024
-"""Up to here plain attention is quicker on the CPU: the fused one's backward pass took a quarter of an
-iteration of the embedded model. Beyond, its memory, the square of the tokens, counts for more."""
+"""Up to here plain attention is quicker in half precision on a CPU; the fused one is elsewhere."""
 
 EMBEDDED = Path(__file__).parent / "emoji" / "weights" / "pipeline"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,7 +68,7 @@ class StableDiffusion:
         self._embeds: dict[str, Float[Tensor, "L D"]] = {}
         for module in (self.unet, self.vae, self.text_encoder):
             module.requires_grad_(False).eval()
-        if self.device.type == "cpu" and size**2 <= FEW_TOKENS:
+        if self.half_precision and self.device.type == "cpu" and size**2 <= FEW_TOKENS:
             self.unet.set_attn_processor(AttnProcessor())
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
