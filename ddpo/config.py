@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
-
 from ddpo import parsing, plugins, python_objects, yaml_text
 from ddpo.errors import UserError, nearest
 from ddpo.ranges import (
@@ -327,15 +325,7 @@ def of_run(run_dir: str | Path) -> Path:
 
 def dump(config: Config) -> str:
     """The configuration as YAML, every option resolved: `load` of it equals `load(config)`."""
-    values = parsing.flat(load(config))
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes the text of an object given from Python as any other text."""
-
-
-_Dumper.add_representer(python_objects.Given, lambda dumper, text: dumper.represent_str(str(text)))
+    return yaml_text.write(parsing.flat(load(config)))
 
 
 def in_precision(config: Config, dtype: Literal["auto", "fp32", "bf16", "fp16"]) -> Config:

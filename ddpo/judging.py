@@ -7,7 +7,9 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ddpo import build, card, checkpoint, evaluation, launcher, limits, parsing, prompts, ranks, report, runs
+from ddpo import (
+    build, card, checkpoint, config, evaluation, launcher, limits, parsing, prompts, ranks, report, runs,
+)  # fmt: skip
 from ddpo.build import Run
 from ddpo.config import Config
 from ddpo.grid import table
@@ -24,6 +26,8 @@ def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
     launcher.check(settings.model.dtype)
     limits.check_rewards(settings)
     checkpoint.find(Path(settings.run_dir), wanted)  # before a model is loaded for nothing
+    precision = ranks.gather([build.precision(settings)])[0]  # of rank 0, where it is to be chosen
+    settings = config.in_precision(settings, precision)
     run = Run(settings.run_dir, settings=settings)
     settings, used = run.config, run.use(wanted)
     rewards = build.all_rewards(settings, run.policy)

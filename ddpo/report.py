@@ -88,15 +88,12 @@ class Run:
     @property
     def other_settings(self) -> str:
         """What the pictures were made with and the training was not: `num_steps 2 (in training: 50)`."""
-        made = self.results.get("config") or self.config
-        used, own = (
-            {**each["sampler"], "batch_size": 0, "dtype": each["model"]["dtype"]}
-            for each in (made, self.config)
-        )
-        words = [
-            f"{key} {used[key]} (in training: {own.get(key)})" for key in used if used[key] != own.get(key)
-        ]
-        first = made["evaluation"].get("seed", 0)
+        made, own = self.results.get("config") or {}, self.config
+        used = {**made.get("sampler", {}), "dtype": made.get("model", {}).get("dtype")}
+        trained = {**own.get("sampler", {}), "dtype": own.get("model", {}).get("dtype")}
+        names = [key for key in used if key != "batch_size" and used[key] not in (None, trained.get(key))]
+        words = [f"{key} {used[key]} (in training: {trained.get(key)})" for key in names]
+        first = made.get("evaluation", {}).get("seed", 0)
         return ", ".join([*words, *([f"seeds from {first}"] if first else [])])
 
     @property

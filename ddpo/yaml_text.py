@@ -1,10 +1,24 @@
 """YAML without a key that stands twice in a mapping, of which YAML itself would take the last."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from ddpo.errors import UserError
+from ddpo.python_objects import Given
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes the text of an object given from Python as any other text."""
+
+
+_Dumper.add_representer(Given, lambda dumper, text: dumper.represent_str(str(text)))
+
+
+def write(values: Mapping[str, Any]) -> str:
+    """The YAML of plain values, in their order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
 
 
 def read(place: str, text: str) -> Any:
