@@ -8,7 +8,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from ddpo import (
-    build, card, checkpoint, config, evaluation, launcher, limits, parsing, prompts, ranks, report, runs,
+    build,
+    card,
+    checkpoint,
+    config,
+    evaluation,
+    launcher,
+    limits,
+    parsing,
+    prompts,
+    ranks,
+    report,
+    runs,
 )  # fmt: skip
 from ddpo.build import Run
 from ddpo.config import Config
