@@ -77,6 +77,7 @@ def objective(settings: Config) -> Objective:
     wanted, trainer = settings.objective, settings.trainer
     switches = {"kl_weight": wanted.kl_weight, "block_size": wanted.block_size}
     found = objectives.build(wanted.name, **switches, **wanted.options)
+    _refuse_idle(wanted, found)
     if found.compares:
         _two_or_more(trainer.samples_per_prompt, f"objective {found.name}")
     if wanted.offline and not found.denoising_errors:
@@ -90,6 +91,17 @@ def objective(settings: Config) -> Objective:
             "%s is on-policy: of the %d updates a rollout, only the first is unbiased", found.name, updates
         )
     return found
+
+
+def _refuse_idle(wanted: config.Objective, found: Objective) -> None:
+    """Options that this objective has no use for. Raises UserError for one that is set."""
+    usual, idle, works_on = config.Objective(), ["draws"], "the steps of a trajectory"
+    if found.denoising_errors:
+        works_on = "denoising errors, not on the steps of a trajectory"
+        idle = ["timestep_fraction", "timestep_window", "drop_last"]
+    for name in idle:
+        if getattr(wanted, name) != getattr(usual, name):
+            raise UserError(f"objective.{name}: {found.name} works on {works_on}; leave it out")
 
 
 def _two_or_more(samples: int, who: str) -> None:
@@ -202,36 +214,30 @@ def trainer(settings: Config) -> Trainer:
 class Run:
     """A run's base and tuned model, to sample from: `ddpo.load("runs/demo").sample(["a fox"], seeds=[0])`."""
 
-    def __init__(self, run_dir: str | Path, dtype: Literal["fp32"] | None = None) -> None:
-        """`dtype` takes the place of the run's own. Raises UserError for what is not the folder of a run."""
+    def __init__(
+        self, run_dir: str | Path, dtype: Literal["fp32"] | None = None, settings: Config | None = None
+    ) -> None:
+        """`settings` take the place of the run's own, as `dtype` of theirs.
+
+        Raises UserError for what is not the folder of a run.
+        """
         self.folder = Path(run_dir)
-        self.config = config.load(config.of_run(run_dir))
+        self.config = config.load(settings or config.of_run(run_dir))
         self.config.model.dtype = dtype or self.config.model.dtype
         self.policy = policy(self.config)
         self.sampler = sampler(self.config, self.policy)
         self.checkpoints = {path.name: path for path in checkpoint.all_of(self.folder)}
 
-    def use(self, column: str = "tuned") -> None:
-        """Take a checkpoint's weights: "000020", "tuned" (the newest) or "best"; averaged if that was kept.
+    def use(self, column: str = "tuned") -> str:
+        """Take a checkpoint's weights, averaged if that was kept; returns its name.
 
-        The best is of the iteration whose evaluation on the way (`evaluation.every`) had the highest reward.
+        "tuned" and "last" are the newest, "best" and "000020" as in `checkpoint.find`, which raises UserError
+        for one that is not there.
         """
-        if not self.checkpoints:
-            raise UserError(
-                f"{self.folder} has no checkpoint yet; let it train, or go on with --resume {self.folder}"
-            )
-        name, newest = column, checkpoint.newest(self.folder) if column in ("tuned", "best") else None
-        if newest:
-            folder, (_, state) = newest
-            best = state["best"] or {"iteration": column}
-            name = folder.name if column == "tuned" else f"{best['iteration']:0>6}"
-        if name not in self.checkpoints:
-            asked = (
-                "best checkpoint (it takes evaluation.every)" if column == "best" else f"checkpoint {column}"
-            )
-            raise UserError(f"{self.folder} has no {asked}; there are: {', '.join(self.checkpoints)}")
-        tensors, _ = checkpoint.load(self.checkpoints[name])
+        found = checkpoint.find(self.folder, "last" if column == "tuned" else column)
+        tensors, _ = checkpoint.load(found)
         checkpoint.restore_parameters(self.policy.parameters(), tensors.get("ema", tensors["parameters"]))
+        return found.name
 
     def sample(self, texts: Sequence[str], seeds: Sequence[int], column: str = "tuned") -> list[Image.Image]:
         """One picture for each prompt and seed, by "base", "tuned" or a checkpoint; as in the evaluation."""

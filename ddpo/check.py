@@ -1,6 +1,6 @@
 """Check that a reward keeps its contract: one number an image, whatever stands beside it."""
 
-from ddpo import command, config
+from ddpo import command, single_reward
 from ddpo.errors import UserError
 
 
@@ -9,17 +9,16 @@ def main(argv: list[str]) -> None:
     parser = command.Parser(prog="ddpo check", description=__doc__, allow_abbrev=False)
     parser.add_argument("kind", choices=["reward"])
     parser.add_argument("name", help="a name, package.module:attribute, file.py or file.py:function")
-    parser.add_argument("--params", type=command.mapping, default={}, help="the reward's options as JSON")
-    parser.add_argument("--dtype", choices=command.DTYPES, default="fp32", help=command.OF_NETWORKS)
+    single_reward.add_flags(parser)
     parser.add_argument("--prompts", help="a prompt set or file with the metadata that the reward reads")
     arguments = parser.parse_args(argv)
-    (wanted,) = config.load({"rewards": [{"name": arguments.name, "params": arguments.params}]}).rewards
+    wanted, dtype = single_reward.wanted(arguments.name, arguments)
     from ddpo import conformance, prompts, ranks, rewards
     from ddpo.models.stable_diffusion import DTYPES
 
     device = str(ranks.state().device)
     asked = prompts.named_or_file(arguments.prompts) if arguments.prompts else conformance.PROMPTS
-    reward = rewards.build(wanted.name, 1.0, wanted.params, device, DTYPES[arguments.dtype])
+    reward = rewards.build(wanted.name, 1.0, wanted.params, device, DTYPES[dtype])
     failed = []
     for finding in conformance.findings(conformance.Case(reward.score, device, asked)):
         word = {True: "ok", False: "FAIL", None: "-"}[finding.passed]

@@ -78,6 +78,28 @@ def newest(run_dir: Path) -> tuple[Path, Content] | None:
     return None
 
 
+def find(run_dir: Path, wanted: str = "last") -> Path:
+    """The checkpoint "last" (the newest whole one), "best", or "000020", which may be written 20.
+
+    The best is of the iteration whose evaluation on the way (`evaluation.every`) had the highest reward.
+    Raises UserError, naming those that there are, where it is not there.
+    """
+    there = {path.name: path for path in all_of(run_dir)}
+    if not there:
+        raise UserError(f"{run_dir} has no checkpoint yet; let it train, or go on with --resume {run_dir}")
+    name, asked = wanted, f"checkpoint {wanted}"
+    if wanted.isdecimal():
+        name = wanted.zfill(6)
+    elif wanted in ("last", "best") and (found := newest(run_dir)):
+        folder, (_, state) = found
+        best = f"{state['best']['iteration']:06d}" if state["best"] else "none"
+        name = folder.name if wanted == "last" else best
+        asked = "best checkpoint (it takes evaluation.every)" if wanted == "best" else asked
+    if name not in there:
+        raise UserError(f"{run_dir} has no {asked}; there are: {', '.join(there)}")
+    return there[name]
+
+
 def keep(run_dir: Path, last: int, best: int | None = None) -> None:
     """Delete all but the `last` newest checkpoints and the one of iteration `best`; and what kills left."""
     for folder in all_of(run_dir)[:-last]:

@@ -10,16 +10,16 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from ddpo.errors import DISK_FULL, Stopped, Told, UserError, refusal
+from ddpo.ranges import ranges
 
 # Threads of one computation wait for each other asleep, not spinning: on cores that other programs use, too,
 # two that spin take turns for nothing. It counts from when torch is imported, which is later than here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Main = Callable[[list[str]], int | None]
-DTYPES, OF_NETWORKS = ("fp32", "bf16", "fp16"), "precision of the reward's networks"
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,11 +28,35 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog.removeprefix('ddpo ')}: {message}; see {self.prog} --help")
 
+    def add_number(self, flag: str, hint: Any, *, help: str = "", **more: Any) -> None:
+        """An argument that is a number of one of the types of `ranges`, whose words --help repeats."""
+        kind, limits = get_args(hint)[0], list(ranges(hint))
+
+        def number(text: str) -> Any:
+            try:
+                value = kind(text)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(f"{text!r:.60} is no {kind.__name__}") from error
+            for limit in limits:
+                if not limit.holds(value):
+                    raise argparse.ArgumentTypeError(f"must be {limit.words}, got {value}")
+            return value
+
+        words = "; ".join([*filter(None, [help]), *(limit.words for limit in limits)])
+        self.add_argument(flag, type=number, help=words, **more)
+
 
 def mapping(text: str) -> dict[str, Any]:
-    """The type of an argument that is a JSON object, as '{"quality": 50}'."""
+    """The type of an argument that is a JSON object, as '{"quality": 50}'; no key stands twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in {name for name in names if names.count(name) > 1}:
+            raise argparse.ArgumentTypeError(f"{name} stands twice in {text!r}; keep one")
+        return dict(pairs)
+
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=once)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from error
     if not isinstance(found, dict):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ddpo import command
+from ddpo.ranges import PositiveInt, Seed
 
 
 def main(argv: list[str]) -> None:
@@ -10,12 +11,10 @@ def main(argv: list[str]) -> None:
     parser = command.Parser(prog="ddpo grid", description=__doc__, allow_abbrev=False)
     parser.add_argument("run_dir", help="folder of a run")
     parser.add_argument("--prompts", help="a prompt set or a file of prompts; default: the run's own")
-    parser.add_argument("--count", type=int, default=6, help="prompts, evenly spaced over the set")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_number("--count", PositiveInt, default=6, help="prompts, evenly spaced over the set")
+    parser.add_number("--seed", Seed, default=0, help="of every picture")
     parser.add_argument("--out", type=Path, help="picture to write; default: RUN_DIR/grid.png")
     arguments = parser.parse_args(argv)
-    if arguments.count < 1:
-        parser.error(f"argument --count: {arguments.count}; take 1 or more")
     from ddpo.judging import grid
 
     out = arguments.out or Path(arguments.run_dir) / "grid.png"

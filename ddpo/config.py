@@ -11,13 +11,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
-
-from ddpo import parsing, plugins
+from ddpo import parsing, plugins, python_objects, yaml_text
 from ddpo.errors import UserError, nearest
-from ddpo.ranges import Finite, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, UnitFloat
+from ddpo.ranges import (
+    Finite,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Share,
+    UnitFloat,
+)
 
 PROMPT_SOURCES = {"name", "path", "dataset"}
+REWARDS = ("rewards", "eval_rewards")
 KINDS = {"model": "models", "objective": "objectives", "rewards": "rewards", "eval_rewards": "rewards"}
 
 
@@ -94,7 +102,8 @@ class Reward:
     """One term of the reward, or one judge of the evaluation."""
 
     name: str
-    """a reward of `ddpo list rewards`, package.module:attribute or path/file.py:function"""
+    """a reward of `ddpo list rewards`, package.module:attribute or path/file.py:function; from Python also
+    the function, class or instance itself"""
     weight: Finite = 1.0
     """factor in the sum of rewards; 0: it is only logged, or only a gate"""
     params: dict[str, Any] = field(default_factory=dict)
@@ -214,6 +223,8 @@ class Evaluation:
     """images of each prompt"""
     num_prompts: PositiveInt | None = None
     """the first so many prompts of each set; null: all"""
+    seed: Seed = 0
+    """of the first picture of a set, whatever the run's own seed is; the others count up"""
 
 
 @dataclass
@@ -249,7 +260,7 @@ class Config:
     log: Log = field(default_factory=Log)
     plugins: list[str] = field(default_factory=list)
     """folders with rewards/ prompts/ objectives/ models/ of your own"""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """all randomness is a function of (seed, iteration, sample)"""
     run_dir: str = "runs/default"
     """the folder everything is written into"""
@@ -271,8 +282,7 @@ def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[s
     if named and isinstance(values.get("prompts"), dict):  # it takes the place of the file's
         values["prompts"] = {k: v for k, v in values["prompts"].items() if k not in PROMPT_SOURCES - named}
     parsing.change(Config, values, changes)
-    _add_plugins(values)
-    config, groups = parsing.resolve(Config, values, _find)
+    config, groups = resolve(values)
     if wants_help:
         usage = f"{command} --config FILE_OR_NAME [--section.key value ...]"
         parsing.print_help(groups, " ".join([usage, *(f"[{flag}]" for flag in flags)]))
@@ -285,10 +295,25 @@ def load(source: str | Path | Mapping[str, Any] | Config) -> Config:
 
     Every option is resolved: the named things' defaults are filled in. Raises UserError as `parse` does.
     """
-    given = parsing.flat(source) if isinstance(source, Config) else source
-    values = parsing.normal(Config, given if isinstance(given, Mapping) else parsing.read(_file(given)))
+    if isinstance(source, str | Path):
+        given = parsing.read(_file(source))
+    else:
+        given = parsing.flat(source)
+        for section in REWARDS:
+            for entry in given[section] if isinstance(given.get(section), list) else ():
+                if isinstance(entry, dict) and callable(entry.get("name")):
+                    entry["name"] = python_objects.Given(entry["name"])
+    return resolve(parsing.normal(Config, given))[0]
+
+
+def resolve(values: dict[str, Any]) -> tuple[Config, list[parsing.Group]]:
+    """The configuration of nested values, as `parsing.normal` gives them, and all that can be set in it."""
+    prompts = values.get("prompts")
+    given = [key for key in sorted(PROMPT_SOURCES) if isinstance(prompts, dict) and prompts.get(key)]
+    if len(given) > 1:
+        raise UserError(f"prompts: {' and '.join(given)} are given; keep one, which the others would hide")
     _add_plugins(values)
-    return parsing.resolve(Config, values, _find)[0]
+    return parsing.resolve(Config, values, _find)
 
 
 def of_run(run_dir: str | Path) -> Path:
@@ -302,7 +327,7 @@ def of_run(run_dir: str | Path) -> Path:
 
 def dump(config: Config) -> str:
     """The configuration as YAML, every option resolved: `load` of it equals `load(config)`."""
-    return yaml.safe_dump(parsing.flat(load(config)), sort_keys=False, default_flow_style=None, width=110)
+    return yaml_text.write(parsing.flat(load(config)))
 
 
 def in_precision(config: Config, dtype: Literal["auto", "fp32", "bf16", "fp16"]) -> Config:
@@ -343,15 +368,20 @@ def _load(kind: str, name: str, place: str = "") -> object:
 def _add_plugins(values: Mapping[str, Any]) -> None:
     """Before any name is looked up."""
     folders = values.get("plugins", [])
-    folders = yaml.safe_load(folders) if isinstance(folders, str) else folders
-    if not isinstance(folders, list):
+    folders = yaml_text.read("--plugins", folders) if isinstance(folders, str) else folders
+    if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
         raise UserError(f"plugins: expected a list of folders, as [a, b], got {folders!r}")
     for folder in folders:
         plugins.add_folder(folder)
 
 
-def _find(section: str, name: str) -> Callable[..., object]:
-    """What `name` names in this section; its keyword-only parameters are the section's open options."""
+def _find(section: str, name: str) -> Callable[..., object] | None:
+    """What `name` names in this section; its keyword-only parameters are the section's open options.
+
+    None for a reward that another process was given from Python: a run of it can still be read.
+    """
+    if section in REWARDS and name.startswith(python_objects.MARK) and python_objects.find(name) is None:
+        return None
     if section in KINDS:
         return cast(Callable[..., object], _load(KINDS[section], name))
     if section == "sampler":  # torch comes with these two, and `import ddpo.config` must not bring it

@@ -1,20 +1,81 @@
 """Compare base and tuned model at matched seeds; write evaluation/ and index.html."""
 
 import sys
+from pathlib import Path
 
-from ddpo import command, config
+from ddpo import command, config, parsing
+from ddpo.config import Config
+from ddpo.errors import UserError
+
+SETTABLE = (
+    "sampler", "evaluation.prompts", "evaluation.samples_per_prompt", "evaluation.num_prompts",
+    "evaluation.seed", "eval_rewards", "model.dtype", "trainer.reward_timeout_s", "plugins",
+)  # fmt: skip
+"""What of a run's configuration an evaluation obeys: how pictures are made, which, and who judges them."""
 
 
 def main(argv: list[str]) -> None:
-    """`ddpo evaluate RUN_DIR [--section.key value ...]`."""
-    parser = command.Parser(prog="ddpo evaluate", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run_dir", help="folder of a run")
-    arguments, changes = parser.parse_known_args(argv)
-    own = ["--config", str(config.of_run(arguments.run_dir)), "--run_dir", arguments.run_dir]
-    settings = config.parse([*own, *changes], command="ddpo evaluate")
+    """`ddpo evaluate RUN_DIR [--checkpoint last|best|000020] [--section.key value ...]`."""
+    settings, wanted = arguments(argv)
     from ddpo.judging import judge
 
-    judge(settings)
+    judge(settings, wanted)
+
+
+def arguments(argv: list[str]) -> tuple[Config, str]:
+    """The run's configuration with what is changed for the evaluation, and which checkpoint is asked for.
+
+    `--help` lists what can be set. Raises UserError for any other option, which trains or is the run's own.
+    """
+    parser = command.Parser(prog="ddpo evaluate", add_help=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint", default="last")
+    folders, flags = _apart(argv)
+    known, flags = parser.parse_known_args(flags)
+    source, changes, wants_help = parsing.arguments(Config, flags, ["--checkpoint"])
+    if len(folders) != 1 and not (wants_help and not folders):
+        told = f"got {' and '.join(folders)}" if folders else "as in ddpo evaluate runs/demo"
+        raise UserError(f"evaluate: needs the folder of one run, {told}")
+    for key in [*(["config"] if source else []), *changes]:
+        if not parsing.within(key, SETTABLE):
+            can = ", ".join([*SETTABLE, "--checkpoint"])
+            raise UserError(f"--{key}: an evaluation cannot change it; what it can set: {can}")
+    values = parsing.read(config.of_run(folders[0])) if folders else {}
+    values = parsing.normal(Config, values)
+    parsing.change(Config, values, changes)
+    settings, groups = config.resolve(values)
+    if wants_help:
+        _print_help(groups, folders)
+        raise SystemExit(0)
+    settings.run_dir = folders[0]
+    return settings, known.checkpoint
+
+
+def _apart(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The words that are no option and no option's value, and all others."""
+    folders: list[str] = []
+    flags: list[str] = []
+    expects_value = False
+    for word in argv:
+        is_flag = word.startswith("--") or word == "-h"
+        (flags if is_flag or expects_value else folders).append(word)
+        expects_value = is_flag and "=" not in word and word not in ("-h", "--help")
+    return folders, flags
+
+
+def _print_help(groups: list[parsing.Group], folders: list[str]) -> None:
+    from ddpo.checkpoint import all_of
+
+    there = [path.name for folder in folders for path in all_of(Path(folder))] or ["000020"]
+    checkpoints = "|".join(["last", "best", *there])
+    judges = "a list, as '[{name: clip_score}]', in the place of the run's own; each has"
+    judges += " name, params, cache and label, to be set as --eval_rewards.0.label too"
+    about = "Judges, which were never trained on."
+    options = {"eval_rewards": parsing.Option(str, None, judges)}
+    groups = [*parsing.only(groups, SETTABLE), parsing.Group("", "eval_rewards", about, options)]
+    print(f"{__doc__}\n")
+    parsing.print_help(
+        groups, f"ddpo evaluate RUN_DIR [--checkpoint {checkpoints}] [--section.key value ...]"
+    )
 
 
 if __name__ == "__main__":

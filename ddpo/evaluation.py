@@ -56,11 +56,15 @@ def shoot(
 
 def all_shots(
     policy: Policy, sampler: Sampler, prompts: PromptSet, per_prompt: int, rewards: Sequence[Reward],
-    timeout_s: float | None = None,
+    timeout_s: float | None = None, first_seed: int = 0,
 ) -> list[Shot]:  # fmt: skip
-    """`per_prompt` pictures of every prompt, each with its own seed; ranks share the prompts, and get all."""
+    """`per_prompt` pictures of every prompt, each with its own seed; ranks share the prompts, and get all.
+
+    Seeds count up from `first_seed` over the whole set.
+    """
     asked = [prompt for prompt in prompts for _ in range(per_prompt)]
-    return shared(policy, sampler, asked, range(len(asked)), rewards, per_prompt, timeout_s)
+    seeds = range(first_seed, first_seed + len(asked))
+    return shared(policy, sampler, asked, seeds, rewards, per_prompt, timeout_s)
 
 
 def shared(
@@ -90,14 +94,16 @@ def compare(base: Sequence[Shot], tuned: Sequence[Shot]) -> dict[str, dict[str, 
 
 
 def write(
-    folder: Path, columns: Mapping[str, Mapping[str, Sequence[Shot]]], **more: Mapping[str, Any]
-) -> dict[str, Any]:
+    folder: Path, columns: Mapping[str, Mapping[str, Sequence[Shot]]], checkpoint: str | None = None,
+    **more: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     """evaluation/: images/*.png, samples.jsonl and results.json, from columns[set name][column name].
 
-    It takes the place of an earlier evaluation when it is whole. `more` goes into results.json.
+    It takes the place of an earlier evaluation when it is whole. `checkpoint` is that of the tuned column;
+    `more` goes into results.json.
     """
     sets = {name: compare(shots["base"], shots["tuned"]) for name, shots in columns.items()}
-    results, lines = {"sets": sets, **more}, []
+    results, lines = {"sets": sets, "checkpoint": checkpoint, **more}, []
     with whole(folder) as aside:
         (aside / "images").mkdir(parents=True)
         for (set_name, shots), column in product(columns.items(), ("base", "tuned")):
@@ -105,6 +111,7 @@ def write(
                 image = f"images/{set_name}_{shot.seed:05d}_{column}.png"
                 shot.image.save(aside / image)
                 row = {"set": set_name, "prompt": shot.prompt, "seed": shot.seed, "column": column}
+                row["checkpoint"] = checkpoint if column == "tuned" else None
                 lines.append(json.dumps({**row, "image": image, "scores": clean(shot.scores)}))
         (aside / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (aside / "results.json").write_text(json.dumps(clean(results), indent=1), encoding="utf-8")

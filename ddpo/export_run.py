@@ -6,7 +6,7 @@ from ddpo import command
 
 
 def main(argv: list[str]) -> None:
-    """`ddpo export RUN_DIR --to DIR --format diffusers|kohya|merged [--checkpoint 000020|tuned]`."""
+    """`ddpo export RUN_DIR --to DIR --format diffusers|kohya|merged [--checkpoint last|best|000020]`."""
     parser = command.Parser(prog="ddpo export", description=__doc__, allow_abbrev=False)
     parser.add_argument("run_dir", help="folder of a run")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
@@ -15,7 +15,9 @@ def main(argv: list[str]) -> None:
         help="diffusers: a LoRA for load_lora_weights; kohya: a LoRA for A1111, Forge and ComfyUI; "
         "merged: the whole pipeline for from_pretrained",
     )  # fmt: skip
-    parser.add_argument("--checkpoint", default="tuned", help="000020 and so on; default: tuned, the newest")
+    parser.add_argument(
+        "--checkpoint", default="tuned", help="000020, best or last; default: tuned, the last"
+    )
     arguments = parser.parse_args(argv)
     from ddpo.build import Run
     from ddpo.export import check, export

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ddpo import build, card, checkpoint, config, evaluation, limits, metrics, parsing, ranks, runs
+from ddpo import build, card, checkpoint, config, evaluation, launcher, limits, metrics, parsing, ranks, runs
 from ddpo.build import Run
 from ddpo.config import Config
 from ddpo.errors import Stopped, UserError, refusal
@@ -40,6 +40,7 @@ class Session:
     """A run in progress: the trainer, its folder, and what is written when."""
 
     def __init__(self, settings: Config, resume: bool = False, overwrite: bool = False) -> None:
+        launcher.check(settings.model.dtype)  # before accelerate itself looks at what it was asked for
         self.main = ranks.state().is_main_process
         self.best: dict[str, Any] | None = None
         self._saved = -1
@@ -50,6 +51,7 @@ class Session:
             runs.check(self.folder, resume, overwrite)
             continues = resume and (self.folder / "config.yaml").exists()
             if continues:
+                runs.check_given(self.settings)
                 runs.check_changes(self.folder, self.settings)
             dtype = build.precision(self.settings)
         self.settings = self._settled(dtype)
@@ -59,7 +61,7 @@ class Session:
             device = self.trainer.policy.device
             judges = build.reward_list(self.settings.eval_rewards, device, self.settings.model.dtype)
             self.judges = [*self.trainer.scorer.rewards, *judges]
-            provenance = runs.provenance(self.trainer.prompts.hash, self.judges)
+            provenance = runs.provenance(self.trainer.prompts.hash, self.judges, self.settings)
             if continues:
                 runs.check_origin(self.folder, provenance)
         if continues:
@@ -221,7 +223,8 @@ class Session:
         trainer, per_prompt = self.trainer, self.settings.evaluation.samples_per_prompt
         with self.averaged():
             arguments = (trainer.policy, trainer.sampler, self.sets[-1], per_prompt, self.judges)
-            shots = evaluation.all_shots(*arguments, self.settings.trainer.reward_timeout_s)
+            timeout_s, seed = self.settings.trainer.reward_timeout_s, self.settings.evaluation.seed
+            shots = evaluation.all_shots(*arguments, timeout_s, seed)
         names = [judge.name for judge in self.judges]
         values = {name: torch.tensor([shot.scores[name] for shot in shots]) for name in names}
         means = {name: column.nanmean().item() for name, column in values.items()}

@@ -7,7 +7,20 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ddpo import build, card, evaluation, parsing, prompts, ranks, report, runs
+from ddpo import (
+    build,
+    card,
+    checkpoint,
+    config,
+    evaluation,
+    launcher,
+    limits,
+    parsing,
+    prompts,
+    ranks,
+    report,
+    runs,
+)  # fmt: skip
 from ddpo.build import Run
 from ddpo.config import Config
 from ddpo.grid import table
@@ -15,23 +28,33 @@ from ddpo.grid import table
 log = logging.getLogger("ddpo")
 
 
-def judge(settings: Config) -> dict[str, Any]:
-    """Base and tuned model on seen and held-out prompts at the same seeds: what results.json holds."""
-    run = Run(settings.run_dir)
-    run.use("tuned")
+def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
+    """Base and tuned model on seen and held-out prompts at the same seeds: what results.json holds.
+
+    `settings` are what the pictures are made with; `wanted` is the checkpoint, as in `checkpoint.find`.
+    Raises UserError for what cannot be, before anything is written.
+    """
+    launcher.check(settings.model.dtype)
+    limits.check_rewards(settings)
+    checkpoint.find(Path(settings.run_dir), wanted)  # before a model is loaded for nothing
+    precision = ranks.gather([build.precision(settings)])[0]  # of rank 0, where it is to be chosen
+    settings = config.in_precision(settings, precision)
+    run = Run(settings.run_dir, settings=settings)
+    settings, used = run.config, run.use(wanted)
     rewards = build.all_rewards(settings, run.policy)
     columns: dict[str, dict[str, list[evaluation.Shot]]] = {}
-    for wanted in tqdm(build.evaluation_sets(settings), desc="evaluating", disable=None):
+    for each in tqdm(build.evaluation_sets(settings), desc="evaluating", disable=None):
         per_prompt, timeout_s = settings.evaluation.samples_per_prompt, settings.trainer.reward_timeout_s
-        arguments = (run.policy, run.sampler, wanted, per_prompt, rewards, timeout_s)
+        seed = settings.evaluation.seed
+        arguments = (run.policy, run.sampler, each, per_prompt, rewards, timeout_s, seed)
         with run.policy.reference():
             base = evaluation.all_shots(*arguments)
-        columns[wanted.name] = {"base": base, "tuned": evaluation.all_shots(*arguments)}
+        columns[each.name] = {"base": base, "tuned": evaluation.all_shots(*arguments)}
     if not ranks.state().is_main_process:
         return {}
     folder = Path(settings.run_dir)
     more = {"versions": runs.versions(), "config": parsing.flat(settings)}
-    results = evaluation.write(folder / "evaluation", columns, **more)
+    results = evaluation.write(folder / "evaluation", columns, used, **more)
     page = report.write(folder)
     card.write(folder)
     for row in report.rows(report.read(folder)):

@@ -14,7 +14,7 @@ TRACKERS = ("jsonl", "tensorboard", "wandb")
 
 def check(config: Config, processes: int = 1) -> None:
     """Raises UserError with the place, the value and the nearest valid ones."""
-    _check_rewards(config)
+    check_rewards(config)
     if not config.run_dir.strip():
         raise UserError(f"run_dir: must be the path of a folder, got {config.run_dir!r}")
     trainer = config.trainer
@@ -30,6 +30,9 @@ def check(config: Config, processes: int = 1) -> None:
     if trainer.prompts_per_iteration < processes:
         text = f"{trainer.prompts_per_iteration} leaves some of the {processes} processes without a prompt"
         raise UserError(f"trainer.prompts_per_iteration: {text}; take {processes} or more")
+    for key, usual in (("split", "train"), ("column", "prompt")):
+        if config.prompts.dataset is None and getattr(config.prompts, key) != usual:
+            raise UserError(f"prompts.{key}: is of a data set, and prompts.dataset names none; leave it out")
     path, samples = config.prompts.path, trainer.samples_per_prompt
     if config.advantage.name == "group" and samples < 2:
         raise UserError(
@@ -61,7 +64,8 @@ def check(config: Config, processes: int = 1) -> None:
         )
 
 
-def _check_rewards(config: Config) -> None:
+def check_rewards(config: Config) -> None:
+    """Raises UserError for rewards and judges that cannot stand side by side, or do nothing."""
     if not config.rewards:
         raise UserError("rewards: needs at least one, as in --rewards '[{name: jpeg_compressibility}]'")
     if not any(reward.weight for reward in config.rewards):
@@ -75,6 +79,10 @@ def _check_rewards(config: Config) -> None:
         if reward.min is not None or reward.max is not None:
             gate = "min" if reward.max is None else "max"
             raise UserError(f"eval_rewards.{i}.{gate}: a judge gates nothing; move {reward.name} to rewards")
+        if reward.weight != 1:
+            raise UserError(
+                f"eval_rewards.{i}.weight: {reward.weight:g}, but judges are not summed; leave it out"
+            )
     seen: set[str] = set()
     sections = {"rewards": config.rewards, "eval_rewards": config.eval_rewards}
     for place, reward in [(f"{key}.{i}", r) for key, each in sections.items() for i, r in enumerate(each)]:

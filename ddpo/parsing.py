@@ -13,26 +13,32 @@ import logging
 import re
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from ddpo import yaml_text
 from ddpo.errors import UserError, nearest
 from ddpo.plugins import text_of
 from ddpo.ranges import ranges
 
-Find = Callable[[str, str], Callable[..., object]]
-"""(section, name) -> the function or class of that name; UserError if there is none."""
+Find = Callable[[str, str], Callable[..., object] | None]
+"""(section, name) -> the function or class of that name; None where only another process knows it; UserError
+where there is none."""
 
 OPEN = {"options": "", "params": "params."}
 """The fields that hold open options, and where these stand in YAML."""
+
+PLAIN = {int, float, bool, NoneType}
+"""A value of exactly one of these types needs no reading where its option has that type."""
 
 CONTEXT = ("device", "dtype", "lora", "train_text_encoder")
 """Keyword-only parameters that the caller fills in from elsewhere; they are no options."""
@@ -87,7 +93,7 @@ def arguments(
 
 def read(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError with the line of what is no YAML."""
-    return _mapping(str(file), _yaml(str(file), text_of(file)) or {})
+    return _mapping(str(file), yaml_text.read(str(file), text_of(file)) or {})
 
 
 def normal(root: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def change(root: type, values: dict[str, Any], texts: Mapping[str, str]) -> None
         *path, last = key.split(".")
         whole = key in _sections(root) or last == "params"
         text = None if texts[key] == "null" else texts[key]
-        value = _yaml(f"--{key}", texts[key]) if whole else text
+        value = yaml_text.read(f"--{key}", texts[key]) if whole else text
         inner: Any = values
         for part in path:
             inner[part] = {} if inner.get(part) is None else inner[part]
@@ -153,9 +159,24 @@ def print_help(groups: Sequence[Group], usage: str) -> None:
     parser.print_help()
 
 
+def within(name: str, places: Sequence[str]) -> bool:
+    """Whether a dotted name is one of the places or stands in one of them."""
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def only(groups: Sequence[Group], places: Sequence[str]) -> list[Group]:
+    """What of `groups` stands in one of the places."""
+    found = []
+    for group in groups:
+        dotted = {f"{group.place}.{key}".lstrip("."): key for key in group.options}
+        kept = {key: group.options[key] for name, key in dotted.items() if within(name, places)}
+        found += [group._replace(options=kept)] if kept else []
+    return found
+
+
 def flat(value: Any) -> Any:
     """A configuration as nested dicts and lists of plain values, in the shape of its YAML file."""
-    if is_dataclass(value):
+    if is_dataclass(value) and not callable(value):
         own = {f.name: flat(getattr(value, f.name)) for f in fields(value) if f.name != "options"}
         return own | flat(getattr(value, "options", {}))
     if isinstance(value, Mapping):
@@ -179,6 +200,7 @@ def _sections(root: type) -> dict[str, type]:
     return {name: hint for name in hints for hint in hints[name] if hasattr(hint, "__dataclass_fields__")}
 
 
+@cache
 def _lists(root: type) -> set[str]:
     return {name for name in _sections(root) if get_origin(get_type_hints(root)[name]) is list}
 
@@ -231,9 +253,17 @@ def _section(place: str, cls: type, given: Mapping[str, Any], find: Find) -> tup
         thing = find(place.split(".")[0], name)
     except UserError as error:
         raise UserError(f"{place}.name: {error}") from error
+    if thing is None:  # its options were checked where it is known
+        _refuse_unknown(place, given, [*own, holder])
+        own = _filled(place, own, given)
+        options = dict(_mapping(f"{place}.{holder}", given.get(holder) or {}))
+        return cls(**_values(own), **{holder: options}), Group(place, f"{place}: {name}", "", own)
     if not callable(thing):
         raise UserError(f"{place}.name: {name} is {thing!r:.40}; it must be a function or a class")
-    further, inner, prefix = _open(thing), given, OPEN[holder]
+    try:
+        further, inner, prefix = _open(thing), given, OPEN[holder]
+    except (NameError, TypeError, ValueError) as error:  # an annotation that means nothing, a function in C
+        raise UserError(f"{place}.name: the parameters of {name} cannot be read ({error})") from error
     if prefix:
         _refuse_unknown(place, given, [*own, holder])
         inner = _mapping(f"{place}.{holder}", given.get(holder) or {})
@@ -274,14 +304,24 @@ def _checked(place: str, option: Option, given: Any) -> Any:
         return given  # text is text: jsonargparse would make None of 'null'
     if given is None and not {NoneType, Any} & {hint, *get_args(hint)}:
         raise UserError(f"{place}: expected {words}, got null")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=hint)
+    if isinstance(given, str):
+        with suppress(yaml.YAMLError):
+            yaml_text.refuse_twice(place, given)
     try:
-        value = parser.parse_object(Namespace(value=given)).value
+        ready = type(given) in PLAIN & {hint, *get_args(hint)} and get_origin(hint) in (None, UnionType)
+        value = given if ready else _reader(hint).parse_object(Namespace(value=given)).value
     except ArgumentError as error:
         raise UserError(f"{place}: expected {words}, got {given!r}") from error
     _refuse_outside(place, option.hint, value)
     return value
+
+
+@cache
+def _reader(hint: Any) -> ArgumentParser:
+    """jsonargparse for one value of this type; it takes long to make."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    return parser
 
 
 def _refuse_outside(place: str, hint: Any, value: Any) -> None:
@@ -344,13 +384,3 @@ def _mapping(place: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{place}: expected options, as {{key: value}}, got {value!r}")
     return value
-
-
-def _yaml(place: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or error
-        raise UserError(f"{place}{line}: not valid YAML ({reason})") from error

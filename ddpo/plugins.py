@@ -16,6 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 
+from ddpo import python_objects
 from ddpo.errors import UserError, nearest, refusal
 
 PROMPT_SUFFIXES = (".txt", ".jsonl", ".csv", ".py")
@@ -96,8 +97,14 @@ def load(kind: str, spec: str) -> object:
     """What `spec` names: a file's name, an entry point, `package.module:attribute`, `path/file.py:attribute`.
 
     `path/file.py` alone means the attribute of the file's name. A name whose file is not Python (prompts,
-    configs) gives the file's Path. Raises UserError when it is not found or cannot be imported.
+    configs) gives the file's Path; one that stands for an object given from Python gives that. Raises
+    UserError when it is not found or cannot be imported.
     """
+    if spec.startswith(python_objects.MARK):
+        found = python_objects.find(spec)
+        if found is None:
+            raise UserError(f"{kind}: {python_objects.absent(spec)}")
+        return found
     if spec.endswith(".py"):
         spec = f"{spec}:{Path(spec).stem}"
     place, _, attribute = spec.rpartition(":")

@@ -17,6 +17,7 @@ PositiveFloat = Annotated[float, Range("above 0 and finite", lambda value: 0 < v
 NonNegativeFloat = Annotated[float, Range("at least 0", lambda value: 0 <= value < math.inf)]
 PositiveInt = Annotated[int, Range("at least 1", lambda value: value >= 1)]
 NonNegativeInt = Annotated[int, Range("at least 0", lambda value: value >= 0)]
+Seed = Annotated[int, Range("at least 0 and below 2^64", lambda value: 0 <= value < 2**64)]
 UnitFloat = Annotated[float, Range("at least 0 and below 1", lambda value: 0 <= value < 1)]
 Share = Annotated[float, Range("above 0 and at most 1", lambda value: 0 < value <= 1)]
 AtLeastOne = Annotated[float, Range("at least 1", lambda value: 1 <= value < math.inf)]

@@ -86,6 +86,17 @@ class Run:
         return [name for name in self.scores if name in named]
 
     @property
+    def other_settings(self) -> str:
+        """What the pictures were made with and the training was not: `num_steps 2 (in training: 50)`."""
+        made, own = self.results.get("config") or {}, self.config
+        used = {**made.get("sampler", {}), "dtype": made.get("model", {}).get("dtype")}
+        trained = {**own.get("sampler", {}), "dtype": own.get("model", {}).get("dtype")}
+        names = [key for key in used if key != "batch_size" and used[key] not in (None, trained.get(key))]
+        words = [f"{key} {used[key]} (in training: {trained.get(key)})" for key in names]
+        first = made.get("evaluation", {}).get("seed", 0)
+        return ", ".join([*words, *([f"seeds from {first}"] if first else [])])
+
+    @property
     def pairs(self) -> list[Match]:
         """The matches that have both a base and a tuned picture."""
         return [match for match in self.matches if {"base", "tuned"} <= match.images.keys()]

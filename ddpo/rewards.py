@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ddpo import plugins
+from ddpo import plugins, python_objects
 from ddpo.cache import Cache
 from ddpo.errors import UserError, where
 from ddpo.images import to_uint8
@@ -38,6 +38,7 @@ from ddpo.images import to_uint8
 # a module with __path__ is a package; its files may live in several folders
 __path__ = plugins.folders("rewards")
 
+ATTRIBUTES = ("groupwise", "pairwise", "differentiable", "version")
 Metadata = Sequence[Mapping[str, Any]]
 Score = Callable[[Tensor, Sequence[str], Metadata], Tensor]
 
@@ -150,11 +151,15 @@ def build(
 ) -> Reward:
     """Find a reward by name, `module:attribute` or `file.py:function` and give it its options.
 
+    The text of an object that was given from Python is a name, too.
+
     `gate` is its min and max, `cache` a folder, `label` its name in metrics. Raises UserError where it cannot
     be built. That it has these options the configuration has checked.
     """
     target = cast(Any, plugins.load("rewards", name))
-    options, is_class, version = dict(params or {}), isinstance(target, type), _version(target)
+    options, is_class = dict(params or {}), isinstance(target, type)
+    # what a closure or an instance computes is not written in its file alone
+    version = _version(target) if getattr(name, "reachable", True) else "unknown"
     pairwise = getattr(target, "pairwise", False)
     try:
         score = target(device=device, dtype=dtype, **options) if is_class else partial(target, **options)
@@ -163,19 +168,25 @@ def build(
     except Exception as error:
         raise UserError(f"reward {name} cannot be built: {where(error)}") from error
     if not is_class:
-        update_wrapper(score, target)  # with its attributes
+        update_wrapper(score, target)
+        for attribute in ATTRIBUTES:  # of an instance, also those that its class has
+            if hasattr(target, attribute):
+                setattr(score, attribute, getattr(target, attribute))
     full = "-".join([version, *filter(None, [getattr(score, "version", None)])])
     found = Reward(short_name(name, label), weight, win_rates(score) if pairwise else score, full, *gate)
     if cache is None:
         return found
     if groupwise(found.score) or version == "unknown":
-        why = "its source is not found" if version == "unknown" else "a value depends on the other images"
+        why = "its values depend on more than a file that can be read"
+        why = why if version == "unknown" else "a value depends on the other images"
         raise UserError(f"reward {name}: {why}, so that it cannot be cached; leave cache out")
     return replace(found, score=cached(found, cache, [short_name(name), full, options, str(dtype)]))
 
 
 def short_name(spec: str, label: str | None = None) -> str:
     """The name in metrics, unless a label takes its place: `redness` for my/redness.py or a.b:redness."""
+    if spec.startswith(python_objects.MARK):
+        return label or python_objects.short_name(spec)
     name = spec.rsplit(":", 1)[-1]
     return label or (PurePath(name).stem if name.endswith(".py") else name)
 

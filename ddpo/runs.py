@@ -13,11 +13,11 @@ from typing import Any, cast
 
 import torch
 
-from ddpo import checkpoint, config, ranks
+from ddpo import checkpoint, config, python_objects, ranks
 from ddpo.config import Config
 from ddpo.errors import DISK_FULL, Stopped, UserError
 from ddpo.files import remove, whole
-from ddpo.rewards import Reward
+from ddpo.rewards import Reward, short_name
 
 log = logging.getLogger("ddpo")
 
@@ -63,6 +63,18 @@ def check_changes(folder: Path, new: Config) -> None:
         if not place.startswith(MAY_CHANGE):
             no = "which cannot be continued with another value"
             raise UserError(f"{place}: differs from the run in {folder}, {no}")
+
+
+def check_given(settings: Config) -> None:
+    """Raises UserError for a reward that the run was given from Python, and this process was not.
+
+    What can be imported under its name might be another thing by now: a run is not continued on trust.
+    """
+    for section in config.REWARDS:
+        for i, reward in enumerate(getattr(settings, section)):
+            name = reward.name
+            if name.startswith(python_objects.MARK) and not isinstance(name, python_objects.Given):
+                raise UserError(f"{section}.{i}.name: {python_objects.absent(name)}")
 
 
 def check_origin(folder: Path, new: Mapping[str, Any]) -> None:
@@ -117,8 +129,10 @@ def versions() -> dict[str, str]:
     return found | {name: _version(name) for name in PACKAGES}
 
 
-def provenance(prompt_hash: str, rewards: Sequence[Reward]) -> dict[str, Any]:
+def provenance(prompt_hash: str, rewards: Sequence[Reward], settings: Config) -> dict[str, Any]:
     """What is needed to say, later, what this run was."""
+    named = [(reward.name, reward.label) for each in config.REWARDS for reward in getattr(settings, each)]
+    given = {short_name(*each): str(each[0]) for each in named if each[0].startswith(python_objects.MARK)}
     device = cast(torch.device, ranks.state().device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
@@ -126,6 +140,7 @@ def provenance(prompt_hash: str, rewards: Sequence[Reward]) -> dict[str, Any]:
         "device": name or "cpu",
         "cpu_threads": torch.get_num_threads(), "machine": platform.machine(), "system": platform.system(),
         "prompt_set_sha256": prompt_hash, "rewards": {reward.name: reward.version for reward in rewards},
+        "rewards_from_python": given,
     }  # fmt: skip
 
 

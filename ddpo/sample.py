@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ddpo import command
+from ddpo.ranges import PositiveInt, Seed
 
 
 def main(argv: list[str]) -> None:
@@ -10,17 +11,18 @@ def main(argv: list[str]) -> None:
     parser = command.Parser(prog="ddpo sample", description=__doc__, allow_abbrev=False)
     parser.add_argument("run_dir", help="folder of a run")
     parser.add_argument("--prompt", action="append", required=True, help="may be given several times")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the others count up")
-    parser.add_argument("--count", type=int, default=4, help="pictures of each prompt")
-    parser.add_argument("--checkpoint", default="tuned", help="000020 or best; default: the newest")
+    parser.add_number("--seed", Seed, default=0, help="of the first picture; the others count up")
+    parser.add_number("--count", PositiveInt, default=4, help="pictures of each prompt")
+    parser.add_argument(
+        "--checkpoint", default="tuned", help="000020, best or last; default: tuned, the last"
+    )
     parser.add_argument("--out", type=Path, help="picture to write; default: RUN_DIR/sample.png")
     arguments = parser.parse_args(argv)
-    if arguments.count < 1:
-        parser.error(f"argument --count: {arguments.count}; take 1 or more")
     from ddpo.build import Run
     from ddpo.grid import table
 
     run = Run(arguments.run_dir)
+    run.use(arguments.checkpoint)  # a mistake in it should not come after the base model's pictures
     seeds = range(arguments.seed, arguments.seed + arguments.count)
     rows = [(prompt, column) for prompt in arguments.prompt for column in ("base", arguments.checkpoint)]
     cells = [run.sample([prompt] * len(seeds), list(seeds), column) for prompt, column in rows]

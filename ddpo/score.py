@@ -1,6 +1,6 @@
 """Score image files with a reward; one that compares images takes them all as images of the one prompt."""
 
-from ddpo import command, config
+from ddpo import command, single_reward
 from ddpo.errors import UserError
 
 
@@ -9,12 +9,11 @@ def main(argv: list[str]) -> None:
     parser = command.Parser(prog="ddpo score", description=__doc__, allow_abbrev=False)
     parser.add_argument("images", nargs="+", help="image files, of any sizes")
     parser.add_argument("--reward", required=True, help="a name, module:attribute or file.py:function")
-    parser.add_argument("--params", type=command.mapping, default={}, help="the reward's options as JSON")
-    parser.add_argument("--dtype", choices=command.DTYPES, default="fp32", help=command.OF_NETWORKS)
+    single_reward.add_flags(parser)
     parser.add_argument("--prompt", default="", help="what the images should show")
     parser.add_argument("--metadata", type=command.mapping, default={}, help="a prompt file's fields as JSON")
     arguments = parser.parse_args(argv)
-    (wanted,) = config.load({"rewards": [{"name": arguments.reward, "params": arguments.params}]}).rewards
+    wanted, dtype = single_reward.wanted(arguments.reward, arguments)
     from PIL import Image
 
     from ddpo import ranks, rewards
@@ -31,7 +30,7 @@ def main(argv: list[str]) -> None:
     for file in arguments.images:
         read(file)  # a mistake in the last one should not come after the first one's score
     device = str(ranks.state().device)
-    reward = rewards.build(wanted.name, 1.0, wanted.params, device, DTYPES[arguments.dtype])
+    reward = rewards.build(wanted.name, 1.0, wanted.params, device, DTYPES[dtype])
     together = rewards.groupwise(reward.score)
     for files in [arguments.images] if together else [[file] for file in arguments.images]:
         pictures = [read(file) for file in files]

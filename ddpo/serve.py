@@ -20,9 +20,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ddpo import command, config, ranks, rewards
+from ddpo import command, ranks, rewards, single_reward
 from ddpo.errors import UserError, nearest
 from ddpo.models.stable_diffusion import DTYPES
+from ddpo.ranges import PositiveFloat
 
 if TYPE_CHECKING:  # it comes with the extra
     from fastapi import FastAPI, Request
@@ -43,13 +44,13 @@ def main(argv: list[str]) -> None:
     """`ddpo serve --reward NAME [--params '{...}'] [--host 127.0.0.1] [--port 8000]`, until it is stopped."""
     parser = command.Parser(prog="ddpo serve", description=__doc__, allow_abbrev=False)
     parser.add_argument("--reward", required=True, help="a name, module:attribute or file.py:function")
-    parser.add_argument("--params", type=command.mapping, default={}, help="the reward's options as JSON")
-    parser.add_argument("--dtype", choices=command.DTYPES, default="fp32", help=command.OF_NETWORKS)
+    single_reward.add_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: on every one")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
-    parser.add_argument("--max-mb", type=float, default=128, help="of a request, and of its images unpacked")
+    size = "of a request, and of its images unpacked"
+    parser.add_number("--max-mb", PositiveFloat, default=128, help=size)
     given = parser.parse_args(argv)
-    (wanted,) = config.load({"rewards": [{"name": given.reward, "params": given.params}]}).rewards
+    wanted, dtype = single_reward.wanted(given.reward, given)
     try:
         import fastapi  # noqa: F401
         import uvicorn
@@ -63,8 +64,8 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise UserError(f"--host {given.host} --port {given.port}: {error}; take another") from error
     device = str(ranks.state().device)
-    reward = rewards.build(wanted.name, 1.0, wanted.params, device, DTYPES[given.dtype])
-    facts = json.dumps([reward.version, wanted.params, given.dtype], sort_keys=True)
+    reward = rewards.build(wanted.name, 1.0, wanted.params, device, DTYPES[dtype])
+    facts = json.dumps([reward.version, wanted.params, dtype], sort_keys=True)
     reward = replace(reward, version=hashlib.sha256(facts.encode()).hexdigest()[:12])
     host, port = bound.getsockname()[:2]
     if not host.startswith(("127.", "::1")):

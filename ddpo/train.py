@@ -29,9 +29,13 @@ def arguments(argv: list[str]) -> tuple[Config, bool, bool]:
     if resume and overwrite:
         raise UserError("--overwrite: cannot go with --resume, which keeps what is there")
     if resume and resume != "auto":
-        if any(word.startswith("--config") for word in rest):
+        if any(word.partition("=")[0] == "--config" for word in rest):
             other = "which reads the run's own; or use --resume auto"
             raise UserError(f"--config: not with --resume RUN_DIR, {other}")
+        if any(word.partition("=")[0] == "--run_dir" for word in rest):
+            raise UserError(
+                "--run_dir: not with --resume RUN_DIR, which goes on in that folder; leave it out"
+            )
         run_dir = resume.rstrip("/")
         rest = ["--config", str(config.of_run(run_dir)), "--run_dir", run_dir, *rest]
     return config.parse(rest, flags=FLAGS), bool(resume), overwrite

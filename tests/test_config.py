@@ -197,6 +197,67 @@ def test_words_about_a_file(folder: Path, text: str, line: str) -> None:
     assert str(caught.value).startswith(line)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 1\nrun_dir: a\nseed: 2", "x.yaml, line 3: seed stands twice, first in line 1; keep one"),
+        (
+            "trainer: {lr: 1}\nema: {decay: 0}\ntrainer: {lr: 2}",
+            "line 3: trainer stands twice, first in line 1",
+        ),
+        ("trainer:\n  lr: 1\n  epochs: 2\n  lr: 1", "line 4: trainer.lr stands twice, first in line 2"),
+        ("rewards: [{name: toy}, {name: toy, params: {a: 1, 'a': 2}}]", "rewards.1.params.a stands twice"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(folder: Path, text: str, words: str) -> None:
+    (folder / "x.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        config.load("x.yaml")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--rewards", "[{name: toy, name: b}]"], "--rewards, line 1: rewards.0.name stands twice, "),
+        (["--objective", "{name: toy, name: toy}"], "--objective, line 1: objective.name stands twice, "),
+        (["--rewards.0.params", "{quality: 1, quality: 2}"], "--rewards.0.params, line 1: "),
+        (["--trainer.betas", "{a: 1, a: 2}"], "trainer.betas, line 1: a stands twice, "),
+        (["--plugins", "[{a: 1, a: 2}]"], "--plugins, line 1: plugins.0.a stands twice, "),
+        (["--plugins", "[3]"], "plugins: expected a list of folders, as [a, b], got [3]"),
+        (["--plugins", "[a"], "--plugins, line 1: not valid YAML"),
+        (["--seed", "9" * 41], f"seed: must be at least 0 and below 2^64, got {'9' * 41}"),
+        (["--seed", str(2**64)], "seed: must be at least 0 and below 2^64"),
+        (["--seed", "-1"], "seed: must be at least 0 and below 2^64, got -1"),
+        (["--prompts", "{name: animals, path: a.txt}"], "prompts: name and path are given; keep one"),
+    ],
+)
+def test_words_about_the_command_line(folder: Path, argv: list[str], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.parse(["--config", "toy.yaml", *argv])
+    assert str(caught.value).startswith(line)
+
+
+def test_an_alias_is_no_second_key(folder: Path) -> None:
+    """A merge key gives values, and what stands beside it takes their place, as YAML says."""
+    first = "{name: jpeg_compressibility, params: &p {quality: 1}}"
+    second = "{name: jpeg_compressibility, label: b, params: {<<: *p, quality: 2}}"
+    (folder / "x.yaml").write_text(f"rewards: [{first}, {second}]")
+    assert [reward.params["quality"] for reward in config.load("x.yaml").rewards] == [1, 2]
+
+
+def test_the_largest_seed_is_taken_by_every_generator() -> None:
+    from ddpo.rollout import generator
+
+    largest = parse_seed(str(2**64 - 1))
+    torch.manual_seed(largest)
+    assert generator(1, largest, 0, 0).initial_seed() != generator(1, largest - 1, 0, 0).initial_seed()
+
+
+def parse_seed(text: str) -> int:
+    return config.parse(["--config", "smoke", "--seed", text]).seed
+
+
 def test_a_new_name_drops_the_files_options(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert parse(
         "--objective.steps", "4", "--objective.name", "other", "--objective.beta", "1"

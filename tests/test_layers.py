@@ -11,8 +11,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = [
-    ["errors", "files", "ranges"],
-    ["transitions", "advantages", "stats", "images", "plugins", "metrics", "ranks", "memory", "cache"],
+    ["errors", "files", "ranges", "python_objects"],
+    [
+        "transitions", "advantages", "stats", "images", "plugins", "metrics", "ranks", "memory", "cache",
+        "yaml_text", "launcher",
+    ],
     ["objectives", "trajectory", "rewards", "prompts", "grid"],
     ["models"],
     ["rollout", "scoring", "checkpoint"],
@@ -24,6 +27,7 @@ FLOORS = [
     ["build", "runs", "card", "limits"],
     ["finetuning", "judging", "planning", "export"],
     ["command"],
+    ["single_reward"],
     [
         "train", "plan", "evaluate", "sample", "compare", "score", "serve", "export_run", "check",
         "catalogue", "__main__",

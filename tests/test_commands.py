@@ -1,0 +1,184 @@
+"""The commands with plain arguments: each option of the real parsers is obeyed or refused."""
+
+import argparse
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from zoo_options import Flags, world
+
+from ddpo import build, command, config, conformance, export, judging, serve
+from ddpo.__main__ import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with world(tmp_path_factory.mktemp("options"), run=True) as root:
+        yield root
+
+
+class Captured(Exception):
+    """Thrown in the place of parsing, with the parser."""
+
+
+def options_of(name: str) -> list[str]:
+    """From the command's own parser, without --help."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def capture(parser: argparse.ArgumentParser, *_: Any) -> None:
+            raise Captured(parser)
+
+        patch.setattr(command.Parser, "parse_args", capture)
+        with pytest.raises(Captured) as found:
+            importlib.import_module(f"ddpo.{COMMANDS[name]}").main([])
+    return [
+        each.option_strings[-1] if each.option_strings else each.dest
+        for each in found.value.args[0]._actions[1:]
+    ]
+
+
+PLAIN: dict[str, tuple[Flags, dict[str, Flags]]] = {
+    "sample": (
+        ["run", "--prompt", "a fox"],
+        {"run_dir": [], "--prompt": ["--prompt", "an owl"], "--seed": ["--seed", "3"],
+         "--count": ["--count", "2"], "--checkpoint": ["--checkpoint", "000001"],
+         "--out": ["--out", "x.png"]},
+    ),
+    "grid": (
+        ["run"],
+        {"run_dir": [], "--prompts": ["--prompts", "others.txt"], "--count": ["--count", "2"],
+         "--seed": ["--seed", "3"], "--out": ["--out", "x.png"]},
+    ),
+    "export": (
+        ["run", "--to", "out", "--format", "kohya"],
+        {"run_dir": [], "--to": ["--to", "elsewhere"], "--format": ["--format", "merged"],
+         "--checkpoint": ["--checkpoint", "000001"]},
+    ),
+    "score": (
+        ["--reward", "own/rewards/mine.py", "a.png"],
+        {"images": ["b.png"], "--reward": ["--reward", "brightness"],
+         "--params": ["--params", '{"share": 2}'], "--dtype": ["--dtype", "bf16"],
+         "--prompt": ["--prompt", "a fox"], "--metadata": ["--metadata", '{"a": 1}']},
+    ),
+    "check": (
+        ["reward", "own/rewards/mine.py"],
+        {"kind": [], "name": [], "--params": ["--params", '{"share": 2}'], "--dtype": ["--dtype", "bf16"],
+         "--prompts": ["--prompts", "words.txt"]},
+    ),
+    "serve": (
+        ["--reward", "own/rewards/mine.py", "--port", "0"],
+        {"--reward": ["--reward", "brightness"], "--params": ["--params", '{"share": 2}'],
+         "--dtype": ["--dtype", "bf16"], "--host": ["--host", "0.0.0.0"], "--port": ["--port", "48917"],
+         "--max-mb": ["--max-mb", "1"]},
+    ),
+}  # fmt: skip
+"""Command -> arguments, and for each option what is added to see a change: argparse takes the last."""
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"train", "plan", "evaluate", "list"}))
+def test_every_argument_of_a_command_is_in_the_table(name: str, folder: Path) -> None:
+    assert options_of(name) == [*PLAIN[name][1]]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_command_obeys(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    stub(monkeypatch, seen)
+    base, cases = PLAIN[name]
+
+    def observed(flags: Flags) -> tuple[list[Any], str]:
+        seen.clear()
+        assert main([name, *base, *flags]) == 0
+        text = capsys.readouterr().out
+        return [*seen], text if "--port" in flags else re.sub(r":\d{5} until", "", text)
+
+    plain = observed([])
+    assert observed([]) == plain
+    for option, flags in cases.items():
+        if flags:
+            assert observed(flags) != plain, option
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["sample", "nowhere", "--prompt", "x"], "nowhere is not the folder of a run"),
+        (["sample", "run", "--prompt", "x", "--seed", "-1"], "--seed: must be at least 0 and below 2^64"),
+        (["sample", "run", "--prompt", "x", "--seed", "9" * 41], "--seed: must be at least 0 and below 2^64"),
+        (["sample", "run", "--prompt", "x", "--count", "0"], "--count: must be at least 1, got 0"),
+        (["sample", "run", "--prompt", "x", "--checkpoint", "7"], "no checkpoint 7; there are: 000001"),
+        (["grid", "nowhere"], "nowhere is not the folder of a run"),
+        (["grid", "run", "--seed", "1.5"], "--seed: '1.5' is no int"),
+        (["export", "nowhere", "--to", "o", "--format", "kohya"], "nowhere is not the folder of a run"),
+        (["score", "--reward", "brightness", "--dtype", "bf16", "a.png"], "brightness is a function"),
+        (["serve", "--reward", "brightness", "--dtype", "fp32"], "brightness is a function"),
+        (["check", "prompts", "animals"], "invalid choice: 'prompts'"),
+        (["check", "reward", "brightnes"], "did you mean brightness?"),
+        (["serve", "--reward", "brightness", "--max-mb", "nan"], "--max-mb: must be above 0 and finite"),
+        (["score", "--reward", "brightness", "--params", '{"a": 1, "a": 2}', "a.png"], "a stands twice"),
+        (["list", "rewards", "--seed", "3"], "list: needs one of"),
+        (["plan", "--config", "smoke", "--overwrite"], "--overwrite: no such option"),
+        (["plan", "--config", "smoke", "--processes", "0"], "--processes: needs a number of at least 1"),
+        (["train", "--config", "smoke", "--prompts.split", "test"], "prompts.split: is of a data set"),
+        (["train", "--config", "smoke", "--objective.draws", "2"], "objective.draws: ddpo works on"),
+        (
+            ["train", "--config", "smoke", "--objective.name", "rwr", "--objective.drop_last", "1"],
+            "objective.drop_last: rwr works on denoising errors",
+        ),
+        (
+            ["train", "--config", "smoke", "--prompts.name", "animals", "--prompts.path", "words.txt"],
+            "prompts: name and path are given; keep one",
+        ),
+    ],
+)  # fmt: skip
+def test_a_command_refuses(argv: Flags, words: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def stub(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
+    """In the place of networks, servers and files: what they were asked for is appended to `seen`."""
+    import uvicorn
+
+    picture = Image.new("RGB", (8, 8))
+
+    class Run:
+        def __init__(self, run_dir: str, *_: Any, **__: Any) -> None:
+            seen.append(str(config.of_run(run_dir)))
+
+        def use(self, column: str) -> None:
+            seen.append(column)
+
+        def sample(self, texts: list[str], seeds: list[int], column: str) -> list[Image.Image]:
+            seen.append((texts, seeds, column))
+            return [picture] * len(seeds)
+
+    def note(*given: Any) -> Image.Image:
+        seen.append(given[1:] if isinstance(given[0], Run) else given)
+        return picture
+
+    def findings(case: Any) -> list[Any]:
+        seen.append((case.score(*case.inputs([0])).tolist(), case.prompts))
+        return []
+
+    app = serve.application
+
+    def application(reward: Any, device: str, most_bytes: int) -> Any:
+        seen.append((reward.version, most_bytes))
+        return app(reward, device, most_bytes)
+
+    monkeypatch.setattr(build, "Run", Run)
+    monkeypatch.setattr(export, "export", note)
+    monkeypatch.setattr(judging, "grid", note)
+    monkeypatch.setattr(conformance, "findings", findings)
+    monkeypatch.setattr(Image.Image, "save", lambda self, out: seen.append(str(out)))
+    monkeypatch.setattr(serve, "application", application)
+    monkeypatch.setattr(serve.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, bound: [each.close() for each in bound])

@@ -1,0 +1,312 @@
+"""An option is obeyed or refused, by train, train --resume and plan: each is named here with what it changes.
+
+The options are those of the real parser. One that stands in no table fails its test, as does one that is
+accepted and changes nothing.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import helpers
+import pytest
+import torch
+from PIL import Image
+from zoo_options import Flags, places, world
+
+from ddpo import build, config, evaluation, finetuning, parsing, plan, planning, plugins, runs, train
+from ddpo.advantages import ADVANTAGES
+from ddpo.config import Config
+from ddpo.errors import UserError
+from ddpo.evaluation import Shot
+from ddpo.ranges import ranges
+from ddpo.trainer import Trainer
+from ddpo.transitions import SAMPLERS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with world(tmp_path_factory.mktemp("options"), run=False) as root:
+        yield root
+
+
+# train: what the configuration makes of the objects that do the work, and of what happens when
+
+TRAIN: dict[str, Flags | tuple[Flags, Flags]] = {
+    "model.name": (["--plugins", "[own]"], ["--model.name", "own_model"]),
+    "model.pretrained": ["other"], "model.dtype": ["bf16"], "model.loras": ["[lora]"],
+    "model.gradient_checkpointing": ["true"],
+    "lora.rank": ["2"], "lora.alpha": ["8"], "lora.target_modules": ["[to_q]"], "lora.text_encoder": ["true"],
+    "sampler.name": ["ddpm"], "sampler.num_steps": ["2"], "sampler.guidance_scale": ["3"],
+    "sampler.batch_size": ["4"], "sampler.eta": ["0.5"],
+    "prompts.name": ["activities"], "prompts.path": ["words.txt"], "prompts.dataset": ["data"],
+    "prompts.split": (["--prompts.dataset", "data"], ["--prompts.split", "test"]),
+    "prompts.column": (["--prompts.dataset", "data"], ["--prompts.column", "text"]),
+    "prompts.template": ["a painting of {prompt}"],
+    "rewards.0.name": ["jpeg_incompressibility"], "rewards.0.weight": ["2"],
+    "rewards.0.params.quality": ["50"], "rewards.0.min": ["-1"], "rewards.0.max": ["1"],
+    "rewards.0.cache": ["kept"], "rewards.0.label": ["size"],
+    "eval_rewards.0.name": ["brightness"], "eval_rewards.0.params.quality": ["50"],
+    "eval_rewards.0.cache": ["kept"], "eval_rewards.0.label": ["judged"],
+    "objective.name": ["grpo"], "objective.clip_range": ["1e-2"], "objective.kl_weight": ["0.1"],
+    "objective.block_size": ["2"], "objective.timestep_fraction": ["0.5"],
+    "objective.timestep_window": ["[0, 2]"], "objective.drop_last": ["1"], "objective.guidance_scale": ["1"],
+    "objective.draws": (["--objective.name", "rwr"], ["--objective.draws", "2"]),
+    "objective.offline": (
+        ["--objective.name", "dpo", "--prompts.path", "pairs.jsonl", "--advantage.name", "batch"],
+        ["--objective.offline", "true"],
+    ),
+    "advantage.name": ["batch"], "advantage.clip": ["1"], "advantage.per_reward": ["true"],
+    "advantage.keep_extremes": ["1"], "advantage.std": ["none"],
+    "trainer.iterations": ["3"], "trainer.prompts_per_iteration": ["8"], "trainer.samples_per_prompt": ["4"],
+    "trainer.minibatches": ["1"], "trainer.epochs": ["2"], "trainer.micro_batch": ["3"], "trainer.lr": ["1"],
+    "trainer.lr_schedule": ["cosine"], "trainer.warmup_steps": ["2"], "trainer.betas": ["[0.5, 0.6]"],
+    "trainer.adam_eps": ["1e-3"], "trainer.weight_decay": ["0.1"], "trainer.max_grad_norm": ["2"],
+    "trainer.reward_timeout_s": ["5"], "trainer.max_missing": ["0.1"], "ema.decay": ["0.5"],
+    "checkpoint.every": ["1"], 
+    "checkpoint.keep_last": (["--checkpoint.every", "1"], ["--checkpoint.keep_last", "1"]),
+    "evaluation.prompts": (["--evaluation.every", "1"], ["--evaluation.prompts", "activities"]),
+    "evaluation.every": ["2"],
+    "evaluation.samples_per_prompt": (["--evaluation.every", "1"], ["--evaluation.samples_per_prompt", "3"]),
+    "evaluation.num_prompts": (["--evaluation.every", "1"], ["--evaluation.num_prompts", "1"]),
+    "evaluation.seed": (["--evaluation.every", "1"], ["--evaluation.seed", "7"]),
+    "log.trackers": ["[tensorboard]"], "log.images": ["1"],
+    "log.every": (["--log.images", "1"], ["--log.every", "1"]),
+    "plugins": ["[own]"], "seed": ["18446744073709551615"], "run_dir": ["elsewhere"],
+}  # fmt: skip
+"""Option -> a value that is not the smoke run's, or what must be set first and the change."""
+
+REFUSED = {
+    "eval_rewards.0.weight": "judges are not summed", "eval_rewards.0.min": "a judge gates nothing",
+    "eval_rewards.0.max": "a judge gates nothing",
+}  # fmt: skip
+
+EVENTS: list[Any] = []
+BASE = [
+    *helpers.smoke(Path("new"), "--trainer.iterations", "2", "--evaluation.num_prompts", "2"),
+    "--eval_rewards", "[{name: jpeg_compressibility, label: judge}]",
+]  # fmt: skip
+
+
+class Trackers:
+    """In the place of tensorboard and wandb: says that it was asked for."""
+
+    def __init__(self, names: list[str], *_: Any) -> None:
+        EVENTS.append(names)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+POLICIES: dict[str, Any] = {}
+MAKE = build.policy
+
+
+def policy(settings: Config, *more: Any) -> Any:
+    """Models take longest to build: one for each that differs."""
+    key = repr((settings.model, settings.lora, settings.seed))
+    POLICIES[key] = POLICIES.get(key) or MAKE(settings, *more)
+    return POLICIES[key]
+
+
+def iterate(trainer: Trainer) -> dict[str, float]:
+    trainer.iteration += 1
+    return {"iteration": trainer.iteration, "reward/mean": 0.0, "clip_frac": 0.0, "time/total": 1.0}
+
+
+def shoot(policy: Any, sampler: Any, prompts: Any, seeds: Any, rewards: Any, *_: Any, **__: Any) -> Any:
+    EVENTS.append([[prompt.text for prompt in prompts], list(seeds), [reward.name for reward in rewards]])
+    scores = dict.fromkeys([reward.name for reward in rewards], 0.0)
+    return [Shot(p.text, s, Image.new("RGB", (8, 8)), scores) for p, s in zip(prompts, seeds, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def watch(folder: Path) -> Iterator[Callable[[Flags], str]]:
+    """What a training with these flags is made of, does and leaves; no network is computed."""
+
+    @cache
+    def watched(flags: tuple[str, ...]) -> str:
+        EVENTS.clear()
+        os.environ[plugins.VARIABLE] = ""
+        session = finetuning.Session(*train.arguments([*BASE, *flags]))
+        made = facts(session)
+        session.train()
+        left = sorted(str(path) for path in session.folder.rglob("*"))
+        shutil.rmtree(session.folder)
+        return repr([made, *EVENTS, left])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "policy", policy)
+        patch.setattr(Trainer, "iterate", iterate)
+        patch.setattr(evaluation, "shoot", shoot)
+        patch.setattr(runs, "_git", lambda: None)
+        patch.setattr(finetuning, "Trackers", Trackers)
+        patch.setattr(finetuning.Session, "finish", lambda self: None)
+        yield lambda flags: watched(tuple(flags))
+        POLICIES.clear()
+
+
+def facts(run: finetuning.Session) -> str:
+    """The trainer and the judges, as far as numbers and results depend on them."""
+    trainer = run.trainer
+    model: Any = trainer.policy
+    weights = {**dict(model.unet.named_parameters()), **dict(model.text_encoder.named_parameters())}
+    lr = []
+    for _ in range(4):
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+        lr.append(trainer.lr_scheduler.get_last_lr())
+    plain = (int, float, str, type(None), Path)
+    return repr([
+        type(model).__name__, model.dtype, [m.scaling for m in model.unet.modules() if hasattr(m, "scaling")],
+        model.unet.is_gradient_checkpointing, sorted(model.parameters()),
+        [(name, weight.double().sum().item(), weight.shape) for name, weight in weights.items()],
+        [(f.name, getattr(trainer.sampler.steps, f.name)) for f in fields(trainer.sampler.steps)],
+        trainer.sampler.guidance_scale, trainer.sampler.batch_size,
+        trainer.prompts.name, trainer.prompts.hash, [each.name for each in run.sets],
+        [(r.name, r.weight, r.version, r.min, r.max, worth(r)) for r in run.judges],
+        trainer.scorer.timeout_s, trainer.scorer.group_size, type(trainer.scorer).__name__,
+        trainer.objective, type(trainer.advantage).__name__, vars(trainer.advantage), trainer.subset,
+        trainer.optimizer.defaults, lr, trainer.ema and trainer.ema.decay, plugins.folders("rewards"),
+        [(f.name, v) for f in fields(trainer) if isinstance(v := getattr(trainer, f.name), plain)],
+    ])  # fmt: skip
+
+
+@torch.no_grad()
+def worth(reward: Any) -> Any:
+    """What it makes of one picture, and whether it keeps that."""
+    noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return reward.score(noise, ["a fox"], [{}]).tolist(), "cached" in getattr(
+        reward.score, "__qualname__", ""
+    )
+
+
+def change(option: str) -> tuple[Flags, Flags]:
+    found = TRAIN[option]
+    return found if isinstance(found, tuple) else ([], [f"--{option}", *found])
+
+
+def test_every_option_of_a_training_is_in_the_table(folder: Path) -> None:
+    settings, *_ = train.arguments(helpers.smoke(Path("new"), "--eval_rewards", "[{name: brightness}]"))
+    known = {*TRAIN, *REFUSED, "eval_rewards.0.params.quality"}
+    assert {*places(settings)} <= known, "give each new option a value that changes something"
+    assert train.FLAGS == ("--resume RUN_DIR|auto", "--overwrite"), "see test_run for what these do"
+
+
+@pytest.mark.parametrize("option", TRAIN)
+def test_a_training_obeys(option: str, watch: Callable[[Flags], str]) -> None:
+    before, flags = change(option)
+    assert watch([*before, *flags]) != watch(before)
+
+
+def test_nothing_changes_by_itself(watch: Callable[[Flags], str]) -> None:
+    """Or the tests above could not fail."""
+    assert watch([]) == watch(["--trainer.lr", "3e-4", "--trainer.lr", "1e-3"])
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_a_training_refuses(option: str, watch: Callable[[Flags], str]) -> None:
+    with pytest.raises(UserError, match=f"^{option}: .*{REFUSED[option]}"):
+        watch([f"--{option}", "0.5"])
+
+
+NAMED = [
+    (section, name)
+    for section, names in {
+        "objective": plugins.names("objectives"), "sampler": [*SAMPLERS], "advantage": [*ADVANTAGES],
+    }.items()
+    for name in names
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "name"), NAMED)
+def test_the_options_of_what_is_named_arrive(section: str, name: str, folder: Path) -> None:
+    """Every objective, sampler and advantage, with every option that its own signature has."""
+    argv = helpers.smoke(Path("new"), f"--{section}.name", name)
+    plain, *_ = train.arguments(argv)
+    for option, value in getattr(plain, section).options.items():
+        (group,) = [
+            g for g in config.resolve(parsing.normal(Config, parsing.flat(plain)))[1] if g.place == section
+        ]
+        hint = group.options[option].hint
+        other = next(str(v).lower() for v in candidates(hint) if v != value)
+        settings, *_ = train.arguments([*argv, f"--{section}.{option}", other])
+        assert made(section, settings) != made(section, plain), f"{section}.{option} of {name}"
+
+
+def candidates(hint: Any) -> list[Any]:
+    """Two values of a type, within its ranges."""
+    kinds = {hint, *get_args(hint)} | {kind for each in get_args(hint) for kind in get_args(each)}
+    if literals := [kind for kind in kinds if isinstance(kind, str)]:
+        return literals
+    if bool in kinds:
+        return [True, False]
+    numbers = [2, 3] if int in kinds else [0.75, 0.5, 2.0, 3.0]
+    return [value for value in numbers if all(limit.holds(value) for limit in ranges(hint))]
+
+
+def made(section: str, settings: Config) -> str:
+    if section == "objective":
+        return repr(build.objective(settings))
+    if section == "sampler":
+        return repr(build.sampler(settings, helpers.policy()).steps)
+    return repr(vars(ADVANTAGES[settings.advantage.name](**settings.advantage.options)))
+
+
+# train --resume: what may change is obeyed as above, all else is refused by name
+
+
+def first_flags(option: Any) -> Flags:
+    return change(option)[0]
+
+
+@cache
+def begun(flags: tuple[str, ...]) -> Config:
+    """The configuration of a run with these flags, in the folder `begun`."""
+    settings, *_ = train.arguments([*BASE, "--run_dir", "begun", *flags])
+    Path("begun").mkdir(exist_ok=True)
+    (Path("begun") / "config.yaml").write_text(config.dump(settings))
+    return settings
+
+
+@pytest.mark.parametrize("option", sorted(TRAIN, key=first_flags))
+def test_a_resume_obeys_or_refuses(option: str, folder: Path) -> None:
+    before, flags = change(option)
+    own = begun(tuple(before))
+    if option == "run_dir":
+        with pytest.raises(UserError, match="--run_dir: not with --resume"):
+            train.arguments(["--resume", "begun", *flags])
+        return
+    changed, resume, overwrite = train.arguments(["--resume", "begun", *flags])
+    assert (resume, overwrite) == (True, False)
+    first = config.changed(own, changed)[0]
+    if first.startswith(runs.MAY_CHANGE):
+        runs.check_changes(folder / "begun", changed)
+    else:
+        with pytest.raises(UserError, match=f"^{first}: differs from the run in"):
+            runs.check_changes(folder / "begun", changed)
+
+
+# plan: what a training reads, and the number of processes
+
+
+def test_a_plan_is_of_the_same_configuration(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All words but --processes are a training's."""
+    words: list[str] = []
+    parse = config.parse
+    plans: list[Any] = []
+
+    def seen(argv: list[str], **_: Any) -> Config:
+        words[:] = argv
+        return parse(BASE)
+
+    monkeypatch.setattr(config, "parse", seen)
+    monkeypatch.setattr(planning, "plan", lambda *given: plans.append(given) or 1 / 0)
+    flags = [word for option in TRAIN for word in change(option)[1]]
+    with pytest.raises(ZeroDivisionError):
+        plan.main([*BASE, *flags, "--processes", "3"])
+    assert words == [*BASE, *flags] and plans == [(parse(BASE), 3)]
