@@ -16,8 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from ddpo import build, config
-from ddpo.trainer import Trainer
+from ddpo import config
+from ddpo.runs import build
+from ddpo.training.trainer import Trainer
 
 REWARD = """
 import time

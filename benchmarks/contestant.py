@@ -10,12 +10,13 @@ import argparse
 import protocol  # pyright: ignore[reportMissingImports]
 import torch
 
-from ddpo import build, config
+from ddpo import config
 from ddpo.prompts import Prompt
-from ddpo.scoring import Values
-from ddpo.trainer import Metrics, Trainer
-from ddpo.trajectory import Trajectory
-from ddpo.update import Pass
+from ddpo.rewards import Values
+from ddpo.rollout.trajectory import Trajectory
+from ddpo.runs import build
+from ddpo.training.trainer import Metrics, Trainer
+from ddpo.training.update import Pass
 
 
 def settings(arguments: argparse.Namespace) -> config.Config:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from ddpo import prompts, rewards, transitions
-from ddpo.evaluation import all_shots
-from ddpo.grid import table
+from ddpo import prompts, rewards, samplers
+from ddpo.evaluation.matched import all_shots
+from ddpo.evaluation.table import table
 from ddpo.models.emoji.scenes import BACKGROUNDS, draw
 from ddpo.models.stable_diffusion import StableDiffusion
-from ddpo.rollout import Sampler
+from ddpo.rollout.sample import Sampler
 
 SETS = ("animals", "animals_heldout", "activities", "activities_heldout")
 
@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     policy = StableDiffusion(arguments.pretrained, dtype="bf16")
-    steps = transitions.ddim(policy.schedule(arguments.num_steps, "ddim"), eta=1.0)
+    steps = samplers.ddim(policy.schedule(arguments.num_steps, "ddim"), eta=1.0)
     sampler = Sampler(steps, arguments.guidance_scale, batch_size=16)
     judges = [
         rewards.build("emoji_recognition", params={"captioner": arguments.captioner}),

@@ -22,7 +22,7 @@ from gpu_model import ARCHITECTURES, ARITHMETIC, Case
 from gpu_parts import OF_MACHINE, OF_MODEL, TINY, Bench, Sizes
 from gpu_tools import machine
 
-from ddpo import ranks
+from ddpo.parallel import ranks
 
 
 class Record:

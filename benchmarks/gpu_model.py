@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddpo import build, config, parsing, plugins, ranks
-from ddpo.config import Config
+from ddpo import config, plugins
+from ddpo.config import Config, schema
 from ddpo.models import Policy
 from ddpo.models.stable_diffusion import tiny
 from ddpo.objectives import Batch
-from ddpo.rollout import Purpose, Sampler, sample
-from ddpo.terms import LogProbs
-from ddpo.trajectory import Trajectory, join
-from ddpo.update import Measured, Pass
+from ddpo.parallel import ranks
+from ddpo.rollout.sample import Purpose, Sampler, sample
+from ddpo.rollout.trajectory import Trajectory, join
+from ddpo.runs import build
+from ddpo.training.terms import LogProbs
+from ddpo.training.update import Measured, Pass
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "sd15": {"name": "stable_diffusion", "pretrained": "stable-diffusion-v1-5/stable-diffusion-v1-5"},
@@ -57,7 +59,7 @@ def settings(
             "micro_batch": micro_batch,
         },
     }  # fmt: skip
-    parsing.change(Config, values, dict(changes))
+    schema.change(Config, values, dict(changes))
     return config.load(values)
 
 

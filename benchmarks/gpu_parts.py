@@ -16,13 +16,16 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from gpu_model import ARITHMETIC, Case, pipeline, use
 from gpu_tools import copy_tb_per_s, counted_flops, matmul_tflops, peak_memory, seconds, synchronisations
 
-from ddpo import build, config, planning, ranks
+from ddpo import config
 from ddpo.errors import Stopped
 from ddpo.models.stable_diffusion import DTYPES
-from ddpo.rollout import Sampler
-from ddpo.trainer import gate_limit
-from ddpo.trajectory import Trajectory
-from ddpo.update import Pass, clip_gradients, first_pass_deviation
+from ddpo.parallel import ranks
+from ddpo.planning import calls as planning
+from ddpo.rollout.sample import Sampler
+from ddpo.rollout.trajectory import Trajectory
+from ddpo.runs import build
+from ddpo.training.trainer import gate_limit
+from ddpo.training.update import Pass, clip_gradients, first_pass_deviation
 
 Found = Iterator[tuple[str, dict[str, Any]]]
 GUIDED = 2

@@ -22,8 +22,11 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from ddpo import checkpoint, command, finetuning, train  # finetuning: imported once, before the forks
+from ddpo import train
+from ddpo.commands import frame
 from ddpo.models.stable_diffusion import tiny
+from ddpo.records import checkpoint
+from ddpo.runs import session  # imported once, before the forks
 
 VARYING = ("time/", "images_per_s", "memory/")
 ITERATIONS, EVERY = 8, 2
@@ -50,7 +53,7 @@ def run(argv: list[str], kill_after_s: float | None = None) -> int:
     if child == 0:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        os._exit(command.run(train.main, argv))
+        os._exit(frame.run(train.main, argv))
     if kill_after_s is not None:
         time.sleep(kill_after_s)
         os.kill(child, signal.SIGKILL)
@@ -130,5 +133,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert finetuning.Session
+    assert session.Session
     main()

@@ -22,10 +22,13 @@ from typing import Any
 import study_report
 from study_arms import RUNS, TUNING, Arm, flags
 
-from ddpo import config, evaluation, metrics, prompts, runs
+from ddpo import config, prompts
 from ddpo.errors import Stopped
-from ddpo.finetuning import Session
-from ddpo.stats import paired
+from ddpo.evaluation import matched
+from ddpo.evaluation.stats import paired
+from ddpo.records import metrics
+from ddpo.runs import folder as run_folder
+from ddpo.runs.session import Session
 
 RESULTS = Path(__file__).parent / "results"
 SETS = ("animals", "animals_heldout", "activities_heldout")
@@ -34,7 +37,7 @@ KEPT = (
     "ratio/max_dev", "grad_norm", "objective/ess", "guard/edge_density", "skipped_steps", "time/total",
 )  # fmt: skip
 
-BASE: dict[tuple[str, str], list[evaluation.Shot]] = {}
+BASE: dict[tuple[str, str], list[matched.Shot]] = {}
 """The pretrained model's pictures by task and prompt set: the same for every run."""
 
 
@@ -83,7 +86,7 @@ def measure(run: Arm) -> dict[str, Any]:
     return {
         "name": run.name, "task": run.task, "arm": run.arm, "seed": run.seed, "lr": run.lr,
         "flags": flags(run),
-        "commit": commit(), "versions": runs.versions(), "stopped": stopped,
+        "commit": commit(), "versions": run_folder.versions(), "stopped": stopped,
         "train_cpu_s": round(trained, 1), "cpu_s": round(time.process_time() - started, 1),
         "curve": [{key: row[key] for key in KEPT if key in row} for row in rows], "final": final,
     }  # fmt: skip
@@ -94,8 +97,8 @@ def compare(session: Session, task: str, name: str) -> dict[str, dict[str, float
     asked = (session.trainer.policy, session.trainer.sampler, prompts.load(name), 2, session.judges)
     if (task, name) not in BASE:
         with session.trainer.policy.reference():
-            BASE[task, name] = evaluation.all_shots(*asked)
-    tuned, found = evaluation.all_shots(*asked), {}
+            BASE[task, name] = matched.all_shots(*asked)
+    tuned, found = matched.all_shots(*asked), {}
     for judge in session.judges:
         before, after = ([shot.scores[judge.name] for shot in shots] for shots in (BASE[task, name], tuned))
         found[judge.name] = {

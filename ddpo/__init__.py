@@ -10,11 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddpo.build import Run as load
     from ddpo.config import Config
-    from ddpo.finetuning import finetune
+    from ddpo.runs.build import Run as load
+    from ddpo.runs.session import finetune
 
-_PLACES = {"Config": ("config", "Config"), "finetune": ("finetuning", "finetune"), "load": ("build", "Run")}
+_PLACES = {"Config": "config", "finetune": "runs.session", "load": "runs.build"}
 
 __all__ = ["Config", "finetune", "load"]
 
@@ -22,5 +22,5 @@ __all__ = ["Config", "finetune", "load"]
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'ddpo' has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    return getattr(import_module(f"ddpo.{module}"), attribute)
+    module = import_module(f"ddpo.{_PLACES[name]}")
+    return module.Run if name == "load" else getattr(module, name)

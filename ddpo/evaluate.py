@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from ddpo import command, config, parsing
-from ddpo.config import Config
+from ddpo import config
+from ddpo.commands import frame
+from ddpo.config import Config, schema
 from ddpo.errors import UserError
 
 SETTABLE = (
@@ -17,7 +18,7 @@ SETTABLE = (
 def main(argv: list[str]) -> None:
     """`ddpo evaluate RUN_DIR [--checkpoint last|best|000020] [--section.key value ...]`."""
     settings, wanted = arguments(argv)
-    from ddpo.judging import judge
+    from ddpo.runs.judge import judge
 
     judge(settings, wanted)
 
@@ -27,21 +28,21 @@ def arguments(argv: list[str]) -> tuple[Config, str]:
 
     `--help` lists what can be set. Raises UserError for any other option, which trains or is the run's own.
     """
-    parser = command.Parser(prog="ddpo evaluate", add_help=False, allow_abbrev=False)
+    parser = frame.Parser(prog="ddpo evaluate", add_help=False, allow_abbrev=False)
     parser.add_argument("--checkpoint", default="last")
     folders, flags = _apart(argv)
     known, flags = parser.parse_known_args(flags)
-    source, changes, wants_help = parsing.arguments(Config, flags, ["--checkpoint"])
+    source, changes, wants_help = schema.arguments(Config, flags, ["--checkpoint"])
     if len(folders) != 1 and not (wants_help and not folders):
         told = f"got {' and '.join(folders)}" if folders else "as in ddpo evaluate runs/demo"
         raise UserError(f"evaluate: needs the folder of one run, {told}")
     for key in [*(["config"] if source else []), *changes]:
-        if not parsing.within(key, SETTABLE):
+        if not schema.within(key, SETTABLE):
             can = ", ".join([*SETTABLE, "--checkpoint"])
             raise UserError(f"--{key}: an evaluation cannot change it; what it can set: {can}")
-    values = parsing.read(config.of_run(folders[0])) if folders else {}
-    values = parsing.normal(Config, values)
-    parsing.change(Config, values, changes)
+    values = schema.read(config.of_run(folders[0])) if folders else {}
+    values = schema.normal(Config, values)
+    schema.change(Config, values, changes)
     settings, groups = config.resolve(values)
     if wants_help:
         _print_help(groups, folders)
@@ -62,21 +63,19 @@ def _apart(argv: list[str]) -> tuple[list[str], list[str]]:
     return folders, flags
 
 
-def _print_help(groups: list[parsing.Group], folders: list[str]) -> None:
-    from ddpo.checkpoint import all_of
+def _print_help(groups: list[schema.Group], folders: list[str]) -> None:
+    from ddpo.records.checkpoint import all_of
 
     there = [path.name for folder in folders for path in all_of(Path(folder))] or ["000020"]
     checkpoints = "|".join(["last", "best", *there])
     judges = "a list, as '[{name: clip_score}]', in the place of the run's own; each has"
     judges += " name, params, cache and label, to be set as --eval_rewards.0.label too"
     about = "Judges, which were never trained on."
-    options = {"eval_rewards": parsing.Option(str, None, judges)}
-    groups = [*parsing.only(groups, SETTABLE), parsing.Group("", "eval_rewards", about, options)]
+    options = {"eval_rewards": schema.Option(str, None, judges)}
+    groups = [*schema.only(groups, SETTABLE), schema.Group("", "eval_rewards", about, options)]
     print(f"{__doc__}\n")
-    parsing.print_help(
-        groups, f"ddpo evaluate RUN_DIR [--checkpoint {checkpoints}] [--section.key value ...]"
-    )
+    schema.print_help(groups, f"ddpo evaluate RUN_DIR [--checkpoint {checkpoints}] [--section.key value ...]")
 
 
 if __name__ == "__main__":
-    raise SystemExit(command.run(main, sys.argv[1:]))
+    raise SystemExit(frame.run(main, sys.argv[1:]))

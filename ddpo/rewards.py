@@ -30,16 +30,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ddpo import plugins, python_objects
-from ddpo.cache import Cache
+from ddpo import plugins
 from ddpo.errors import UserError, where
 from ddpo.images import to_uint8
+from ddpo.plugins import python_objects
+from ddpo.records.cache import Cache
 
 # a module with __path__ is a package; its files may live in several folders
 __path__ = plugins.folders("rewards")
 
 ATTRIBUTES = ("groupwise", "pairwise", "differentiable", "version")
 Metadata = Sequence[Mapping[str, Any]]
+Values = dict[str, Float[Tensor, " B"]]
 Score = Callable[[Tensor, Sequence[str], Metadata], Tensor]
 
 

@@ -2,7 +2,8 @@
 
 import sys
 
-from ddpo import command, config
+from ddpo import config
+from ddpo.commands import frame
 from ddpo.config import Config
 from ddpo.errors import UserError
 
@@ -12,14 +13,14 @@ FLAGS = ("--resume RUN_DIR|auto", "--overwrite")
 def main(argv: list[str]) -> None:
     """`--config FILE_OR_NAME [--section.key value ...] [--overwrite]`, or `--resume RUN_DIR`."""
     settings, resume, overwrite = arguments(argv)
-    from ddpo.finetuning import Session
+    from ddpo.runs.session import Session
 
     Session(settings, resume, overwrite).train()
 
 
 def arguments(argv: list[str]) -> tuple[Config, bool, bool]:
     """The configuration, and whether to continue or to replace the run in its folder."""
-    parser = command.Parser(prog="ddpo train", add_help=False, allow_abbrev=False)
+    parser = frame.Parser(prog="ddpo train", add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", nargs="?", const="")
     parser.add_argument("--overwrite", action="store_true")
     flags, rest = parser.parse_known_args(argv)
@@ -42,4 +43,4 @@ def arguments(argv: list[str]) -> tuple[Config, bool, bool]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(command.run(main, sys.argv[1:]))
+    raise SystemExit(frame.run(main, sys.argv[1:]))

@@ -7,7 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jaxtyping
 import torch
 
-FORMULAS = ["ddpo.transitions", "ddpo.advantages", "ddpo.objectives", "ddpo.images"]
+FORMULAS = ["ddpo.samplers", "ddpo.advantages", "ddpo.objectives", "ddpo.images"]
 
 torch.set_num_threads(1)
 jaxtyping.install_import_hook(FORMULAS, "beartype.beartype")

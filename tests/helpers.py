@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from ddpo import metrics, objectives, transitions
+from ddpo import objectives, samplers
 from ddpo.__main__ import main
 from ddpo.advantages import Group
 from ddpo.config import Config
@@ -23,13 +23,14 @@ from ddpo.config import Reward as RewardConfig
 from ddpo.models.stable_diffusion import StableDiffusion, tiny
 from ddpo.objectives import Batch, Objective
 from ddpo.prompts import Prompt, PromptSet
+from ddpo.records import metrics
 from ddpo.rewards import Reward
-from ddpo.rollout import Sampler, sample, step_means
-from ddpo.scoring import Scorer
-from ddpo.terms import DenoisingErrors, LogProbs, Terms
-from ddpo.trainer import Trainer
-from ddpo.trajectory import Trajectory, join
-from ddpo.update import Measured, Pass
+from ddpo.rollout.sample import Sampler, sample, step_means
+from ddpo.rollout.trajectory import Trajectory, join
+from ddpo.scoring.scorer import Scorer
+from ddpo.training.terms import DenoisingErrors, LogProbs, Terms
+from ddpo.training.trainer import Trainer
+from ddpo.training.update import Measured, Pass
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 WORDS = ["a fox", "a cat", "two dogs", "an owl", "a very small red bird", "x", "moss", "a bee"]
@@ -59,7 +60,7 @@ def move(policy: StableDiffusion, size: float) -> None:
 
 
 def sampler(policy: StableDiffusion, *, steps: int = 4, eta: float = 1.0, batch_size: int = 4) -> Sampler:
-    return Sampler(transitions.ddim(policy.schedule(steps, "ddim"), eta=eta), 3.0, batch_size)
+    return Sampler(samplers.ddim(policy.schedule(steps, "ddim"), eta=eta), 3.0, batch_size)
 
 
 def rolled(
@@ -102,7 +103,7 @@ def step_log_probs(
 ) -> Tensor:
     """log p(x_{t-1} | x_t, c) of chosen (sample, step) pairs, with gradients if they are enabled."""
     mean = step_means(policy, sampler, latents, prompts, rows, columns)
-    return transitions.log_prob(latents[rows, columns + 1], mean, sampler.steps.std[columns])
+    return samplers.log_prob(latents[rows, columns + 1], mean, sampler.steps.std[columns])
 
 
 def gradient(work: Pass, samples: Sequence[int]) -> Tensor:

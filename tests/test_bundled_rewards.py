@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from ddpo import conformance, plugins, rewards
+from ddpo import plugins, rewards
+from ddpo.scoring import conformance
 
 FILES = sorted(Path(__file__).parent.glob("zoo_*.py"))
 ZOO: dict[str, Callable[[Path], dict[str, Any]]] = {

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ddpo import rewards
-from ddpo.cache import Cache
 from ddpo.errors import UserError
+from ddpo.records.cache import Cache
 from ddpo.rewards import Reward
 
 SOURCE = """

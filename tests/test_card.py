@@ -13,8 +13,11 @@ import yaml
 from huggingface_hub import ModelCard
 
 import ddpo
-from ddpo import card, command, config, judging, train
-from ddpo.rollout import Purpose, generator
+from ddpo import config, train
+from ddpo.commands import frame
+from ddpo.evaluation import card
+from ddpo.rollout.sample import Purpose, generator
+from ddpo.runs import judge
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +28,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     argv = helpers.smoke(
         folder / "evaluated", *flags, "--lora.alpha", "8", "--evaluation.samples_per_prompt", "2"
     )
-    assert command.run(train.main, argv) == 0
+    assert frame.run(train.main, argv) == 0
     before = (folder / "evaluated" / "README.md").read_text()
     assert "It has not been evaluated. `ddpo evaluate evaluated`" in before and "evaluation/" not in before
-    judging.judge(config.load(folder / "evaluated" / "config.yaml"))
+    judge.judge(config.load(folder / "evaluated" / "config.yaml"))
     argv = helpers.smoke(folder / "whole", *flags, "--sampler.name", "ddpm")
     at = argv.index("--lora.rank")
     argv[at : at + 2] = ["--lora", "null"]
-    assert command.run(train.main, argv) == 0
+    assert frame.run(train.main, argv) == 0
     return folder
 
 

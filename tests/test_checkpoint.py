@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ddpo import checkpoint
-from ddpo.build import Run
 from ddpo.errors import Stopped
-from ddpo.finetuning import Session
+from ddpo.records import checkpoint
+from ddpo.runs.build import Run
+from ddpo.runs.session import Session
 
 VARYING = ("time/", "images_per_s", "memory/")
 """What is not promised to be equal."""

@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 from zoo_options import Flags, world
 
-from ddpo import build, command, config, conformance, export, judging, serve
+from ddpo import config
 from ddpo.__main__ import COMMANDS, main
+from ddpo.commands import frame, serve
+from ddpo.runs import build, export, judge
+from ddpo.scoring import conformance
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def options_of(name: str) -> list[str]:
         def capture(parser: argparse.ArgumentParser, *_: Any) -> None:
             raise Captured(parser)
 
-        patch.setattr(command.Parser, "parse_args", capture)
+        patch.setattr(frame.Parser, "parse_args", capture)
         with pytest.raises(Captured) as found:
             importlib.import_module(f"ddpo.{COMMANDS[name]}").main([])
     return [
@@ -176,7 +179,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
 
     monkeypatch.setattr(build, "Run", Run)
     monkeypatch.setattr(export, "export", note)
-    monkeypatch.setattr(judging, "grid", note)
+    monkeypatch.setattr(judge, "grid", note)
     monkeypatch.setattr(conformance, "findings", findings)
     monkeypatch.setattr(Image.Image, "save", lambda self, out: seen.append(str(out)))
     monkeypatch.setattr(serve, "application", application)

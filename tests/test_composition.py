@@ -18,28 +18,23 @@ from helpers import call, done, saved
 from PIL import Image
 from torch import Tensor
 
-from ddpo import (
-    command,
-    conformance,
-    evaluation,
-    finetuning,
-    metrics,
-    objectives,
-    ranks,
-    report,
-    rewards,
-    score,
-)
+from ddpo import objectives, rewards
 from ddpo.__main__ import main
 from ddpo.advantages import Batch as BatchAdvantage
 from ddpo.advantages import Group, PerPrompt, PerReward
+from ddpo.commands import frame, score
 from ddpo.errors import Stopped, UserError
+from ddpo.evaluation import matched, page
 from ddpo.images import from_pil
 from ddpo.objectives import Batch
 from ddpo.objectives.rwr import weights
+from ddpo.parallel import ranks
 from ddpo.prompts import Prompt, PromptSet
+from ddpo.records import metrics
 from ddpo.rewards import Reward
-from ddpo.scoring import Scorer
+from ddpo.runs import session
+from ddpo.scoring import conformance
+from ddpo.scoring.scorer import Scorer
 
 Rows = Sequence[Mapping[str, Any]]
 NAN = float("nan")
@@ -164,11 +159,11 @@ def test_the_best_checkpoint_heeds_gates_and_missing_values() -> None:
         "logged": [NAN] * 5,
     }  # fmt: skip
     values = {name: torch.tensor(column) for name, column in columns.items()}
-    assert finetuning.standing(Scorer(judges), values) == pytest.approx((2 + 4 + 2) / 3)
+    assert session.standing(Scorer(judges), values) == pytest.approx((2 + 4 + 2) / 3)
     values["light"][:] = 1.0
-    assert finetuning.standing(Scorer(judges), values) == 2
+    assert session.standing(Scorer(judges), values) == 2
     values["a"][:] = NAN
-    assert math.isnan(finetuning.standing(Scorer(judges), values))
+    assert math.isnan(session.standing(Scorer(judges), values))
 
 
 def test_rwr_over_all_prompts_knows_the_gate() -> None:
@@ -289,7 +284,7 @@ def test_an_evaluation_groups_a_prompts_pictures(monkeypatch: pytest.MonkeyPatch
     policy = helpers.policy()
     sampler, own = helpers.sampler(policy, batch_size=4), [Reward("relative", 1.0, relative)]
     asked = PromptSet("words", tuple(Prompt(word, {}) for word in helpers.WORDS[:3]))
-    shots = evaluation.all_shots(policy, sampler, asked, 3, own)
+    shots = matched.all_shots(policy, sampler, asked, 3, own)
     assert [(shot.prompt, shot.seed) for shot in shots] == [(helpers.WORDS[i // 3], i) for i in range(9)]
     bright = level(from_pil([shot.image for shot in shots])).view(3, 3)
     expected = (bright - bright.mean(1, keepdim=True)).flatten().tolist()
@@ -300,7 +295,7 @@ def test_an_evaluation_groups_a_prompts_pictures(monkeypatch: pytest.MonkeyPatch
             ranks, "state", lambda rank=rank: SimpleNamespace(process_index=rank, num_processes=2)
         )
         monkeypatch.setattr(ranks, "gather", list)
-        halves.append(evaluation.all_shots(policy, sampler, asked, 3, own))
+        halves.append(matched.all_shots(policy, sampler, asked, 3, own))
     assert [len(half) for half in halves] == [3, 6]
     assert [(s.seed, s.scores) for s in halves[0] + halves[1]] == [
         (s.seed, pytest.approx(s.scores, abs=1e-6)) for s in shots
@@ -316,13 +311,13 @@ def test_an_evaluation_waits_no_longer_than_the_timeout() -> None:
     asked = PromptSet("words", (Prompt(helpers.WORDS[0], {}),))
     arguments = (policy, helpers.sampler(policy), asked, 1, [Reward("hangs", 1.0, hangs)])
     with pytest.raises(UserError, match=r"hangs gave no values within 0.1 s \(trainer.reward_timeout_s\)"):
-        evaluation.all_shots(*arguments, timeout_s=0.1)
+        matched.all_shots(*arguments, timeout_s=0.1)
 
 
 def test_what_is_written_of_an_evaluation_is_json(tmp_path: Path) -> None:
     """Without a value: null in both files, and the report has its NaN again."""
-    shots = [evaluation.Shot("a", i, Image.new("RGB", (2, 2)), {"none": NAN, "b": 1.0}) for i in range(2)]
-    evaluation.write(tmp_path / "evaluation", {"set": {"base": shots, "tuned": shots}}, config={"x": None})
+    shots = [matched.Shot("a", i, Image.new("RGB", (2, 2)), {"none": NAN, "b": 1.0}) for i in range(2)]
+    matched.write(tmp_path / "evaluation", {"set": {"base": shots, "tuned": shots}}, config={"x": None})
 
     def refused(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
@@ -332,9 +327,9 @@ def test_what_is_written_of_an_evaluation_is_json(tmp_path: Path) -> None:
             if text:
                 json.loads(text, parse_constant=refused)
     (tmp_path / "config.yaml").write_text("{}")
-    found = report.read(tmp_path).results
+    found = page.read(tmp_path).results
     assert math.isnan(found["sets"]["set"]["none"]["difference"]["mean"]) and found["config"] == {"x": None}
-    assert "n/a" in report.sentence("set", "none", found["sets"]["set"]["none"])
+    assert "n/a" in page.sentence("set", "none", found["sets"]["set"]["none"])
 
 
 def broken(reward: Callable[..., Tensor], **attributes: bool) -> set[str]:
@@ -501,12 +496,12 @@ def test_score_takes_the_files_as_one_group(
         Image.new("RGB", (4, 4), (grey, grey, grey)).save(f"{name}.png")
     Image.new("RGB", (5, 4)).save("wide.png")
     pictures = ["a.png", "b.png", "c.png"]
-    assert command.run(score.main, ["--reward", f"{own}:apart", *pictures]) == 0
+    assert frame.run(score.main, ["--reward", f"{own}:apart", *pictures]) == 0
     assert capsys.readouterr().out == "0.266667\ta.png\n0.0666667\tb.png\n0.333333\tc.png\n"
-    assert command.run(score.main, ["--reward", f"{own}:apart", "a.png", "wide.png"]) == 2
+    assert frame.run(score.main, ["--reward", f"{own}:apart", "a.png", "wide.png"]) == 2
     line = "ddpo: apart compares the images, which must be of one size: a.png 4x4, wide.png 5x4\n"
     assert capsys.readouterr().err == line
-    assert command.run(score.main, ["--reward", f"{own}:redder", *pictures]) == 0
+    assert frame.run(score.main, ["--reward", f"{own}:redder", *pictures]) == 0
     rates = [float(line.split("\t")[0]) for line in capsys.readouterr().out.splitlines()]
     sigmoid = [torch.sigmoid(torch.tensor(gap)).item() for gap in (0.2, 0.4, 0.6)]
     expected = [

@@ -13,9 +13,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddpo import build, command, config, limits, plugins
-from ddpo.config import Config, Lora, Objective, Prompts, Reward, Sampler, Trainer
+from ddpo import config, plugins
+from ddpo.commands import frame
+from ddpo.config import Config, Lora, Objective, Prompts, Reward, Sampler, Trainer, checks
 from ddpo.errors import Stopped, UserError
+from ddpo.runs import build
 
 TOY_MODEL = '''"""A model that is never built."""
 class toy:
@@ -72,7 +74,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def parse(*argv: str) -> Config:
     found = config.parse(["--config", "toy.yaml", *argv])
-    limits.check(found)
+    checks.check(found)
     return found
 
 
@@ -247,7 +249,7 @@ def test_an_alias_is_no_second_key(folder: Path) -> None:
 
 
 def test_the_largest_seed_is_taken_by_every_generator() -> None:
-    from ddpo.rollout import generator
+    from ddpo.rollout.sample import generator
 
     largest = parse_seed(str(2**64 - 1))
     torch.manual_seed(largest)
@@ -328,9 +330,9 @@ def test_a_path_of_prompts_takes_the_place_of_the_name(folder: Path) -> None:
 )
 def test_check(folder: Path, change: dict[str, Any], words: str) -> None:
     base = yaml.safe_load((folder / "toy.yaml").read_text())
-    limits.check(config.load(base))
+    checks.check(config.load(base))
     with pytest.raises(UserError, match=r".+: ") as caught:
-        limits.check(config.load(base | change))
+        checks.check(config.load(base | change))
     assert words in str(caught.value)
 
 
@@ -361,7 +363,7 @@ def test_ranges_stand_where_an_option_is_declared(
 ) -> None:
     """Of bundled objectives and advantages, and of one's own."""
     (folder / "objectives/ranged.py").write_text(
-        "from typing import Annotated\nfrom ddpo.ranges import Range\n"
+        "from typing import Annotated\nfrom ddpo.plugins.ranges import Range\n"
         "Low = Annotated[int, Range('below 1', lambda value: value < 1)]\n"
         "def ranged(logp, batch, *, strength: Low = 0):\n    return logp.mean()\n"
     )
@@ -387,7 +389,7 @@ def test_labels_tell_two_of_a_kind_apart(folder: Path) -> None:
     base = yaml.safe_load((folder / "toy.yaml").read_text())
     entries = [{"name": "toy", "label": "first"}, {"name": "toy", "params": {"quality": 3}}]
     found = config.load(base | {"rewards": entries, "eval_rewards": [{"name": "toy", "label": "judge"}]})
-    limits.check(found)
+    checks.check(found)
     every = build.reward_list([*found.rewards, *found.eval_rewards], torch.device("cpu"), "fp32")
     assert [reward.name for reward in every] == ["first", "toy", "judge"]
 
@@ -474,7 +476,7 @@ def test_help_shows_the_options_of_the_named_things(folder: Path, capsys: pytest
 
 
 def test_every_value_has_a_help_text() -> None:
-    from ddpo.parsing import _own
+    from ddpo.config.schema import _own
 
     sections = [Config, config.Model, Lora, Sampler, Prompts, Reward, Objective, config.Advantage, Trainer]
     sections += [config.Ema, config.Checkpoint, config.Evaluation, config.Log]
@@ -497,7 +499,7 @@ def test_a_bundled_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", plugins.names("configs"))
 def test_our_own_configurations(name: str) -> None:
-    limits.check(config.load(name))
+    checks.check(config.load(name))
 
 
 def quietly(*argv: str) -> tuple[subprocess.CompletedProcess[str], float]:
@@ -560,15 +562,15 @@ def test_exit_codes(
         assert argv == ["x"]
         raise error
 
-    assert command.run(main, ["x"]) == code
+    assert frame.run(main, ["x"]) == code
     assert capsys.readouterr().err.startswith(line)
-    assert command.run(main, ["--debug", "x"]) == code
+    assert frame.run(main, ["--debug", "x"]) == code
     assert "Traceback" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
-    command.run(main, ["x"])
+    frame.run(main, ["x"])
     assert (capsys.readouterr().err == "") is (code != 1)
 
 
 def test_a_command_that_ends_well() -> None:
-    assert command.run(lambda argv: None, []) == 0
-    assert command.run(lambda argv: 5, []) == 5
+    assert frame.run(lambda argv: None, []) == 0
+    assert frame.run(lambda argv: 5, []) == 5

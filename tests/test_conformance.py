@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpo import check, command, conformance, images, rewards, score
+from ddpo import images, rewards
+from ddpo.commands import check, frame, score
 from ddpo.models.emoji import scenes
+from ddpo.scoring import conformance
 
 Metadata = Sequence[Mapping[str, Any]]
 
@@ -161,21 +163,21 @@ def test_the_command(
     )
     Path("lengths.jsonl").write_text('{"prompt": "a", "length": 1}\n{"prompt": "b", "length": 2}\n')
     for spec in ("mine.py", "mine.py:mine", "jpeg_compressibility"):
-        assert command.run(check.main, ["reward", spec, "--params", "{}"]) == 0
+        assert frame.run(check.main, ["reward", spec, "--params", "{}"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[:2] for line in lines] == [
             ["ok", name] for name in conformance.CHECKS if name != "gradient"
         ]
 
-    assert command.run(check.main, ["reward", "far.py"]) == 2
+    assert frame.run(check.main, ["reward", "far.py"]) == 2
     out, error = capsys.readouterr()
     (failed,) = [line for line in out.splitlines() if not line.startswith("ok")]
     assert failed.startswith("FAIL  singles") and "found: image 1 of 6 scores" in failed
     assert error == "ddpo: reward far fails singles\n"
 
-    assert command.run(check.main, ["reward", "text.py"]) == 2
+    assert frame.run(check.main, ["reward", "text.py"]) == 2
     assert "--prompts" in capsys.readouterr().out
-    assert command.run(check.main, ["reward", "text.py", "--prompts", "lengths.jsonl"]) == 0
+    assert frame.run(check.main, ["reward", "text.py", "--prompts", "lengths.jsonl"]) == 0
     capsys.readouterr()
 
     for argv, words in (
@@ -188,7 +190,7 @@ def test_the_command(
         (["objective", "ddpo"], "invalid choice: 'objective'"),
         ([], "required: kind, name"),
     ):
-        assert command.run(check.main, argv) == 2, argv
+        assert frame.run(check.main, argv) == 2, argv
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("ddpo: ") and words in line, line
 
@@ -206,7 +208,7 @@ def test_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     )
     pictures = ["red.png", "blue.png", "grey.png"]
     asked = ["--prompt", "fox", "--metadata", '{"more": 10}', "--params", '{"power": 2}']
-    assert command.run(score.main, ["--reward", "red.py", *asked, *pictures]) == 0
+    assert frame.run(score.main, ["--reward", "red.py", *asked, *pictures]) == 0
     assert capsys.readouterr().out == "14\tred.png\n13\tblue.png\n13.04\tgrey.png\n"
     for argv, words in (
         (["red.png", "text.png"], "text.png: cannot be read as an image"),
@@ -217,7 +219,7 @@ def test_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         (["red.png", "--reward", "jpeg"], "nothing is called 'jpeg'"),
         ([], "required: images"),
     ):
-        assert command.run(score.main, ["--reward", "red.py", *argv]) == 2, argv
+        assert frame.run(score.main, ["--reward", "red.py", *argv]) == 2, argv
         out, error = capsys.readouterr()
         assert out == "" and len(error.splitlines()) == 1 and words in error, error
 

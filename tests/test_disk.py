@@ -16,10 +16,12 @@ from helpers import call, done, saved
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ddpo import checkpoint, files, finetuning, metrics, runs
 from ddpo.__main__ import main
-from ddpo.build import Run
 from ddpo.models.stable_diffusion import StableDiffusion
+from ddpo.records import checkpoint, files, metrics
+from ddpo.runs import folder as run_folder
+from ddpo.runs import session
+from ddpo.runs.build import Run
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def test_an_overwrite_that_is_cut_short(
     """What is left of the old run is never taken for the new one's: the folder still asks for --overwrite."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
-    monkeypatch.setattr(runs, "remove", at_call(8, runs.remove, full))
+    monkeypatch.setattr(run_folder, "remove", at_call(8, run_folder.remove, full))
     assert call(capsys, *helpers.smoke(run), "--overwrite")[0] == 3
     monkeypatch.undo()
     assert not (run / "lora").exists() and (run / "provenance.json").exists()
@@ -137,7 +139,7 @@ def test_a_picture_that_cannot_be_written(
     assert main(argv) == 2
     words = f"ddpo: {out}: No such file or directory; name another place"
     assert capsys.readouterr().err.splitlines()[-1] == words
-    monkeypatch.setattr("ddpo.judging.grid", full)
+    monkeypatch.setattr("ddpo.runs.judge.grid", full)
     assert main(argv) == 3
     words = "ddpo: the disk: No space left on device; make room and give the same command again"
     assert capsys.readouterr().err.splitlines()[-1] == words
@@ -232,7 +234,7 @@ def test_a_stale_lora_is_written_again(
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     old = (run / "lora" / "pytorch_lora_weights.safetensors").read_bytes()
-    monkeypatch.setattr(finetuning.Session, "finish", full)
+    monkeypatch.setattr(session.Session, "finish", full)
     assert call(capsys, "--resume", str(run), "--trainer.iterations", "4")[0] == 3
     monkeypatch.undo()
     assert (run / "lora" / "pytorch_lora_weights.safetensors").read_bytes() == old

@@ -14,9 +14,12 @@ import yaml
 from PIL import Image
 from zoo_options import Flags, places, world
 
-from ddpo import card, config, evaluate, evaluation, parsing, report
+from ddpo import config, evaluate
 from ddpo.__main__ import main
-from ddpo.evaluation import Shot
+from ddpo.config import schema
+from ddpo.evaluation import card, matched, page
+from ddpo.evaluation.matched import Shot
+from ddpo.records import tracking
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +44,15 @@ def evaluated(folder: Path) -> Callable[[Flags], tuple[dict[str, Any], Any]]:
 
     @cache
     def evaluated(flags: tuple[str, ...]) -> Any:
-        calls, shoot = [], evaluation.shoot
+        calls, shoot = [], matched.shoot
 
         def watched(policy: Any, sampler: Any, prompts: Any, seeds: Any, *more: Any) -> list[Shot]:
             calls.append([sampler.batch_size, policy.dtype, *more[2:3]])
             return shoot(policy, sampler, prompts, seeds, *more)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluation, "shoot", watched)
-            patch.setattr(report, "write", lambda folder: folder)
+            patch.setattr(matched, "shoot", watched)
+            patch.setattr(page, "write", lambda folder: folder)
             patch.setattr(card, "write", lambda folder: folder)
             assert main(["evaluate", "run", *flags]) == 0
         place = Path("run/evaluation")
@@ -63,7 +66,7 @@ def evaluated(folder: Path) -> Callable[[Flags], tuple[dict[str, Any], Any]]:
 def test_every_option_of_an_evaluation_is_in_the_table(folder: Path) -> None:
     known = {option.split(".0.")[0] for option in OBEYED}
     settable = {
-        place for place in places(config.load("run/config.yaml")) if parsing.within(place, evaluate.SETTABLE)
+        place for place in places(config.load("run/config.yaml")) if schema.within(place, evaluate.SETTABLE)
     }
     assert settable <= known and {"eval_rewards", "--checkpoint"} <= known
 
@@ -75,7 +78,7 @@ def test_an_evaluation_obeys(option: str, evaluated: Any) -> None:
     plain, seen = evaluated([])
     results, other = evaluated([option if option.startswith("--") else f"--{option}", value, *more])
     assert other != seen
-    flat, own = (dict(parsing.leaves(each["config"])) for each in (results, plain))
+    flat, own = (dict(tracking.leaves(each["config"])) for each in (results, plain))
     changed = {key for key in {**flat, **own} if flat.get(key) != own.get(key)}
     if option == "--checkpoint":
         assert (plain["checkpoint"], results["checkpoint"]) == ("000002", "000001") and not changed
@@ -84,7 +87,7 @@ def test_an_evaluation_obeys(option: str, evaluated: Any) -> None:
         same = {name for name in pictures if pictures[name] == old[name]}
         assert same == {name for name in pictures if name.endswith("_base.png")}
     else:
-        assert changed and all(parsing.within(key, [option, "eval_rewards", "sampler"]) for key in changed)
+        assert changed and all(schema.within(key, [option, "eval_rewards", "sampler"]) for key in changed)
         shown = yaml.safe_load(value) if option in flat else None
         assert option not in flat or flat[option] == shown
 
@@ -101,7 +104,7 @@ def test_how_the_work_is_cut_changes_no_picture(evaluated: Any) -> None:
 
 def test_an_evaluation_refuses_all_else_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = config.load("run/config.yaml")
-    others = [place for place in places(settings) if not parsing.within(place, evaluate.SETTABLE)]
+    others = [place for place in places(settings) if not schema.within(place, evaluate.SETTABLE)]
     assert {"seed", "trainer.lr", "run_dir", "rewards.0.weight", "prompts.name"} <= {*others}
     before = Path("run/evaluation").exists()
     for option in [*others, "config", "objective", "model"]:

@@ -15,11 +15,14 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ddpo import command, export, export_run, train
-from ddpo.build import Run
+from ddpo import train
+from ddpo.commands import export as export_command
+from ddpo.commands import frame
 from ddpo.config import load
 from ddpo.models.stable_diffusion import StableDiffusion
-from ddpo.rollout import Purpose, generator
+from ddpo.rollout.sample import Purpose, generator
+from ddpo.runs import export
+from ddpo.runs.build import Run
 
 PROMPTS, SEEDS = ["a fox", "an owl", "a bee"], [5, 6, 7]
 KINDS = {
@@ -51,14 +54,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if kind == "whole":
             at = argv.index("--lora.rank")
             argv[at : at + 2] = ["--lora", "null"]
-        assert command.run(train.main, argv) == 0
+        assert frame.run(train.main, argv) == 0
         return folder / kind
 
     return make
 
 
 def call(*argv: object) -> int:
-    return command.run(export_run.main, [str(word) for word in argv])
+    return frame.run(export_command.main, [str(word) for word in argv])
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -173,7 +176,7 @@ def test_a_run_on_top_of_a_lora(
     argv = helpers.smoke(
         run, "--model.loras", f"[{under}]", "--trainer.lr", "3e-2", "--trainer.iterations", "1"
     )
-    assert command.run(train.main, argv) == 0
+    assert frame.run(train.main, argv) == 0
     capsys.readouterr()
     assert call(run, "--to", tmp_path / "kohya", "--format", "kohya") == 2
     assert "model.loras" in capsys.readouterr().err and not (tmp_path / "kohya").exists()
@@ -280,7 +283,7 @@ def test_a_full_disk_leaves_nothing(
 def test_training_that_changed_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert (
-        command.run(train.main, [*helpers.smoke(run), "--trainer.lr", "1e-12", "--trainer.iterations", "1"])
+        frame.run(train.main, [*helpers.smoke(run), "--trainer.lr", "1e-12", "--trainer.iterations", "1"])
         == 0
     )
     assert call(run, "--to", tmp_path / "x", "--format", "diffusers") == 0

@@ -1,10 +1,10 @@
-"""ddpo.grid: where the pictures stand, and that they are the ones that were given."""
+"""ddpo.evaluation.table: where the pictures stand, and that they are the ones that were given."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ddpo import grid
+from ddpo.evaluation import table
 
 
 def noise(size: tuple[int, int], seed: int) -> Image.Image:
@@ -22,30 +22,30 @@ def places(page: Image.Image, picture: Image.Image) -> list[tuple[int, int]]:
 
 def test_pictures_stand_in_rows_and_columns_unchanged() -> None:
     cells = [[noise((150, 130), 10 * r + c) for c in range(3)] for r in range(2)]
-    page = grid.table(cells, ["a fox", "a cat"], ["base", "000010", "tuned"], [["0.1", "0.2", "0.3"]] * 2)
+    page = table.table(cells, ["a fox", "a cat"], ["base", "000010", "tuned"], [["0.1", "0.2", "0.3"]] * 2)
     found = [[places(page, cell) for cell in row] for row in cells]
     assert all(len(where) == 1 for row in found for where in row)
     xs = [[where[0][0] for where in row] for row in found]
     ys = [[where[0][1] for where in row] for row in found]
-    assert xs[0] == xs[1] == [xs[0][0] + c * (150 + grid.GAP) for c in range(3)]
+    assert xs[0] == xs[1] == [xs[0][0] + c * (150 + table.GAP) for c in range(3)]
     assert ys[0] == [ys[0][0]] * 3 and ys[1] == [ys[1][0]] * 3 and ys[1][0] > ys[0][0] + 130
-    assert page.width == xs[0][2] + 150 + grid.MARGIN
+    assert page.width == xs[0][2] + 150 + table.MARGIN
 
 
 @pytest.mark.parametrize(
     ("side", "shown"), [(32, 128), (64, 128), (100, 200), (200, 200), (256, 256), (512, 256)]
 )
 def test_pictures_are_shown_at_a_readable_size(side: int, shown: int) -> None:
-    page = grid.table([[Image.new("RGB", (side, side), "#ff0000")]], [""], [""])
+    page = table.table([[Image.new("RGB", (side, side), "#ff0000")]], [""], [""])
     red = np.argwhere((np.asarray(page) == (255, 0, 0)).all(-1))
     assert (red.max(0) - red.min(0) + 1).tolist() == [shown, shown]
-    assert page.size == (shown + 2 * grid.MARGIN,) * 2 or page.height - shown - 2 * grid.MARGIN <= grid.GAP
+    assert page.size == (shown + 2 * table.MARGIN,) * 2 or page.height - shown - 2 * table.MARGIN <= table.GAP
 
 
 def test_scale_is_the_factor_of_enlargement() -> None:
     picture = noise((20, 10), 0)
     for factor in (1, 3):
-        page = grid.table([[picture]], ["x"], ["y"], scale=factor)
+        page = table.table([[picture]], ["x"], ["y"], scale=factor)
         assert places(page, picture.resize((20 * factor, 10 * factor), Image.Resampling.LANCZOS))
 
 
@@ -53,7 +53,7 @@ def test_labels_and_captions_are_written_where_they_belong() -> None:
     cell = Image.new("RGB", (128, 128), "#ff0000")
 
     def ink(row: str = "", column: str = "", caption: str = "") -> tuple[np.ndarray, np.ndarray]:
-        page = np.asarray(grid.table([[cell]], [row], [column], [[caption]])).astype(int)
+        page = np.asarray(table.table([[cell]], [row], [column], [[caption]])).astype(int)
         return np.argwhere((page == (255, 0, 0)).all(-1)), np.argwhere(
             (np.ptp(page, axis=-1) < 30) & (page[..., 0] < 200)
         )
@@ -72,11 +72,11 @@ def test_pictures_of_several_shapes_are_centered_and_no_caption_covers_them() ->
     shapes = [(128, 60), (128, 128), (90, 128)]
     cells = [[noise(shape, i) for i, shape in enumerate(shapes)]]
     page, bare = (
-        grid.table(cells, ["a fox"], ["wide", "square", "tall"], [[text] * 3], scale=1)
+        table.table(cells, ["a fox"], ["wide", "square", "tall"], [[text] * 3], scale=1)
         for text in ("0.5", "")
     )
     ((left, top),) = places(page, cells[0][1])
-    corners = [left + c * (128 + grid.GAP) for c in (-1, 0, 1)]
+    corners = [left + c * (128 + table.GAP) for c in (-1, 0, 1)]
     for picture, x in zip(cells[0], corners, strict=True):
         width, height = picture.size
         assert places(page, picture) == [(x + (128 - width) // 2, top + (128 - height) // 2)]
@@ -90,8 +90,8 @@ def test_pictures_of_several_shapes_are_centered_and_no_caption_covers_them() ->
     "text", ["a fox riding a bike through a very long prompt indeed", "w" * 60, "", "  "]
 )
 def test_lines_are_no_wider_than_asked(text: str) -> None:
-    font = grid.ImageFont.load_default(15)
-    lines = grid._wrap(text, font, 112)
+    font = table.ImageFont.load_default(15)
+    lines = table._wrap(text, font, 112)
     assert all(font.getlength(line) <= 112 for line in lines)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
     if " a " in text:
@@ -100,14 +100,14 @@ def test_lines_are_no_wider_than_asked(text: str) -> None:
 
 def test_long_prompts_make_their_row_taller() -> None:
     cells = [[noise((130, 130), 0)], [noise((130, 130), 1)]]
-    page = grid.table(cells, ["a very long prompt " * 12, "a cat"], ["base"])
+    page = table.table(cells, ["a very long prompt " * 12, "a cat"], ["base"])
     (_, first), (_, second) = (places(page, row[0])[0] for row in cells)
-    assert second - first > 130 + 2 * grid.GAP
+    assert second - first > 130 + 2 * table.GAP
 
 
 def test_what_the_font_lacks_is_spelt_otherwise() -> None:
     cell = Image.new("RGB", (128, 128))
-    assert grid.table([[cell]], ["un café −3"], ["x"]) == grid.table([[cell]], ["un cafe -3"], ["x"])
+    assert table.table([[cell]], ["un café −3"], ["x"]) == table.table([[cell]], ["un cafe -3"], ["x"])
 
 
 def test_labels_that_do_not_match_are_refused() -> None:
@@ -115,13 +115,13 @@ def test_labels_that_do_not_match_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"cells: the rows have \[1\] entries, but there are 1 row labels and 2"
     ):
-        grid.table([[cell]], ["x"], ["base", "tuned"])
+        table.table([[cell]], ["x"], ["base", "tuned"])
     with pytest.raises(ValueError, match="captions"):
-        grid.table([[cell]], ["x"], ["base"], [[]])
+        table.table([[cell]], ["x"], ["base"], [[]])
 
 
 def test_beside_keeps_both_and_aligns_their_tops() -> None:
-    left, right = (grid.table([[noise((130, 130), i)]], ["x"], ["y"], title="t") for i in (0, 1))
-    page = grid.beside([left, right])
+    left, right = (table.table([[noise((130, 130), i)]], ["x"], ["y"], title="t") for i in (0, 1))
+    page = table.beside([left, right])
     assert page.size == (left.width + right.width, left.height)
     assert page.crop((left.width, 0, *page.size)) == right

@@ -14,10 +14,11 @@ import torch
 from helpers import call, done, saved
 from safetensors.torch import load_file
 
-from ddpo import checkpoint, metrics, plugins
+from ddpo import plugins
 from ddpo.__main__ import main
-from ddpo.build import Run
-from ddpo.trainer import Trainer
+from ddpo.records import checkpoint, metrics
+from ddpo.runs.build import Run
+from ddpo.training.trainer import Trainer
 
 REWARDS = """
 import time

@@ -12,8 +12,8 @@ import yaml
 from accelerate.commands import launch
 from accelerate.utils import launch as environments
 
-from ddpo import launcher
 from ddpo.errors import UserError
+from ddpo.parallel import launcher
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "accelerate"
 

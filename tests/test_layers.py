@@ -11,32 +11,39 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = [
-    ["errors", "files", "ranges", "python_objects"],
-    [
-        "transitions", "advantages", "stats", "images", "plugins", "metrics", "ranks", "memory", "cache",
-        "yaml_text", "launcher",
-    ],
-    ["objectives", "trajectory", "rewards", "prompts", "grid"],
-    ["models"],
-    ["rollout", "scoring", "checkpoint"],
-    ["terms", "offline", "evaluation", "report", "conformance"],
-    ["update"],
-    ["trainer"],
-    ["parsing"],
-    ["config", "tracking"],
-    ["build", "runs", "card", "limits"],
-    ["finetuning", "judging", "planning", "export"],
-    ["command"],
-    ["single_reward"],
-    [
-        "train", "plan", "evaluate", "sample", "compare", "score", "serve", "export_run", "check",
-        "catalogue", "__main__",
-    ],
-]  # fmt: skip
-"""From the ground up. A part imports from floors below its own and from inside itself, never sideways."""
+    ("doors", {"__main__": "the command `ddpo`", "train": "", "evaluate": "what launchers start"}),
+    ("commands", {"commands": "one file, one command; `frame` is what they share"}),
+    ("before a run", {"planning": "what a run will cost, counted before it starts"}),
+    ("a run", {"runs": "its life: session, folder, and what is made of it later"}),
+    ("the loop", {"training": "trainer, updates, what losses are functions of; knows no files and flags"}),
+    ("what came of it", {"evaluation": "matched images, statistics, the page and the card"}),
+    ("settings", {"config": "sections, reading, checks across sections"}),
+    ("in and out", {"rollout": "prompts to trajectories", "scoring": "images to rewards"}),
+    ("models", {"models": "one file, one family of models"}),
+    (
+        "formulas",
+        {
+            "objectives": "one file, one loss",
+            "advantages": "rewards to advantages",
+            "samplers": "steps of a sampler and their densities",
+        },
+    ),
+    ("users' contracts", {"rewards": "", "prompts": "what the files of users may import"}),
+    ("pictures", {"images": "conversions and guards; users' files may import it, too"}),
+    (
+        "ground",
+        {
+            "records": "files that are whole, or not there",
+            "parallel": "several processes as one",
+            "plugins": "things that have a name, their options and ranges",
+        },
+    ),
+    ("errors", {"errors": "the mistakes of users, in one line"}),
+]
+"""From the top down: a part imports from floors below its own and from inside itself, never sideways."""
 
-HEIGHT = {part: height for height, floor in enumerate(FLOORS) for part in floor}
-MAY_PRINT = {*FLOORS[-1], "command"}
+HEIGHT = {part: -depth for depth, (_, parts) in enumerate(FLOORS) for part in parts}
+MAY_PRINT = {"__main__", "train", "evaluate", "commands"}
 
 PLUGINS = {
     "rewards": {"ddpo.rewards", "ddpo.images"},
@@ -47,6 +54,13 @@ PLUGINS = {
 
 OURS = sorted((ROOT / "ddpo").rglob("*.py"))
 THEIRS = sorted(file for kind in PLUGINS for file in (ROOT / kind).glob("*.py"))
+
+
+def table() -> str:
+    """The floors as CONTRIBUTING.md shows them: `python tests/test_layers.py` prints them anew."""
+    lines = ["| floor | part of `ddpo/` | what it is |", "| --- | --- | --- |"]
+    lines += [f"| {title} | {part} | {words} |" for title, parts in FLOORS for part, words in parts.items()]
+    return "\n".join(lines) + "\n"
 
 
 def name_of(file: Path) -> str:
@@ -87,6 +101,26 @@ def test_imports_go_down(file: Path) -> None:
     others = {part_of(name) for name in imports(file)} - {part}
     upward = sorted(other for other in others if HEIGHT[other] >= HEIGHT[part])
     assert not upward, f"{name_of(file)} imports {upward} from its own floor or from above"
+
+
+def test_the_table_in_contributing_is_the_list() -> None:
+    shown = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert table() in shown, "put what `python tests/test_layers.py` prints into CONTRIBUTING.md"
+
+
+def test_every_part_stands_on_a_floor_and_on_the_map() -> None:
+    parts = {part_of(name_of(file)) for file in OURS} - {"__init__"}
+    assert parts == set(HEIGHT)
+    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+    absent = {part for part in parts if f"{part}/" not in shown and f"{part}.py" not in shown}
+    assert not absent, f"the map in README.md lacks {absent}"
+
+
+def test_no_folder_is_crowded() -> None:
+    """At the top only the doors, the contracts of users and errors."""
+    folders = {folder: len(list(folder.glob("*.py"))) for folder in {file.parent for file in OURS}}
+    assert folders.pop(ROOT / "ddpo") <= 12
+    assert not {folder: count for folder, count in folders.items() if count > 14}
 
 
 @pytest.mark.parametrize("file", THEIRS, ids=name_of)
@@ -151,3 +185,7 @@ def test_an_objective_is_a_formula(file: Path) -> None:
 def test_most_files_are_short() -> None:
     lines = [len(file.read_text(encoding="utf-8").splitlines()) for file in OURS]
     assert statistics.median(lines) < 150
+
+
+if __name__ == "__main__":
+    print(table())

@@ -18,14 +18,20 @@ import torch
 from PIL import Image
 from zoo_options import Flags, places, world
 
-from ddpo import build, config, evaluation, finetuning, parsing, plan, planning, plugins, runs, train
+from ddpo import config, plugins, train
 from ddpo.advantages import ADVANTAGES
-from ddpo.config import Config
+from ddpo.commands import plan
+from ddpo.config import Config, schema
 from ddpo.errors import UserError
-from ddpo.evaluation import Shot
-from ddpo.ranges import ranges
-from ddpo.trainer import Trainer
-from ddpo.transitions import SAMPLERS
+from ddpo.evaluation import matched
+from ddpo.evaluation.matched import Shot
+from ddpo.planning import calls
+from ddpo.plugins.ranges import ranges
+from ddpo.runs import build
+from ddpo.runs import folder as run_folder
+from ddpo.runs import session as finetuning
+from ddpo.samplers import SAMPLERS
+from ddpo.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +148,8 @@ def watch(folder: Path) -> Iterator[Callable[[Flags], str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "policy", policy)
         patch.setattr(Trainer, "iterate", iterate)
-        patch.setattr(evaluation, "shoot", shoot)
-        patch.setattr(runs, "_git", lambda: None)
+        patch.setattr(matched, "shoot", shoot)
+        patch.setattr(run_folder, "_git", lambda: None)
         patch.setattr(finetuning, "Trackers", Trackers)
         patch.setattr(finetuning.Session, "finish", lambda self: None)
         yield lambda flags: watched(tuple(flags))
@@ -230,7 +236,7 @@ def test_the_options_of_what_is_named_arrive(section: str, name: str, folder: Pa
     plain, *_ = train.arguments(argv)
     for option, value in getattr(plain, section).options.items():
         (group,) = [
-            g for g in config.resolve(parsing.normal(Config, parsing.flat(plain)))[1] if g.place == section
+            g for g in config.resolve(schema.normal(Config, schema.flat(plain)))[1] if g.place == section
         ]
         hint = group.options[option].hint
         other = next(str(v).lower() for v in candidates(hint) if v != value)
@@ -284,11 +290,11 @@ def test_a_resume_obeys_or_refuses(option: str, folder: Path) -> None:
     changed, resume, overwrite = train.arguments(["--resume", "begun", *flags])
     assert (resume, overwrite) == (True, False)
     first = config.changed(own, changed)[0]
-    if first.startswith(runs.MAY_CHANGE):
-        runs.check_changes(folder / "begun", changed)
+    if first.startswith(run_folder.MAY_CHANGE):
+        run_folder.check_changes(folder / "begun", changed)
     else:
         with pytest.raises(UserError, match=f"^{first}: differs from the run in"):
-            runs.check_changes(folder / "begun", changed)
+            run_folder.check_changes(folder / "begun", changed)
 
 
 # plan: what a training reads, and the number of processes
@@ -305,7 +311,7 @@ def test_a_plan_is_of_the_same_configuration(folder: Path, monkeypatch: pytest.M
         return parse(BASE)
 
     monkeypatch.setattr(config, "parse", seen)
-    monkeypatch.setattr(planning, "plan", lambda *given: plans.append(given) or 1 / 0)
+    monkeypatch.setattr(calls, "plan", lambda *given: plans.append(given) or 1 / 0)
     flags = [word for option in TRAIN for word in change(option)[1]]
     with pytest.raises(ZeroDivisionError):
         plan.main([*BASE, *flags, "--processes", "3"])

@@ -15,9 +15,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from ddpo import command, config, finetune, memory, plan, planning, plugins
+from ddpo import config, finetune, plugins
+from ddpo.commands import frame, plan
 from ddpo.config import Config
 from ddpo.models.stable_diffusion import StableDiffusion
+from ddpo.planning import calls, memory
 
 RAGGED = {"trainer__micro_batch": 7, "sampler__batch_size": 5}
 
@@ -76,27 +78,27 @@ def test_the_calls_are_counted(
         finetune(settings)
     finally:
         hook.remove()
-    told, planned = planning.plan(settings), Counter[tuple[int, bool]]()
+    told, planned = calls.plan(settings), Counter[tuple[int, bool]]()
     for iteration in range(settings.trainer.iterations):
-        for call, number in planning.calls(told, iteration).items():
+        for call, number in calls.calls(told, iteration).items():
             planned[call.rows * (2 if call.guided else 1), call.grad] += number
     assert planned == done
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     assert (newest / "ema.safetensors").exists() == bool(settings.ema.decay)
     tensors = [item for file in newest.glob("*.safetensors") for item in load_file(file).items()]
     written = sum(tensor.nbytes for key, tensor in tensors if not key.startswith("step/"))
-    assert planning.footprint(told)["training"] == written
+    assert calls.footprint(told)["training"] == written
 
 
 def test_two_processes_by_hand(tmp_path: Path) -> None:
     """Each has 2 of 4 groups of 2 images, and one of each minibatch's 2 groups: 6 pairs in 2 calls of 4."""
     sizes = {"sampler__batch_size": 3, "trainer__micro_batch": 4, "log__images": 0}
     settings = helpers.settings(tmp_path, **sizes)
-    assert planning.calls(planning.plan(settings, 2), 0) == {
-        planning.Call("sampling", 3, True): 2 * 2 * 3,
-        planning.Call("ratio gate", 4, True): 2,
-        planning.Call("updates", 4, True, grad=True): 2 * 2 * 2,
-        planning.Call("kl_ref", 1, True): 2,
+    assert calls.calls(calls.plan(settings, 2), 0) == {
+        calls.Call("sampling", 3, True): 2 * 2 * 3,
+        calls.Call("ratio gate", 4, True): 2,
+        calls.Call("updates", 4, True, grad=True): 2 * 2 * 2,
+        calls.Call("kl_ref", 1, True): 2,
     }
 
 
@@ -104,20 +106,20 @@ def test_an_evaluation_shares_whole_prompts(tmp_path: Path) -> None:
     """3 prompts of 2 images: one process has 1 prompt, in 1 call of 2 a step, the other 2, in 2."""
     sizes = {"sampler__batch_size": 2, "evaluation__every": 1, "evaluation__num_prompts": 3}
     settings = helpers.settings(tmp_path, evaluation__samples_per_prompt=2, **sizes)
-    assert planning.calls(planning.plan(settings, 2), 0)[planning.Call("evaluation", 2, True)] == (1 + 2) * 3
+    assert calls.calls(calls.plan(settings, 2), 0)[calls.Call("evaluation", 2, True)] == (1 + 2) * 3
     settings.sampler.batch_size = 3  # the images alone would be 3 and 3
-    assert planning.calls(planning.plan(settings, 2), 0)[planning.Call("evaluation", 3, True)] == (1 + 2) * 3
+    assert calls.calls(calls.plan(settings, 2), 0)[calls.Call("evaluation", 3, True)] == (1 + 2) * 3
 
 
 def test_pictures_are_shared(tmp_path: Path) -> None:
     """3 pictures, before the first iteration and after it: one process draws 1, the other 2."""
     settings = helpers.settings(tmp_path, log__images=3, log__every=1, sampler__batch_size=1)
-    found = planning.calls(planning.plan(settings, 2), 0)
-    assert found[planning.Call("pictures", 1, True)] == 2 * (1 + 2) * 3
+    found = calls.calls(calls.plan(settings, 2), 0)
+    assert found[calls.Call("pictures", 1, True)] == 2 * (1 + 2) * 3
 
 
 def _paddings(settings: Config, processes: int) -> dict[str, Any]:
-    found = planning.paddings(planning.plan(settings, processes))
+    found = calls.paddings(calls.plan(settings, processes))
     return {each.place: (pytest.approx(each.share), each.better) for each in found}
 
 
@@ -140,7 +142,7 @@ def test_what_is_said_of_padding(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config", "smoke", "--trainer.prompts_per_iteration", "16", "--sampler.batch_size", "64"]
     words += ["--trainer.micro_batch", "8"]
     for flags in (["--processes", "2"], ["--processes", "2", "--sampler.batch_size", "32"]):
-        assert command.run(plan.main, [*words, *flags]) == 0
+        assert frame.run(plan.main, [*words, *flags]) == 0
     first, second = capsys.readouterr().out.split("An iteration")[1:]
     line = (
         "each process samples 32 images in calls of 64: 50.0% of the sampling is padding; "
@@ -152,7 +154,7 @@ def test_what_is_said_of_padding(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", plugins.names("configs"))
 def test_our_configurations_compute_no_padding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one process and on two, and those for GPUs on 4 and 8."""
-    monkeypatch.setattr(planning, "_outline", lambda settings: None)
+    monkeypatch.setattr(calls, "_outline", lambda settings: None)
     settings = config.load(name)
     on_gpus = settings.model.pretrained != "emoji"
     for processes in (1, 2, 4, 8) if on_gpus else (1, 2):
@@ -185,7 +187,7 @@ def test_every_configuration_of_ours(
         return counted[key]
 
     monkeypatch.setattr(memory, "peak_bytes", once)
-    assert command.run(plan.main, ["--config", name, "--processes", str(PROCESSES.get(name, 1))]) == 0
+    assert frame.run(plan.main, ["--config", name, "--processes", str(PROCESSES.get(name, 1))]) == 0
     said = capsys.readouterr()
     assert "peak on a CPU" in said.out and said.err == ""
     if wanted.model.pretrained != "emoji":
@@ -196,7 +198,7 @@ def test_every_configuration_of_ours(
 def test_what_is_said_of_stable_diffusion(capsys: pytest.CaptureFixture[str]) -> None:
     """README's arithmetic, of a model that is not on this machine, shared by 3 processes."""
     words = ["--config", "compressibility_sd15", "--processes=3", "--model.pretrained"]
-    assert command.run(plan.main, [*words, "somebody/unknown"]) == 0
+    assert frame.run(plan.main, [*words, "somebody/unknown"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "32 prompts x 8 samples (a group) = 256" in said
     assert "256 images x 50 trained steps = 12,800" in said
@@ -218,7 +220,7 @@ def test_what_is_said_of_stable_diffusion(capsys: pytest.CaptureFixture[str]) ->
     ],
 )
 def test_the_impossible_is_refused(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.run(plan.main, ["--config", "smoke", *words]) == 2
+    assert frame.run(plan.main, ["--config", "smoke", *words]) == 2
     said = capsys.readouterr()
     assert said.out == "" and line in said.err and len(said.err.splitlines()) == 1
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-from ddpo import config, plan
-from ddpo.finetuning import Session
+from ddpo import config
+from ddpo.commands import plan
 from ddpo.models import _precision
 from ddpo.models._precision import Precision
+from ddpo.runs.session import Session
 
 
 def refuse(dtype: Precision) -> None:
@@ -81,7 +82,7 @@ def test_a_run_keeps_what_auto_took(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_all_ranks_take_the_first_ones_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session.__new__(Session)
     session.settings = helpers.settings(tmp_path, model__dtype="auto")
-    monkeypatch.setattr("ddpo.ranks.gather", lambda items: ["bf16", *items])
+    monkeypatch.setattr("ddpo.parallel.ranks.gather", lambda items: ["bf16", *items])
     assert session._settled("fp32").model.dtype == "bf16"
 
 

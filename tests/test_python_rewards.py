@@ -16,9 +16,11 @@ import yaml
 from torch import Tensor
 
 import ddpo
-from ddpo import config, plugins, python_objects, rewards, runs
+from ddpo import config, plugins, rewards
 from ddpo.__main__ import main
 from ddpo.errors import UserError
+from ddpo.plugins import python_objects
+from ddpo.runs import folder as run_folder
 
 
 def light(images: Tensor, prompts: list[str], metadata: list[Any], *, power: float = 1.0) -> Tensor:
@@ -192,9 +194,9 @@ def test_a_resume_does_not_import_on_trust() -> None:
     """What stands under the name by now may be another function; given again, it is taken."""
     text = f"python:{__name__}:light"
     for section in ("rewards", "eval_rewards"):
-        runs.check_given(config.load({section: [{"name": light}]}))
+        run_folder.check_given(config.load({section: [{"name": light}]}))
         with pytest.raises(UserError, match=rf"^{section}\.0\.name: light was given from Python"):
-            runs.check_given(config.load({section: [{"name": text}]}))
+            run_folder.check_given(config.load({section: [{"name": text}]}))
 
 
 def test_an_importable_name_is_found_for_what_only_reads() -> None:

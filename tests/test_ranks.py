@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpo import ranks
+from ddpo.parallel import ranks
 
 DRIVER = """
 import json

@@ -10,10 +10,10 @@ import helpers
 import pytest
 import transformers.integrations.peft
 
-from ddpo import command
 from ddpo.__main__ import main
+from ddpo.commands import frame
 from ddpo.models import _adapters
-from ddpo.trainer import Trainer
+from ddpo.training.trainer import Trainer
 
 REMEDY = "; install what is asked for, or the versions that ddpo was tested with (its constraints.txt)\n"
 
@@ -78,12 +78,12 @@ REFUSALS = {
 def test_a_refusal_is_the_users_line(
     name: str, picky: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.run(getattr(picky, name), []) == 2
+    assert frame.run(getattr(picky, name), []) == 2
     assert capsys.readouterr().err == f"ddpo: {REFUSALS[name]}{REMEDY}"
 
 
 def test_a_name_that_a_library_no_longer_has(picky: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.run(picky.moved, []) == 2
+    assert frame.run(picky.moved, []) == 2
     told = capsys.readouterr().err
     assert told.startswith("ddpo: cannot import name 'NoSuchName' from 'transformers'") and told.endswith(
         REMEDY
@@ -103,7 +103,7 @@ def test_a_defect_stays_one(picky: ModuleType, capsys: pytest.CaptureFixture[str
         picky.defect, ours_in_the_words_of_a_library, ours_that_is_missing
     ]  # fmt: skip
     for defect in defects:
-        assert command.run(defect, []) == 1
+        assert frame.run(defect, []) == 1
         assert "internal error" in capsys.readouterr().err
 
 

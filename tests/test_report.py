@@ -1,4 +1,4 @@
-"""ddpo.report on a run folder made of drawn scenes: busy backgrounds as base, plain ones as tuned."""
+"""The page of a run folder made of drawn scenes: busy backgrounds as base, plain ones as tuned."""
 
 import json
 import math
@@ -13,7 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from ddpo import report, stats
+from ddpo.evaluation import page as report
+from ddpo.evaluation import stats
 from ddpo.images import GUARDS, from_pil
 from ddpo.models.emoji.scenes import ANIMALS, HELDOUT_ANIMALS, caption, draw
 

@@ -29,7 +29,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from ddpo import command, plugins, rewards, score
+from ddpo import plugins, rewards
+from ddpo.commands import frame, score
 from ddpo.errors import UserError
 from ddpo.images import GUARDS, from_pil
 
@@ -690,7 +691,7 @@ def test_from_the_command_line(
     for name, params in zoo.items():
         files = ["wide.png", "turned.png" if name == "diversity" else "high.png"]  # a group has one size
         argv = ["--reward", name, "--params", json.dumps(params), "--prompt", PROMPT, *files]
-        assert command.run(score.main, argv) == 0
+        assert frame.run(score.main, argv) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split("\t")[1] for line in lines] == files
         assert not any(line.startswith("nan") for line in lines)
@@ -700,7 +701,7 @@ def test_from_the_command_line(
         ({"pretrained": "./nowhere"}, "clip_score.pretrained: there is no nowhere"),
     ):
         argv = ["--reward", "clip_score", "--params", json.dumps(params), "wide.png"]
-        assert command.run(score.main, argv) == 2
+        assert frame.run(score.main, argv) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("ddpo: ") and words in line
 

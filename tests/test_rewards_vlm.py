@@ -27,12 +27,13 @@ from transformers import (
     pipeline,
 )
 
-from ddpo import conformance, rewards
+from ddpo import rewards
 from ddpo.errors import UserError
 from ddpo.images import from_pil, to_pil
 from ddpo.models.emoji import scenes
 from ddpo.rewards._bertscore import BertScore
 from ddpo.rewards._ppocr import cut, in_reading_order
+from ddpo.scoring import conformance
 
 PICTURES = conformance.Case(lambda *_: torch.zeros(0)).images
 TEXTS = [prompt.text for prompt in conformance.PROMPTS]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ddpo.models.stable_diffusion import StableDiffusion, tiny
-from ddpo.rollout import Sampler, chunks, generator, sample, step_means
-from ddpo.trajectory import Trajectory
-from ddpo.transitions import ddim, ddpm
+from ddpo.rollout.sample import Sampler, chunks, generator, sample, step_means
+from ddpo.rollout.trajectory import Trajectory
+from ddpo.samplers import ddim, ddpm
 
 PAIRS = 7 * 4
 

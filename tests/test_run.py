@@ -21,17 +21,20 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import ddpo
-from ddpo import build, checkpoint, command, config, judging, train
-from ddpo.build import Run
+from ddpo import config, train
+from ddpo.commands import frame
 from ddpo.images import from_pil, to_pil
-from ddpo.metrics import METRICS
-from ddpo.rollout import Purpose, generator, sample
+from ddpo.records import checkpoint
+from ddpo.records.metrics import METRICS
+from ddpo.rollout.sample import Purpose, generator, sample
+from ddpo.runs import build, judge
+from ddpo.runs.build import Run
 
 VARYING = ("time/", "images_per_s", "memory/")
 
 
 def call(*argv: str) -> int:
-    return command.run(train.main, argv)
+    return frame.run(train.main, argv)
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -124,7 +127,7 @@ def test_an_evaluation_compares_at_matched_seeds(finished: Path, tmp_path: Path)
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     settings = config.parse(["--config", str(folder / "config.yaml"), "--run_dir", str(folder)])
-    results = judging.judge(settings)
+    results = judge.judge(settings)
     assert json.loads((folder / "evaluation" / "results.json").read_text())["sets"] == results["sets"]
     shots = [json.loads(line) for line in (folder / "evaluation" / "samples.jsonl").read_text().splitlines()]
     assert results["sets"].keys() == {"animals", "animals_heldout"} == {shot["set"] for shot in shots}

@@ -28,9 +28,11 @@ from PIL import Image
 from torch import Tensor
 from zoo_serve import serving
 
-from ddpo import command, conformance, rewards, serve
+from ddpo import rewards
+from ddpo.commands import frame, serve
 from ddpo.errors import UserError
 from ddpo.rewards import Reward
+from ddpo.scoring import conformance
 
 EVERY = range(6)
 
@@ -437,14 +439,14 @@ def test_addresses_that_are_none(no_pause: list[float]) -> None:
 def test_mistakes_on_the_command_line(
     words: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.run(serve.main, words) == 2
+    assert frame.run(serve.main, words) == 2
     said = capsys.readouterr().err
     assert line in said and len(said.splitlines()) == 1
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert command.run(serve.main, ["--reward", "jpeg_compressibility"]) == 2
+    assert frame.run(serve.main, ["--reward", "jpeg_compressibility"]) == 2
     assert "it comes with `pip install 'ddpo[server]'`" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""ddpo.stats against closed forms, the normal theory and hand-counted cases."""
+"""ddpo.evaluation.stats against closed forms, the normal theory and hand-counted cases."""
 
 import math
 from statistics import NormalDist
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpo import stats
+from ddpo.evaluation import stats
 
 Z = NormalDist().inv_cdf(0.975)
 

@@ -14,17 +14,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from ddpo import objectives, offline, ranks
+from ddpo import objectives
 from ddpo.__main__ import main
 from ddpo.advantages import extremes
 from ddpo.errors import UserError
 from ddpo.images import from_pil
 from ddpo.models.stable_diffusion import tiny
+from ddpo.parallel import ranks
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.rewards import Reward
-from ddpo.rollout import sample, step_means
-from ddpo.terms import DenoisingErrors, LogProbs
-from ddpo.transitions import Subset, ddim
+from ddpo.rollout import pairs as offline
+from ddpo.rollout.sample import sample, step_means
+from ddpo.samplers import Subset, ddim
+from ddpo.scoring import ranking
+from ddpo.training.terms import DenoisingErrors, LogProbs
 
 
 def every_pair(rows: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -257,7 +260,7 @@ def test_dpo_learns_from_recorded_pairs(pairs: Path) -> None:
     trainer = helpers.make_trainer(
         helpers.policy(lora=None), objectives.build("dpo", beta=200.0), samples_per_prompt=2, draws=8,
         prompts=PromptSet("pairs", tuple(Prompt(line["prompt"], line) for line in lines)),
-        pairs_folder=pairs, scorer=offline.Ranking([Reward("redness", 1.0, forbidden)]), lr=1e-3,
+        pairs_folder=pairs, scorer=ranking.Ranking([Reward("redness", 1.0, forbidden)]), lr=1e-3,
     )  # fmt: skip
     first = trainer.iterate()
     assert first["reward/mean"] == 0.5 and first["loss"] == pytest.approx(np.log(2), rel=1e-5)
@@ -311,7 +314,7 @@ def test_a_deterministic_sampler_will_do_for_denoising_errors(tmp_path: Path) ->
     assert row["grad_norm"] > 0 and row["kl_ref"] is None and 0 < row["objective/ess"] <= 8
     assert ranks.state().num_processes == 1
     with pytest.raises(UserError, match="eta"):
-        from ddpo.finetuning import Session
+        from ddpo.runs.session import Session
 
         Session(helpers.settings(tmp_path / "other", sampler__options={"eta": 0.0}))
 

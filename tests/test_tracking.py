@@ -8,9 +8,10 @@ from typing import Any
 import helpers
 import pytest
 
-from ddpo import config, finetune, limits
+from ddpo import config, finetune
+from ddpo.config import checks
 from ddpo.errors import UserError
-from ddpo.tracking import Trackers
+from ddpo.records.tracking import Trackers
 
 
 class Wandb(ModuleType):
@@ -84,4 +85,4 @@ def test_a_project_that_nobody_reads_is_refused(
 ) -> None:
     settings = helpers.settings(tmp_path, log__trackers=trackers, log__project=project)
     with pytest.raises(UserError, match=line):
-        limits.check(config.load(settings))
+        checks.check(config.load(settings))

@@ -14,14 +14,14 @@ from torch import Tensor
 from ddpo import objectives, plugins
 from ddpo.advantages import PerPrompt
 from ddpo.errors import Stopped, UserError
-from ddpo.metrics import METRICS
 from ddpo.objectives import Batch, Objective
 from ddpo.prompts import Prompt, PromptSet
+from ddpo.records.metrics import METRICS
 from ddpo.rewards import Reward
-from ddpo.rollout import sample
-from ddpo.scoring import Scorer
-from ddpo.trainer import Trainer
-from ddpo.update import Pass
+from ddpo.rollout.sample import sample
+from ddpo.scoring.scorer import Scorer
+from ddpo.training.trainer import Trainer
+from ddpo.training.update import Pass
 
 
 def weights(trainer: Any) -> Tensor:

@@ -10,10 +10,10 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
-from ddpo import transitions
+from ddpo import samplers
 from ddpo.errors import UserError
 from ddpo.models.stable_diffusion import StableDiffusion, tiny
-from ddpo.transitions import Steps
+from ddpo.samplers import Steps
 
 SHAPE = (2, 4, 8, 8)
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
@@ -50,7 +50,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 def ours_at(steps: Steps, t: int, x: Tensor, output: Tensor, noise: Tensor) -> Tensor:
     index = torch.full((len(x),), t)
-    return transitions.sample(transitions.mean(steps, index, x, output), steps.std[index], noise)
+    return samplers.sample(samplers.mean(steps, index, x, output), steps.std[index], noise)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -70,7 +70,7 @@ def test_ddim_is_that_of_diffusers_at_every_step(
     )
     in_fp64(scheduler)
     for count in (1, 7, 10):
-        steps = transitions.ddim(model.schedule(count, "ddim"), eta=eta)
+        steps = samplers.ddim(model.schedule(count, "ddim"), eta=eta)
         scheduler.set_timesteps(count)
         assert steps.timesteps.tolist() == scheduler.timesteps.tolist() and len(steps) == count
         for t, timestep in enumerate(scheduler.timesteps):
@@ -97,7 +97,7 @@ def test_ddpm_is_that_of_diffusers_at_every_step(
     scheduler = DDPMScheduler.from_config(config, variance_type=f"fixed_{variance}", clip_sample=False)
     in_fp64(scheduler)
     for count in (1, 7, 10):
-        steps = transitions.ddpm(model.schedule(count, "ddpm"), variance=variance)
+        steps = samplers.ddpm(model.schedule(count, "ddpm"), variance=variance)
         scheduler.set_timesteps(count)
         assert steps.timesteps.tolist() == scheduler.timesteps.tolist()
         for t, timestep in enumerate(scheduler.timesteps[:-1].tolist()):
@@ -116,7 +116,7 @@ def test_ddpm_is_that_of_diffusers_at_every_step(
 def test_ddim_with_eta_1_is_the_ddpm_posterior(model: StableDiffusion, prediction: str) -> None:
     with_scheduler(model, prediction_type=prediction)
     schedule = model.schedule(50, "ddim")
-    one, other = transitions.ddim(schedule), transitions.ddpm(schedule)
+    one, other = samplers.ddim(schedule), samplers.ddpm(schedule)
     for name in ("x_coefficient", "output_coefficient", "std"):
         torch.testing.assert_close(getattr(one, name)[:-1], getattr(other, name)[:-1], rtol=1e-6, atol=1e-7)
 
@@ -124,7 +124,7 @@ def test_ddim_with_eta_1_is_the_ddpm_posterior(model: StableDiffusion, predictio
 def test_known_numbers_of_stable_diffusion(model: StableDiffusion) -> None:
     """50 steps of Stable Diffusion 1.x: 981, 961, ..., 1; standard deviations from 0.4545 to 0.0206."""
     with_scheduler(model)
-    steps = transitions.ddim(model.schedule(50, "ddim"))
+    steps = samplers.ddim(model.schedule(50, "ddim"))
     assert steps.timesteps[[0, 1, -2, -1]].tolist() == [981, 961, 21, 1]
     torch.testing.assert_close(
         steps.std[[0, 1, 2, -2, -1]], torch.tensor([0.4545, 0.448, 0.442, 0.0395, 0.0206]), rtol=0, atol=5e-4
@@ -134,7 +134,7 @@ def test_known_numbers_of_stable_diffusion(model: StableDiffusion) -> None:
 
 def marked(model: StableDiffusion, eta: float = 1.0, **changes: Any) -> list[bool]:
     with_scheduler(model, **changes)
-    return transitions.ddim(model.schedule(5, "ddim"), eta=eta).stochastic.tolist()
+    return samplers.ddim(model.schedule(5, "ddim"), eta=eta).stochastic.tolist()
 
 
 def test_steps_without_noise_are_marked(model: StableDiffusion) -> None:
@@ -143,7 +143,7 @@ def test_steps_without_noise_are_marked(model: StableDiffusion) -> None:
     assert marked(model, steps_offset=0) == [True] * 4 + [False], "the last step goes from alpha_0 to alpha_0"
     assert marked(model, eta=0.0) == [False] * 5
     with_scheduler(model)
-    assert transitions.ddpm(model.schedule(5, "ddpm")).stochastic.tolist() == [True] * 4 + [False]
+    assert samplers.ddpm(model.schedule(5, "ddpm")).stochastic.tolist() == [True] * 4 + [False]
 
 
 def test_zero_terminal_signal(model: StableDiffusion) -> None:
@@ -154,7 +154,7 @@ def test_zero_terminal_signal(model: StableDiffusion) -> None:
         "prediction_type": "v_prediction",
     }
     scheduler = with_scheduler(model, **changes)
-    steps = transitions.ddim(model.schedule(5, "ddim"))
+    steps = samplers.ddim(model.schedule(5, "ddim"))
     scheduler.set_timesteps(5)
     x, output, noise = randn(0), randn(1), randn(2)
     theirs = scheduler.step(output, scheduler.timesteps[0], x, eta=1.0, variance_noise=noise).prev_sample
@@ -166,7 +166,7 @@ def test_what_is_refused(model: StableDiffusion) -> None:
     schedule = model.schedule(4, "ddim")
     for eta in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"sampler\.eta"):
-            transitions.ddim(schedule, eta=eta)
+            samplers.ddim(schedule, eta=eta)
     for count in (0, 1001):
         with pytest.raises(UserError, match=rf"sampler\.num_steps: {count} .*1000"):
             model.schedule(count, "ddim")
@@ -189,18 +189,18 @@ def normal(mean: Tensor, std: Tensor) -> Independent:
 @pytest.mark.parametrize(("reduction", "dimensions"), [("sum", 1), ("mean", 4 * 5 * 6)])
 def test_log_prob_and_kl_are_those_of_torch(reduction: Any, dimensions: int) -> None:
     x, mean, other, std = gaussians(torch.float64)
-    found = transitions.log_prob(x, mean, std, reduction)
+    found = samplers.log_prob(x, mean, std, reduction)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, normal(mean, std).log_prob(x) / dimensions, rtol=1e-12, atol=0)
-    found = transitions.kl(mean, other, std, reduction)
+    found = samplers.kl(mean, other, std, reduction)
     expected = kl_divergence(normal(mean, std), normal(other, std)) / dimensions
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
 def test_mean_is_the_default_reduction() -> None:
     x, mean, _, std = gaussians()
-    assert torch.equal(transitions.log_prob(x, mean, std), transitions.log_prob(x, mean, std, "mean"))
-    assert torch.equal(transitions.kl(x, mean, std), transitions.kl(x, mean, std, "mean"))
+    assert torch.equal(samplers.log_prob(x, mean, std), samplers.log_prob(x, mean, std, "mean"))
+    assert torch.equal(samplers.kl(x, mean, std), samplers.kl(x, mean, std, "mean"))
 
 
 def test_fp32_latents_are_reduced_in_fp64() -> None:
@@ -208,22 +208,22 @@ def test_fp32_latents_are_reduced_in_fp64() -> None:
     x, mean = randn(0, (1, 4, 128, 128)), randn(1, (1, 4, 128, 128))
     std = torch.tensor([0.0206])
     exact = normal(mean, std).log_prob((x - mean).double() + mean.double())
-    torch.testing.assert_close(transitions.log_prob(x, mean, std, "sum"), exact, rtol=1e-12, atol=0)
+    torch.testing.assert_close(samplers.log_prob(x, mean, std, "sum"), exact, rtol=1e-12, atol=0)
 
 
 def test_kl_is_the_mean_log_ratio() -> None:
     """Monte Carlo: E_p[log p - log q]; its standard error is sqrt(2 KL / n)."""
     mean, other, std, n = randn(0, (1, 1, 2, 2)), randn(1, (1, 1, 2, 2)), torch.tensor([0.8]), 200_000
     many = [tensor.expand(n, 1, 2, 2) for tensor in (mean, other)]
-    x = transitions.sample(many[0], std.expand(n), randn(2, (n, 1, 2, 2)))
-    ratio = [transitions.log_prob(x, centre, std.expand(n), "sum") for centre in many]
-    expected = transitions.kl(mean, other, std, "sum").item()
+    x = samplers.sample(many[0], std.expand(n), randn(2, (n, 1, 2, 2)))
+    ratio = [samplers.log_prob(x, centre, std.expand(n), "sum") for centre in many]
+    expected = samplers.kl(mean, other, std, "sum").item()
     assert (ratio[0] - ratio[1]).mean().item() == pytest.approx(expected, abs=5 * (2 * expected / n) ** 0.5)
 
 
 def test_sample_has_the_mean_and_std_it_is_given() -> None:
     mean, std = torch.full((2, 100_000), 3.0), torch.tensor([0.5, 0.0])
-    x = transitions.sample(mean, std, randn(0, (2, 100_000)))
+    x = samplers.sample(mean, std, randn(0, (2, 100_000)))
     assert x[0].mean().item() == pytest.approx(3, abs=0.01) and x[0].std().item() == pytest.approx(
         0.5, abs=0.005
     )
@@ -232,9 +232,9 @@ def test_sample_has_the_mean_and_std_it_is_given() -> None:
 
 def test_bf16_inputs_are_computed_in_fp32(model: StableDiffusion) -> None:
     with_scheduler(model)
-    steps, index = transitions.ddim(model.schedule(10, "ddim")), torch.tensor([0, 9])
+    steps, index = samplers.ddim(model.schedule(10, "ddim")), torch.tensor([0, 9])
     x, output = randn(0).bfloat16(), randn(1).bfloat16()
-    found = transitions.mean(steps, index, x, output)
+    found = samplers.mean(steps, index, x, output)
     assert found.dtype == torch.float32
     exact = steps.x_coefficient[index].double()[:, None, None, None] * x.double()
     exact += steps.output_coefficient[index].double()[:, None, None, None] * output.double()
@@ -245,6 +245,6 @@ def test_the_gradient_of_log_prob_is_the_score() -> None:
     """d log N / d mean = (x - mean) / std^2."""
     x, mean, _, std = gaussians(torch.float64)
     mean.requires_grad_()
-    transitions.log_prob(x, mean, std, "sum").sum().backward()
+    samplers.log_prob(x, mean, std, "sum").sum().backward()
     expected = (x - mean.detach()) / std.double()[:, None, None, None] ** 2
     torch.testing.assert_close(mean.grad, expected)

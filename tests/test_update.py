@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddpo import command, objectives, train
+from ddpo import objectives, train
+from ddpo.commands import frame
 from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.objectives import Objective
-from ddpo.rollout import Sampler
-from ddpo.terms import LogProbs
-from ddpo.trajectory import Trajectory
-from ddpo.update import Measured, Pass, clip_gradients, first_pass_deviation, minibatches
+from ddpo.rollout.sample import Sampler
+from ddpo.rollout.trajectory import Trajectory
+from ddpo.training.terms import LogProbs
+from ddpo.training.update import Measured, Pass, clip_gradients, first_pass_deviation, minibatches
 
 COUNT = 6
 SAMPLES = [5, 0, 2, 3]
@@ -348,7 +349,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     assert PartialState().num_processes == 1
     for name in ("ddpo", "coupled"):
         one, two = tmp_path / "one" / name, tmp_path / "two" / name
-        assert command.run(train.main, [*argv, "--objective.name", name, "--run_dir", str(one)]) == 0
+        assert frame.run(train.main, [*argv, "--objective.name", name, "--run_dir", str(one)]) == 0
         assert json.loads((two / "provenance.json").read_text())["num_processes"] == 2
         weights, others = last_weights(one), last_weights(two)
         changed = [key for key in weights if "lora_B" in key]

@@ -19,9 +19,10 @@ from judge_server import Judge, Reply, choice
 from PIL import Image
 from torch import Tensor
 
-from ddpo import metrics, rewards
+from ddpo import rewards
 from ddpo.errors import UserError
 from ddpo.images import from_pil, to_pil
+from ddpo.records import metrics
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_everything_is_inside_and_nothing_generic_beside(wheel: Path) -> None:
     assert len(ours) > 80 and ours <= inside
     assert {name.partition("/")[0].partition("-")[0] for name in inside} == {"ddpo"}
     assert not [name for name in inside if "__pycache__" in name]
-    assert {"ddpo/bundled/configs/accelerate/cpu2.yaml", "ddpo/report.html.j2"} <= inside
+    assert {"ddpo/bundled/configs/accelerate/cpu2.yaml", "ddpo/evaluation/report.html.j2"} <= inside
     assert "ddpo/models/emoji/weights/pipeline/unet/diffusion_pytorch_model.safetensors" in inside
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpo import config, parsing, plugins
+from ddpo import config, plugins
 from ddpo.__main__ import main
-from ddpo.config import Config
+from ddpo.config import Config, schema
 from ddpo.models.stable_diffusion import tiny
 
 Flags = list[str]
@@ -62,5 +62,5 @@ def world(root: Path, *, run: bool) -> Iterator[Path]:
 
 def places(settings: Config) -> list[str]:
     """The dotted name of everything that can be set, from the parser itself."""
-    _, groups = config.resolve(parsing.normal(Config, parsing.flat(settings)))
+    _, groups = config.resolve(schema.normal(Config, schema.flat(settings)))
     return [f"{group.place}.{key}".lstrip(".") for group in groups for key in group.options]

@@ -9,7 +9,8 @@ from typing import Any
 
 import uvicorn
 
-from ddpo import rewards, serve
+from ddpo import rewards
+from ddpo.commands import serve
 from ddpo.rewards import Reward
 
 

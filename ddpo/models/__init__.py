@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddpo import plugins
-from ddpo.transitions import NoiseSchedule
+from ddpo.samplers import NoiseSchedule
 
 __path__ = [*__path__, *plugins.folders("models")[1:]]
 

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from ddpo.errors import UserError, nearest, refusal
 from ddpo.models import _adapters
 from ddpo.models._outline import outline
-from ddpo.transitions import NoiseSchedule
+from ddpo.samplers import NoiseSchedule
 
 FEW_TOKENS = 1024
 """Up to here plain attention is quicker in half precision on a CPU; the fused one is elsewhere."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddpo import plugins
 from ddpo.errors import UserError, where
-from ddpo.ranges import AtLeastOne, NonNegativeFloat, PositiveFloat, UnitFloat  # noqa: F401 - for options
+from ddpo.plugins.ranges import AtLeastOne, NonNegativeFloat, PositiveFloat, UnitFloat  # noqa: F401 - for options
 
 Loss = Callable[..., Float[Tensor, ""]]
 Report = Callable[..., Mapping[str, float]]

@@ -1,0 +1,1 @@
+"""What the commands of `ddpo` do: one file, one command."""

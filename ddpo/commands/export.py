@@ -1,0 +1,34 @@
+"""Write a run's model as other programs read it (diffusers, kohya, merged), checked picture by picture."""
+
+import sys
+from pathlib import Path
+
+from ddpo.commands import frame
+
+
+def main(argv: list[str]) -> None:
+    """`ddpo export RUN_DIR --to DIR --format diffusers|kohya|merged [--checkpoint last|best|000020]`."""
+    parser = frame.Parser(prog="ddpo export", description=__doc__, allow_abbrev=False)
+    parser.add_argument("run_dir", help="folder of a run")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
+    parser.add_argument(
+        "--format", choices=["diffusers", "kohya", "merged"], required=True,
+        help="diffusers: a LoRA for load_lora_weights; kohya: a LoRA for A1111, Forge and ComfyUI; "
+        "merged: the whole pipeline for from_pretrained",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint", default="tuned", help="000020, best or last; default: tuned, the last"
+    )
+    arguments = parser.parse_args(argv)
+    from ddpo.runs.build import Run
+    from ddpo.runs.export import check, export
+
+    check(arguments.to)
+    run = Run(arguments.run_dir, dtype="fp32")
+    run.use(arguments.checkpoint)
+    print(export(run, arguments.format, arguments.to))
+    print(f"saved {arguments.to}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(frame.run(main, sys.argv[1:]))

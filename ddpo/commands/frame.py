@@ -1,0 +1,101 @@
+"""What every command has in common: one line for an error, the exit code, and --debug for the traceback.
+
+The modules that launchers start, train and evaluate, end with `raise SystemExit(run(main, sys.argv[1:]))`.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, get_args
+
+from ddpo.errors import DISK_FULL, Stopped, Told, UserError, refusal
+from ddpo.plugins.ranges import ranges
+
+# Threads of one computation wait for each other asleep, not spinning: on cores that other programs use, too,
+# two that spin take turns for nothing. It counts from when torch is imported, which is later than here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+Main = Callable[[list[str]], int | None]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are one line, too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog.removeprefix('ddpo ')}: {message}; see {self.prog} --help")
+
+    def add_number(self, flag: str, hint: Any, *, help: str = "", **more: Any) -> None:
+        """An argument that is a number of one of the types of `ranges`, whose words --help repeats."""
+        kind, limits = get_args(hint)[0], list(ranges(hint))
+
+        def number(text: str) -> Any:
+            try:
+                value = kind(text)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(f"{text!r:.60} is no {kind.__name__}") from error
+            for limit in limits:
+                if not limit.holds(value):
+                    raise argparse.ArgumentTypeError(f"must be {limit.words}, got {value}")
+            return value
+
+        words = "; ".join([*filter(None, [help]), *(limit.words for limit in limits)])
+        self.add_argument(flag, type=number, help=words, **more)
+
+
+def mapping(text: str) -> dict[str, Any]:
+    """The type of an argument that is a JSON object, as '{"quality": 50}'; no key stands twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in {name for name in names if names.count(name) > 1}:
+            raise argparse.ArgumentTypeError(f"{name} stands twice in {text!r}; keep one")
+        return dict(pairs)
+
+    try:
+        found = json.loads(text, object_pairs_hook=once)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, as '{{\"quality\": 50}}'")
+    return found
+
+
+def run(main: Main, argv: Sequence[str]) -> int:
+    """Calls `main` with `argv` less --debug and gives the exit code.
+
+    0 done, 1 a defect of ours, 2 the user's mistake or a library that refuses what is installed (nothing
+    was written), 3 stopped in flight (the state is saved). On several processes rank 0 speaks, but a
+    defect is told by the rank that met it.
+    """
+    debug, first = "--debug" in argv, os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("ddpo").setLevel(logging.INFO if first else logging.ERROR)
+    try:
+        return main([word for word in argv if word != "--debug"]) or 0
+    except (Exception, KeyboardInterrupt) as error:
+        code, line = _verdict(error)
+        if debug:
+            traceback.print_exc()
+        if first or (code == 1 and not isinstance(error, Told)):
+            print(f"ddpo: {line}", file=sys.stderr)
+        return code
+
+
+def _verdict(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, (UserError, Stopped)):
+        return 2 if isinstance(error, UserError) else 3, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 3, "interrupted; a training run goes on with `ddpo train --resume RUN_DIR`"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        full = error.errno in DISK_FULL
+        remedy = "make room and give the same command again" if full else "name another place"
+        return 3 if full else 2, f"{error.filename}: {error.strerror}; {remedy}"
+    if line := refusal(error):
+        return 2, line
+    name = "" if isinstance(error, Told) else f"{type(error).__name__}: "
+    told = " ".join(f"{name}{error}".split())
+    return 1, f"internal error: {told}; run again with --debug for the traceback"

@@ -1,0 +1,255 @@
+"""From a configuration to the objects it names, and a finished run's models to sample from."""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from jaxtyping import Bool
+from peft import LoraConfig
+from PIL import Image
+from torch import Tensor
+
+from ddpo import config, objectives, plugins, prompts, rewards
+from ddpo.advantages import ADVANTAGES, PerReward
+from ddpo.config import Config
+from ddpo.errors import UserError
+from ddpo.images import to_pil
+from ddpo.models import Policy, _precision
+from ddpo.models._precision import Precision
+from ddpo.models.stable_diffusion import DTYPES
+from ddpo.objectives import Objective
+from ddpo.parallel import ranks
+from ddpo.prompts import PromptSet
+from ddpo.records import checkpoint
+from ddpo.rewards import Reward
+from ddpo.rollout import pairs
+from ddpo.rollout.sample import Purpose, Sampler, sample
+from ddpo.samplers import SAMPLERS, Subset
+from ddpo.scoring import ranking
+from ddpo.scoring.scorer import Scorer
+from ddpo.training.trainer import Trainer
+
+log = logging.getLogger("ddpo")
+
+
+def policy(settings: Config, pipeline: object = None, device: torch.device | None = None) -> Policy:
+    """The model with a fresh adapter (the same on every rank: its noise comes from the seed).
+
+    `pipeline` and `device` take the place of `model.pretrained` and of this process's device.
+    """
+    torch.manual_seed(settings.seed)
+    model, lora = settings.model, settings.lora
+    adapter = lora and LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha or lora.rank,  # pyright: ignore[reportArgumentType]
+        init_lora_weights="gaussian", target_modules=list(lora.target_modules),
+    )  # fmt: skip
+    adapt = cast(Callable[..., Policy], plugins.load("models", model.name))
+    return adapt(
+        pipeline or model.pretrained, device=device or ranks.state().device, dtype=model.dtype,
+        loras=[] if pipeline else model.loras, lora=adapter,
+        train_text_encoder=bool(lora and lora.text_encoder),
+        gradient_checkpointing=model.gradient_checkpointing, **model.options,
+    )  # fmt: skip
+
+
+def precision(settings: Config) -> Precision:
+    """`model.dtype`; for `auto`, what suits this process's device, for which a CPU may be timed."""
+    if settings.model.dtype != "auto":
+        return settings.model.dtype
+    device = cast(torch.device, ranks.state().device)
+    return _precision.choose(device, lambda dtype: policy(config.in_precision(settings, dtype)))
+
+
+def sampler(settings: Config, model: Policy) -> Sampler:
+    """Raises UserError for a sampler or an eta that cannot be."""
+    wanted = settings.sampler
+    schedule = model.schedule(wanted.num_steps, wanted.name)
+    try:
+        steps = SAMPLERS[wanted.name](schedule, **wanted.options)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return Sampler(steps.to(model.device), wanted.guidance_scale, wanted.batch_size)
+
+
+def objective(settings: Config) -> Objective:
+    """Raises UserError where the configuration gives it nothing to work on."""
+    wanted, trainer = settings.objective, settings.trainer
+    switches = {"kl_weight": wanted.kl_weight, "block_size": wanted.block_size}
+    found = objectives.build(wanted.name, **switches, **wanted.options)
+    _refuse_idle(wanted, found)
+    if found.compares:
+        _two_or_more(trainer.samples_per_prompt, f"objective {found.name}")
+    if wanted.offline and not found.denoising_errors:
+        raise UserError(
+            f"objective.offline: {found.name} needs the steps by which images were sampled; "
+            "files have none; take dpo"
+        )
+    updates = trainer.minibatches * trainer.epochs
+    if found.on_policy and updates > 1 and ranks.state().is_main_process:
+        log.warning(
+            "%s is on-policy: of the %d updates a rollout, only the first is unbiased", found.name, updates
+        )
+    return found
+
+
+def _refuse_idle(wanted: config.Objective, found: Objective) -> None:
+    """Options that this objective has no use for. Raises UserError for one that is set."""
+    usual, idle, works_on = config.Objective(), ["draws"], "the steps of a trajectory"
+    if found.denoising_errors:
+        works_on = "denoising errors, not on the steps of a trajectory"
+        idle = ["timestep_fraction", "timestep_window", "drop_last"]
+    for name in idle:
+        if getattr(wanted, name) != getattr(usual, name):
+            raise UserError(f"objective.{name}: {found.name} works on {works_on}; leave it out")
+
+
+def _two_or_more(samples: int, who: str) -> None:
+    if samples < 2:
+        raise UserError(
+            f"trainer.samples_per_prompt: {samples} leaves nothing to compare with, "
+            f"and {who} compares within a prompt; take 2 or more"
+        )
+
+
+def subset(settings: Config, stochastic: Bool[Tensor, " T"]) -> Subset:
+    """The steps that are trained on. Raises UserError where there is none: no log-probability to train on."""
+    wanted, sampling = settings.objective, settings.sampler
+    found = Subset(wanted.timestep_fraction, wanted.timestep_window, wanted.drop_last)
+    if not stochastic.any():
+        if sampling.name != "ddim":
+            few = sampling.num_steps
+            raise UserError(f"sampler.num_steps: {few} leaves {sampling.name} no stochastic step; take 2")
+        eta = sampling.options.get("eta")
+        raise UserError(
+            f"sampler.eta: {eta} makes every step deterministic, without a log-probability; take 0 < eta <= 1"
+        )
+    if not found(stochastic, torch.Generator()).any():
+        where = "timestep_window" if wanted.timestep_window else "drop_last"
+        raise UserError(
+            f"objective.{where}: {getattr(wanted, where)} leaves none of the {len(stochastic)} steps "
+            "to train on; widen it"
+        )
+    return found
+
+
+def prompt_set(settings: Config) -> PromptSet:
+    wanted = settings.prompts
+    dataset = (wanted.dataset, wanted.split, wanted.column) if wanted.dataset else None
+    return prompts.load(wanted.name, wanted.path, wanted.template, settings.objective.offline, dataset)
+
+
+def evaluation_sets(settings: Config) -> list[PromptSet]:
+    """The training prompts and the held-out ones, each cut to `evaluation.num_prompts`."""
+    sets = [prompt_set(settings)]
+    if settings.evaluation.prompts:
+        held_out = prompts.load(settings.evaluation.prompts, None, settings.prompts.template)
+        if held_out.name == sets[0].name:
+            raise UserError(
+                f"evaluation.prompts: {held_out.name} is also the name of the training prompts; rename one"
+            )
+        sets.append(held_out)
+    return [each[: settings.evaluation.num_prompts] for each in sets]
+
+
+def reward_list(wanted: Sequence[config.Reward], device: torch.device, dtype: str) -> list[Reward]:
+    where = device, DTYPES[dtype]
+    return [
+        rewards.build(r.name, r.weight, r.params, *where, (r.min, r.max), r.cache, r.label) for r in wanted
+    ]
+
+
+def all_rewards(settings: Config, model: Policy) -> list[Reward]:
+    """What is trained on, then what only judges."""
+    both = [*settings.rewards, *settings.eval_rewards]
+    return reward_list(both, model.device, settings.model.dtype)
+
+
+def trainer(settings: Config) -> Trainer:
+    """Everything that `Trainer.iterate` needs."""
+    wanted = settings.trainer
+    loss = objective(settings)
+    training_prompts = prompt_set(settings)
+    folder = Path(str(settings.prompts.path)).expanduser().parent if settings.objective.offline else None
+    if folder is not None:
+        pairs.check(training_prompts, folder)
+    model = policy(settings)
+    parameters = list(model.parameters().values())
+    steps = sampler(settings, model)
+    judges = reward_list(settings.rewards, model.device, settings.model.dtype)
+    for judge in judges:
+        if rewards.groupwise(judge.score) and (judge.weight or judge.gates):
+            _two_or_more(wanted.samples_per_prompt, f"reward {judge.name}")
+    kind = ranking.Ranking if folder else Scorer
+    scorer = kind(judges, timeout_s=wanted.reward_timeout_s, group_size=wanted.samples_per_prompt)
+    advantage = partial(ADVANTAGES[settings.advantage.name], **settings.advantage.options)
+    weights = {judge.name: judge.weight for judge in judges if judge.weight}
+    updates = wanted.minibatches * wanted.epochs
+    optimizer = torch.optim.AdamW(
+        parameters, wanted.lr, betas=(wanted.betas[0], wanted.betas[1]), eps=wanted.adam_eps,
+        weight_decay=wanted.weight_decay,
+    )  # fmt: skip
+    warms_up = wanted.warmup_steps and wanted.lr_schedule == "constant"
+    schedule = get_scheduler(
+        "constant_with_warmup" if warms_up else wanted.lr_schedule, optimizer,
+        num_warmup_steps=wanted.warmup_steps, num_training_steps=wanted.iterations * updates,
+    )  # fmt: skip
+    return Trainer(
+        policy=model, sampler=steps, prompts=training_prompts,
+        scorer=scorer, objective=loss,
+        advantage=PerReward(advantage, weights) if settings.advantage.per_reward else advantage(),
+        optimizer=optimizer, lr_scheduler=schedule,
+        ema=EMAModel(parameters, decay=settings.ema.decay) if settings.ema.decay else None,
+        prompts_per_iteration=wanted.prompts_per_iteration, samples_per_prompt=wanted.samples_per_prompt,
+        minibatches=wanted.minibatches, epochs=wanted.epochs, micro_batch=wanted.micro_batch,
+        max_grad_norm=wanted.max_grad_norm, advantage_clip=settings.advantage.clip, seed=settings.seed,
+        subset=Subset() if loss.denoising_errors else subset(settings, steps.steps.stochastic),
+        guidance_scale=settings.objective.guidance_scale,
+        draws=settings.objective.draws or settings.sampler.num_steps,
+        keep_extremes=settings.advantage.keep_extremes, max_missing=wanted.max_missing,
+        pairs_folder=folder,
+    )  # fmt: skip
+
+
+class Run:
+    """A run's base and tuned model, to sample from: `ddpo.load("runs/demo").sample(["a fox"], seeds=[0])`."""
+
+    def __init__(
+        self, run_dir: str | Path, dtype: Literal["fp32"] | None = None, settings: Config | None = None
+    ) -> None:
+        """`settings` take the place of the run's own, as `dtype` of theirs.
+
+        Raises UserError for what is not the folder of a run.
+        """
+        self.folder = Path(run_dir)
+        self.config = config.load(settings or config.of_run(run_dir))
+        self.config.model.dtype = dtype or self.config.model.dtype
+        self.policy = policy(self.config)
+        self.sampler = sampler(self.config, self.policy)
+        self.checkpoints = {path.name: path for path in checkpoint.all_of(self.folder)}
+
+    def use(self, column: str = "tuned") -> str:
+        """Take a checkpoint's weights, averaged if that was kept; returns its name.
+
+        "tuned" and "last" are the newest, "best" and "000020" as in `checkpoint.find`, which raises UserError
+        for one that is not there.
+        """
+        found = checkpoint.find(self.folder, "last" if column == "tuned" else column)
+        tensors, _ = checkpoint.load(found)
+        checkpoint.restore_parameters(self.policy.parameters(), tensors.get("ema", tensors["parameters"]))
+        return found.name
+
+    def sample(self, texts: Sequence[str], seeds: Sequence[int], column: str = "tuned") -> list[Image.Image]:
+        """One picture for each prompt and seed, by "base", "tuned" or a checkpoint; as in the evaluation."""
+        keys = [(Purpose.EVALUATION, seed) for seed in seeds]
+        if column != "base":
+            self.use(column)
+            parts = list(sample(self.policy, self.sampler, texts, keys))
+        else:
+            with self.policy.reference():
+                parts = list(sample(self.policy, self.sampler, texts, keys))
+        return [image for part in parts for image in to_pil(part.images)]

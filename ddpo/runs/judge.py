@@ -1,0 +1,76 @@
+"""The evaluation of a run folder: what `ddpo evaluate` does."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from ddpo import config, prompts
+from ddpo.config import Config, checks, schema
+from ddpo.evaluation import card, matched
+from ddpo.evaluation import page as report
+from ddpo.evaluation.table import table
+from ddpo.parallel import launcher, ranks
+from ddpo.records import checkpoint
+from ddpo.runs import build
+from ddpo.runs import folder as run_folder
+from ddpo.runs.build import Run
+
+log = logging.getLogger("ddpo")
+
+
+def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
+    """Base and tuned model on seen and held-out prompts at the same seeds: what results.json holds.
+
+    `settings` are what the pictures are made with; `wanted` is the checkpoint, as in `checkpoint.find`.
+    Raises UserError for what cannot be, before anything is written.
+    """
+    launcher.check(settings.model.dtype)
+    checks.check_rewards(settings)
+    checkpoint.find(Path(settings.run_dir), wanted)  # before a model is loaded for nothing
+    precision = ranks.gather([build.precision(settings)])[0]  # of rank 0, where it is to be chosen
+    settings = config.in_precision(settings, precision)
+    run = Run(settings.run_dir, settings=settings)
+    settings, used = run.config, run.use(wanted)
+    rewards = build.all_rewards(settings, run.policy)
+    columns: dict[str, dict[str, list[matched.Shot]]] = {}
+    for each in tqdm(build.evaluation_sets(settings), desc="evaluating", disable=None):
+        per_prompt, timeout_s = settings.evaluation.samples_per_prompt, settings.trainer.reward_timeout_s
+        seed = settings.evaluation.seed
+        arguments = (run.policy, run.sampler, each, per_prompt, rewards, timeout_s, seed)
+        with run.policy.reference():
+            base = matched.all_shots(*arguments)
+        columns[each.name] = {"base": base, "tuned": matched.all_shots(*arguments)}
+    if not ranks.state().is_main_process:
+        return {}
+    folder = Path(settings.run_dir)
+    more = {"versions": run_folder.versions(), "config": schema.flat(settings)}
+    results = matched.write(folder / "evaluation", columns, used, **more)
+    page = report.write(folder)
+    card.write(folder)
+    for row in report.rows(report.read(folder)):
+        log.info("%s", row["sentence"])
+    log.info("open %s", page)
+    return results
+
+
+def grid(run_dir: str, prompt_source: str | None, count: int, seed: int) -> Image.Image:
+    """Prompts down; base, every kept checkpoint across; the trained reward's scores under each picture."""
+    run = Run(run_dir)
+    chosen = build.prompt_set(run.config) if prompt_source is None else prompts.named_or_file(prompt_source)
+    chosen = [chosen[len(chosen) * i // count] for i in range(min(count, len(chosen)))]
+    rewards = build.reward_list(run.config.rewards, run.policy.device, run.config.model.dtype)
+    columns: dict[str, list[matched.Shot]] = {}
+    timeout_s = run.config.trainer.reward_timeout_s
+    arguments = (run.policy, run.sampler, chosen, [seed] * len(chosen), rewards, 1, timeout_s)
+    with run.policy.reference():
+        columns["base"] = matched.shoot(*arguments)
+    for name in run.checkpoints:
+        run.use(name)
+        columns[f"iteration {int(name)}"] = matched.shoot(*arguments)
+    rows = list(zip(*columns.values(), strict=True))
+    captions = [["  ".join(f"{shot.scores[r.name]:.3f}" for r in rewards) for shot in row] for row in rows]
+    cells = [[shot.image for shot in row] for row in rows]
+    return table(cells, [prompt.text for prompt in chosen], list(columns), captions)

@@ -1,0 +1,1 @@
+"""The loop, its updates and what losses are functions of."""

@@ -1,0 +1,217 @@
+"""One pass of optimiser steps over a rollout: the objective's derivative, streamed through the network.
+
+Whatever the objective, its gradient is sum over pairs (i, t) of C[i, t] * grad M[i, t], M being the
+log-probabilities log p(x_{t-1}^i | x_t^i) or the denoising errors. A separable objective is evaluated
+directly on each chunk of pairs. A coupled one (which needs whole trajectories at once) first gets all of M
+for the optimiser step without gradients; its derivative C is then streamed: the memory of one chunk,
+whatever the number of steps and samples. Gradients of all chunks and ranks are summed.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ddpo.objectives import Batch, Objective
+from ddpo.parallel import ranks
+from ddpo.rollout.sample import chunks
+from ddpo.training.terms import LogProbs, Terms
+
+Chunk = tuple[Int[Tensor, " N"], Int[Tensor, " N"], int]
+"""Local rows, columns and the number of genuine pairs of one network call."""
+
+
+@dataclass
+class Measured:
+    """Running statistics of every pair scored in an iteration's updates; read once, at its end."""
+
+    clip_range: float | None
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    max_dev: float = 0.0
+
+    def add(self, logp: Float[Tensor, " N"], logp_old: Float[Tensor, " N"]) -> None:
+        difference = logp.detach() - logp_old
+        ratio = difference.exp()
+        outside = (ratio - 1).abs() > (self.clip_range or torch.inf)
+        rows = {
+            "ratio": ratio,
+            "outside": outside,
+            "squared": difference.square(),
+            "pairs": torch.ones_like(ratio),
+        }
+        for name, values in rows.items():
+            self.sums[name] = self.sums.get(name, 0) + values.double().sum()
+        self.sums["max_dev"] = torch.maximum(
+            self.sums.get("max_dev", ratio.new_zeros(())), (ratio - 1).abs().max()
+        )
+
+    def result(self) -> dict[str, float]:
+        """Over all ranks. NaN when no pair was scored, as by objectives on denoising errors."""
+        rows = ranks.gather([{name: value.item() for name, value in self.sums.items()}])
+        rows = [row for row in rows if row]
+        if not rows:
+            return dict.fromkeys(("ratio/mean", "ratio/max_dev", "clip_frac", "approx_kl"), math.nan)
+        total = {name: sum(row[name] for row in rows) for name in rows[0]}
+        return {
+            "ratio/mean": total["ratio"] / total["pairs"],
+            "ratio/max_dev": max(row["max_dev"] for row in rows),
+            "clip_frac": total["outside"] / total["pairs"],
+            "approx_kl": 0.5 * total["squared"] / total["pairs"],
+        }
+
+
+@dataclass
+class Pass:
+    """What an optimiser step works on: this rank's trajectories, and their place in the global batch.
+
+    terms  of this rank's trajectories; their row r is row `terms.trajectory.samples[r]` of `batch`
+    batch  every rank's, on every rank: small matrices only
+    moved  whether the weights differ from those that sampled
+    """
+
+    terms: Terms
+    batch: Batch
+    objective: Objective
+    micro_batch: int
+    measured: Measured
+    moved: bool = True
+
+    @property
+    def loss_scale(self) -> float:
+        """A power of two that lifts gradients (a pair has 1 / (pairs x D) of them) into the range of fp16."""
+        return 2.0**16 if self.terms.policy.half_precision else 1.0
+
+    def chunks(self, samples: Sequence[int]) -> Iterator[Chunk]:
+        """This rank's (sample, column) pairs of `samples`, in padded chunks of one shape."""
+        mine = {sample: row for row, sample in enumerate(self.terms.trajectory.samples)}
+        rows = [mine[sample] for sample in samples if sample in mine]
+        listed = [(row, column) for row in rows for column in self.terms.columns(self.batch)]
+        pairs = torch.tensor(listed, dtype=torch.long).view(-1, 2)
+        for indices, genuine in chunks(len(pairs), self.micro_batch):
+            chosen = pairs[indices].to(self.terms.policy.device)
+            yield chosen[:, 0], chosen[:, 1], genuine
+
+    def globally(self, rows: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """Rows of the global batch."""
+        return torch.tensor(self.terms.trajectory.samples, device=rows.device)[rows]
+
+    def measure(self, found: Mapping[str, Float[Tensor, " N"]], logp_old: Float[Tensor, " N"]) -> None:
+        if "logp" in found:
+            self.measured.add(found["logp"], logp_old)
+
+    def backward(self, samples: Sequence[int]) -> float:
+        """Accumulate this rank's share of the gradient over `samples`; return its share of the loss."""
+        return self._separable(samples) if self.objective.separable else self._coupled(samples)
+
+    @ranks.together()
+    def _separable(self, samples: Sequence[int]) -> float:
+        pairs = len(samples) * len(self.terms.columns(self.batch))
+        loss = torch.zeros((), device=self.terms.policy.device)
+        for rows, columns, genuine in self.chunks(samples):
+            found = {name: vector[:genuine] for name, vector in self.terms(rows, columns).items()}
+            batch = self.batch.pairs(self.globally(rows[:genuine]), columns[:genuine])
+            as_columns = {name: vector[:, None] for name, vector in found.items()}
+            share = self._loss(as_columns, batch) * (genuine / pairs)
+            (share * self.loss_scale).backward()
+            self.measure(found, batch.logp_old[:, 0])
+            loss += share.detach()
+        return loss.item()
+
+    def _coupled(self, samples: Sequence[int]) -> float:
+        return self._streamed(samples, self._matrices(samples)) / ranks.state().num_processes
+
+    @ranks.together()
+    def _streamed(self, samples: Sequence[int], matrices: Mapping[str, Float[Tensor, "B T"]]) -> float:
+        chosen = torch.tensor(list(samples), device=self.terms.policy.device)
+        leaves = {name: matrix[chosen].requires_grad_() for name, matrix in matrices.items()}
+        loss = self._loss(leaves, self.batch.rows(chosen))
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        coefficients = {name: torch.zeros_like(matrix) for name, matrix in matrices.items()}
+        for name, gradient in zip(leaves, found, strict=True):
+            coefficients[name][chosen] = 0.0 if gradient is None else gradient
+        level = self._level(coefficients.values())
+        for rows, columns, genuine in self.chunks(samples):
+            place, now = (self.globally(rows), columns), self.terms(rows, columns)
+            weights = {name: coefficients[name][place] for name in now}
+            shares = [
+                (weights[name] * value)[:genuine].sum() for name, value in now.items() if value.requires_grad
+            ]
+            (self.loss_scale / level * torch.stack(shares).sum()).backward()
+            self.measure(
+                {name: value[:genuine] for name, value in now.items()}, self.batch.logp_old[place][:genuine]
+            )
+        for parameter in self.terms.policy.parameters().values():
+            if parameter.grad is not None:
+                parameter.grad *= level
+        return loss.item()
+
+    def _level(self, coefficients: Iterable[Float[Tensor, "B T"]]) -> float:
+        """A power of two: coefficients of any size (PRDP has 1 / beta) divided by it are of a mean's size."""
+        largest = max(matrix.abs().max().item() for matrix in coefficients)
+        if not self.terms.policy.half_precision or not 0 < largest < math.inf:
+            return 1.0
+        return 2.0 ** round(math.log2(largest * self.batch.logp_old.numel()))
+
+    @torch.no_grad()
+    def _matrices(self, samples: Sequence[int]) -> dict[str, Float[Tensor, "B T"]]:
+        """All terms of `samples`, of all ranks; log-probabilities before any update are the recorded ones."""
+        if not self.moved and self.terms.names == ("logp",):
+            return {"logp": self.batch.logp_old.clone()}
+        matrices = {name: torch.zeros_like(self.batch.logp_old) for name in self.terms.names}
+        with ranks.together():
+            for rows, columns, genuine in self.chunks(samples):
+                place = self.globally(rows[:genuine]), columns[:genuine]
+                for name, vector in self.terms(rows, columns).items():
+                    matrices[name][place] = vector[:genuine]
+        ranks.sum_(list(matrices.values()))  # every rank's rows are zero on the others
+        return matrices
+
+    def _loss(self, found: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
+        matrix, *others = found
+        return self.objective(found[matrix], replace(batch, **{name: found[name] for name in others}))
+
+
+def minibatches(groups: int, count: int, order: torch.Generator) -> list[list[int]]:
+    """Deal groups into `count` minibatches: of each `count` consecutive groups, one to each, in random order.
+
+    The same on any number of ranks, and even for ranks that hold contiguous blocks of groups.
+    """
+    dealt: list[list[int]] = [[] for _ in range(count)]
+    for first in range(0, groups, count):
+        places = torch.randperm(count, generator=order).tolist()
+        for place, group in zip(places, range(first, groups), strict=False):
+            dealt[place].append(group)
+    return dealt
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float, loss_scale: float = 1.0) -> float:
+    """Sum gradients over ranks, take `loss_scale` out of them, scale them to a norm of at most `limit`.
+
+    Returns the norm before.
+    """
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    ranks.sum_(gradients)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.div_(loss_scale)
+    return nn.utils.clip_grad_norm_(parameters, limit).item()
+
+
+def first_pass_deviation(work: Pass) -> float:
+    """max |ratio - 1| before any update, at its shapes, on pairs of all steps and as many samples.
+
+    0 where the objective has no log-probabilities.
+    """
+    if not isinstance(work.terms, LogProbs):
+        return 0.0
+    columns = torch.tensor(work.terms.columns(work.batch), device=work.terms.policy.device)
+    rows = torch.arange(len(columns), device=columns.device) % len(work.terms.trajectory.samples)
+    worst = [0.0]
+    with torch.no_grad():
+        for indices, genuine in chunks(len(columns), work.micro_batch):
+            logp = work.terms(rows[indices], columns[indices])["logp"][:genuine]
+            old = work.batch.logp_old[work.globally(rows[indices]), columns[indices]][:genuine]
+            worst.append(((logp - old).exp() - 1).abs().max().item())
+    return torch.tensor(ranks.gather(worst), dtype=torch.float64).max().item()  # Python's max loses a NaN
