@@ -1,12 +1,15 @@
-"""The DNA world: its grammar, its formula, its masked diffusion, against closed forms and counts."""
+"""The DNA world against closed forms and counts: its grammar, its formula, its masked diffusion."""
 
+import json
 import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from ddpo.models.dna import activity, base, grammar, oracles, pretrain, statistics
 
@@ -43,7 +46,8 @@ def test_sequences_are_a_function_of_the_seed(drawn: Tensor) -> None:
 
 def test_the_background_follows_its_table() -> None:
     tokens = grammar.background(3000, np.random.default_rng(0))
-    for (first, second), row in zip(product(range(4), repeat=2), grammar.TRANSITIONS.values(), strict=True):
+    pairs = product(range(4), repeat=2)
+    for (first, second), row in zip(pairs, grammar.TRANSITIONS.values(), strict=True):
         here = (tokens[:, :-2] == first) & (tokens[:, 1:-1] == second)
         following = tokens[:, 2:][here]
         share = np.bincount(following, minlength=4) / len(following)
@@ -53,7 +57,7 @@ def test_the_background_follows_its_table() -> None:
 
 
 def test_sites_are_as_frequent_as_their_rates_say(drawn: Tensor) -> None:
-    """rate x (share of enhancer-like sequences) x (1 - mutation)^length, plus composites, plus chance."""
+    """rate x (enhancer-like sequences) x (1 - mutation)^length, plus composites and chance."""
     plain = torch.from_numpy(grammar.background(4000, np.random.default_rng(1)))
     found, chance = statistics.site_frequencies(drawn), statistics.site_frequencies(plain)
     enriched = 1 + grammar.ENHANCER_LIKE * (grammar.ENRICHMENT - 1)
@@ -172,13 +176,14 @@ def conditionals(joint: Tensor, tokens: Tensor) -> Tensor:
             if token != base.MASK:
                 others = [letter for letter in range(4) if letter != token]
                 kept.index_fill_(place, torch.tensor(others), 0.0)
-        rows.append(torch.stack([kept.sum([d for d in range(3) if d != place]) for place in range(3)]))
+        places = [[d for d in range(3) if d != place] for place in range(3)]
+        rows.append(torch.stack([kept.sum(others) for others in places]))
     chances = torch.stack(rows)
     return (chances / chances.sum(-1, keepdim=True)).log()
 
 
 def test_the_bound_is_exact_where_conditionals_belong_to_one_joint() -> None:
-    """Enumerated: the mean over k in 1..3 and over the masks of k letters is -log p(x), for every x."""
+    """Enumerated: the mean over k in 1..3 and the masks of k letters is -log p(x), for every x."""
     joint = torch.rand((4, 4, 4), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     joint /= joint.sum()
     tokens = torch.tensor(list(product(range(4), repeat=3)))
@@ -228,3 +233,62 @@ def test_an_oracle_is_differentiable_in_its_letters() -> None:
     letters = torch.full((2, 100, 4), 0.25, requires_grad=True)
     oracle(letters).sum().backward()
     assert letters.grad is not None and letters.grad.abs().sum() > 0
+
+
+# the committed weights
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, Any]:
+    return json.loads((pretrain.WEIGHTS / "figures.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def held_out() -> Tensor:
+    return grammar.draw(1000, pretrain.SEEDS["held_out"])
+
+
+@pytest.mark.parametrize("name", ["oracle_train", "oracle_judge"])
+def test_an_oracle_predicts_activity(name: str, held_out: Tensor, figures: dict[str, Any]) -> None:
+    """The issue's bar is .88; figures.json has it of 10,000 sequences."""
+    noisy = activity.measured(held_out, torch.Generator().manual_seed(0))
+    scores = oracles.score(oracles.load(name), held_out)
+    found = pretrain.r_squared(scores, noisy)
+    assert found == pytest.approx(figures["oracles"][name]["r2"], abs=0.02)
+    assert figures["oracles"][name]["r2"] >= 0.88
+
+
+def test_the_two_activity_oracles_are_not_one(held_out: Tensor) -> None:
+    """They agree on the data, and differ by about as much as each differs from the truth."""
+    names = ("oracle_train", "oracle_judge")
+    first, second = (oracles.score(oracles.load(name), held_out) for name in names)
+    assert 0.1 < (first - second).square().mean().sqrt() < 0.6
+
+
+def test_the_classifier_knows_what_is_accessible(held_out: Tensor, figures: dict[str, Any]) -> None:
+    accessible = activity.accessible(held_out, torch.Generator().manual_seed(0))
+    scores = oracles.score(oracles.load("accessibility"), held_out)
+    found = pretrain.area_under_curve(scores, accessible)
+    assert found == pytest.approx(figures["oracles"]["accessibility"]["auc"], abs=0.04)
+
+
+def test_the_base_has_learned_the_grammar(held_out: Tensor, figures: dict[str, Any]) -> None:
+    """Its bound, and each factor's word: its fourth letter is masked, the others are not."""
+    model = base.load()
+    generator = torch.Generator().manual_seed(0)
+    found = base.log_likelihood(model, held_out[:64], generator, draws=5).mean().item()
+    assert found == pytest.approx(figures["base"]["log_likelihood_held_out"], abs=2.5)
+    for name in grammar.MOTIFS:
+        tokens = with_sites((40, word(name)))
+        asked, place = tokens.clone(), 43
+        asked[0, place] = base.MASK
+        with torch.no_grad():
+            chances = base.log_probs(model, asked)[0, place].exp()
+        assert chances[tokens[0, place]] > 0.8, name
+
+
+def test_the_base_loads_in_plain_transformers() -> None:
+    model = AutoModelForMaskedLM.from_pretrained(base.FOLDER)
+    words = AutoTokenizer.from_pretrained(base.FOLDER)
+    assert words("ACGT")["input_ids"] == [0, 1, 2, 3]
+    assert sum(p.numel() for p in model.parameters()) == 548_007

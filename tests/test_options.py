@@ -6,10 +6,13 @@ accepted and changes nothing.
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import helpers
@@ -80,6 +83,7 @@ TRAIN: dict[str, Flags | tuple[Flags, Flags]] = {
     "evaluation.samples_per_prompt": (["--evaluation.every", "1"], ["--evaluation.samples_per_prompt", "3"]),
     "evaluation.num_prompts": (["--evaluation.every", "1"], ["--evaluation.num_prompts", "1"]),
     "evaluation.seed": (["--evaluation.every", "1"], ["--evaluation.seed", "7"]),
+    "log.project": (["--log.trackers", "[wandb]"], ["--log.project", "mine"]),
     "log.trackers": ["[tensorboard]"], "log.images": ["1"],
     "log.every": (["--log.images", "1"], ["--log.every", "1"]),
     "plugins": ["[own]"], "seed": ["18446744073709551615"], "run_dir": ["elsewhere"],
@@ -101,8 +105,8 @@ BASE = [
 class Trackers:
     """In the place of tensorboard and wandb: says that it was asked for."""
 
-    def __init__(self, names: list[str], *_: Any) -> None:
-        EVENTS.append(names)
+    def __init__(self, names: list[str], folder: Path, settings: Any, project: str) -> None:
+        EVENTS.append((names, project))
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None
@@ -145,7 +149,10 @@ def watch(folder: Path) -> Iterator[Callable[[Flags], str]]:
         shutil.rmtree(session.folder)
         return repr([made, *EVENTS, left])
 
+    wandb = ModuleType("wandb")
+    wandb.__spec__ = ModuleSpec("wandb", None)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", wandb)  # it need not be installed
         patch.setattr(build, "policy", policy)
         patch.setattr(Trainer, "iterate", iterate)
         patch.setattr(matched, "shoot", shoot)

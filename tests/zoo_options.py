@@ -47,6 +47,7 @@ def world(root: Path, *, run: bool) -> Iterator[Path]:
         Image.fromarray(pixels).save(root / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        patch.setenv(plugins.VARIABLE, "")  # --plugins of one test file are none of the next one's
         patch.setattr(plugins, "_points", lambda kind: [])  # the installed packages: slow to read
         tiny(seed=1).save_pretrained(root / "other")
         helpers.policy(moved=0.1).save(root / "lora")

@@ -1,9 +1,10 @@
 """How active a sequence is, by a formula: what the oracles learn and what no trained model may see.
 
-Occupancy of a factor at a place: 1 for its word, .4 with one mismatch, else 0, the better of the two strands.
-Summed over places to o, it saturates: s = (1 - exp(-1.2 o)) / (1 - exp(-1.2)), so one site gives s = 1.
+Occupancy of a factor at a place: 1 for its word, .4 with one mismatch, else 0, the better of the
+two strands. Summed over places to o, it saturates: s = (1 - exp(-1.2 o)) / (1 - exp(-1.2)), so one
+site gives s = 1. With each factor's name for its s,
 
-    drive    = 1.1 HNF4A + 1.3 HNF1A + 1.0 CEBPA + .5 FOXA + .5 GATA        (each name: the factor's s)
+    drive    = 1.1 HNF4A + 1.3 HNF1A + 1.0 CEBPA + .5 FOXA + .5 GATA
              + 1.6 synergy           the best pair of HNF4A then CEBPA on one strand: the lesser of
                                      their occupancies, times 1 with 3 to 7 letters between them,
                                      .5 with 8 to 12
@@ -16,7 +17,8 @@ Summed over places to o, it saturates: s = (1 - exp(-1.2 o)) / (1 - exp(-1.2)), 
 The unit is log2 fold change over a minimal promoter, as in a reporter assay; the scale is invented.
 `measured` adds the assay's noise, normal with standard deviation .25.
 
-Accessible (open chromatin) is a second label that has nothing to do with activity but the FOXA sites:
+Accessible (open chromatin) is a second label that has nothing to do with activity but the FOXA
+sites:
 
     logit = 2.6 FOXA - .7 ((GC - .46) / .06)^2 - 1.2 max(0, longest run - 5) - .9
 
@@ -45,13 +47,15 @@ def occupancy(tokens: Int[Tensor, "B L"], name: str) -> Float[Tensor, "B places"
     word = MOTIFS[name].tokens
     places = tokens.shape[1] - len(word) + 1
     letters = tokens.to(torch.uint8)  # eight times less memory to read
-    missing = torch.stack([letters[:, i : places + i] != token for i, token in enumerate(word)]).sum(0)
+    differ = [letters[:, i : places + i] != token for i, token in enumerate(word)]
+    missing = torch.stack(differ).sum(0)
     return (missing == 0).float() + ONE_MISMATCH * (missing == 1).float()
 
 
 def both_strands(tokens: Int[Tensor, "B L"], name: str) -> Float[Tensor, "B places"]:
     """The better of the two strands at each place."""
-    return torch.maximum(occupancy(tokens, name), occupancy(reverse_complement(tokens), name).flip(-1))
+    other = occupancy(reverse_complement(tokens), name).flip(-1)
+    return torch.maximum(occupancy(tokens, name), other)
 
 
 def saturated(occupancy: Float[Tensor, "B places"]) -> Float[Tensor, " B"]:

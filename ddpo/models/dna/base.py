@@ -1,8 +1,8 @@
 """The DNA world's base model: masked diffusion over A, C, G, T with a small `EsmForMaskedLM`.
 
-The forward process masks each letter on its own, with probability t at time t in [0, 1] (the log-linear
-schedule of MDLM, Sahoo et al. 2024, arXiv 2406.07524). The network says what stands under the masks (SUBS):
-letters that are not masked stay, and a mask is never predicted.
+The forward process masks each letter on its own, with probability t at time t in [0, 1] (the
+log-linear schedule of MDLM, Sahoo et al. 2024, arXiv 2406.07524). The network says what stands
+under the masks (SUBS): letters that are not masked stay, and a mask is never predicted.
 
 The bound on the log-likelihood, with k of L letters masked:
 
@@ -48,7 +48,7 @@ def untrained() -> EsmForMaskedLM:
 
 
 def _look_at_neighbors(model: EsmForMaskedLM, strength: float = 2.0) -> None:
-    """Set the biases of queries and keys so that each head first attends at one offset, from -10 to 10.
+    """Set the biases of queries and keys so that each head first attends at one offset, -10 to 10.
 
     With rotary positions a query's bias (a, 0) at place p and a key's bias (a cos wd, a sin wd) at
     place m have the product a^2 cos(w (p - m - d)) in the plane of frequency w: all planes peak
@@ -86,7 +86,8 @@ def load(folder: Path = FOLDER) -> EsmForMaskedLM:
 def log_probs(model: EsmForMaskedLM, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L 4"]:
     """Log-probabilities of A, C, G, T at each place, fp32: SUBS.
 
-    At a mask they sum to one over the four letters; a letter that is not masked has 0, the others -inf.
+    At a mask they sum to one over the four letters; a letter that is not masked has 0, the others
+    -inf.
     """
     masked = (tokens == MASK)[..., None]
     letters = torch.arange(len(LETTERS), device=tokens.device)
@@ -107,14 +108,19 @@ def random_masks(
 def stratified_counts(batch: int, length: int, generator: torch.Generator) -> Int[Tensor, " batch"]:
     """Numbers of masked letters, uniform on 1 to `length`, spread evenly over the batch."""
     device = generator.device
-    places = torch.arange(batch, device=device) + torch.rand(batch, generator=generator, device=device)
+    places = torch.rand(batch, generator=generator, device=device)
+    places += torch.arange(batch, device=device)
     return (places / batch * length).long().clamp(max=length - 1) + 1
 
 
-def bound(predict: Predict, tokens: Int[Tensor, "B L"], masks: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
+def bound(
+    predict: Predict,
+    tokens: Int[Tensor, "B L"],
+    masks: Bool[Tensor, "B L"],
+) -> Float[Tensor, " B"]:
     """L times the mean of -log p over the masked letters, in nats.
 
-    Its mean over uniform counts and random masks is the bound on -log p of the sequence, which is the loss.
+    Its mean over uniform counts and random masks is the bound on -log p of the sequence: the loss.
     `predict` takes tokens with masks to log-probabilities, as `partial(log_probs, model)` does.
     """
     predicted = predict(torch.where(masks, MASK, tokens))
@@ -140,14 +146,17 @@ def log_likelihood(
 def sample(
     model: EsmForMaskedLM, count: int, steps: int, generator: torch.Generator
 ) -> Int[Tensor, "count 100"]:
-    """Ancestral samples: from all masks, in the step from t to s each mask becomes a letter with probability
-    (t - s) / t. Only for judging the base; letters that appear in one step do not know of each other, so the
-    samples are the model's own only as `steps` grows."""
+    """Ancestral samples: from all masks, in the step from t to s each mask becomes a letter with
+    probability (t - s) / t.
+
+    Only for judging the base; letters that appear in one step do not know of each other, so the
+    samples are the model's own only as `steps` grows.
+    """
     device = generator.device
     tokens = torch.full((count, LENGTH), MASK, device=device)
     for left in range(steps, 0, -1):
         chances = log_probs(model, tokens).exp()
-        letters = torch.multinomial(chances.flatten(0, 1), 1, generator=generator).view(count, LENGTH)
+        letters = torch.multinomial(chances.flatten(0, 1), 1, generator=generator)
         appears = torch.rand(tokens.shape, generator=generator, device=device) < 1 / left
-        tokens = torch.where((tokens == MASK) & appears, letters, tokens)
+        tokens = torch.where((tokens == MASK) & appears, letters.view(count, LENGTH), tokens)
     return tokens

@@ -1,25 +1,27 @@
-"""Sequences of the DNA world: a second-order background into which sites of transcription factors are placed.
+"""Sequences of the DNA world: a second-order background with sites of transcription factors.
 
-The words are consensus sequences of JASPAR 2024 (Rauluseviciute et al., Nucleic Acids Research 52, D174,
-2024; doi 10.1093/nar/gkad1059): at each position the most frequent letter of the matrix that is named, over
-the columns that are named. Shortened means that some columns are left out:
+The words are consensus sequences of JASPAR 2024 (Rauluseviciute et al., Nucleic Acids Research 52,
+D174, 2024; doi 10.1093/nar/gkad1059): at each position the most frequent letter of the matrix that
+is named, over the columns that are named. Shortened means that some columns are left out:
 
     HNF4A  MA0114.5, all 9 columns             FOXA   MA0148.2 (FOXA1), columns 1 to 9 of 11
     HNF1A  MA0046.3, all 13 columns            GATA   MA0035.2 (Gata1), columns 3 to 10 of 11
-    CEBPA  MA0102.5, columns 2 to 9 of 10      REST   MA0138.2, columns 1 to 9 of 21 (the left half-site)
+    CEBPA  MA0102.5, columns 2 to 9 of 10      REST   MA0138.2, columns 1 to 9 of 21 (half a site)
 
-These are factors of the liver (REST: a repressor elsewhere). Everything else is invented: rates, spacings,
-and what a site does (`activity.py`).
+These are factors of the liver (REST: a repressor elsewhere). Everything else is invented: rates,
+spacings, and what a site does (`activity.py`).
 
 A sequence is drawn so:
 
-1. Background: each letter given the two before it (`TRANSITIONS`). The table was drawn once from a Dirichlet
-   law, 100 x (.27, .23, .23, .27) per row, with G after C made .6 times as likely (CpG depletion).
-2. With probability .15 it is "enhancer-like": rates of activators times 2.2, of REST divided by 2.2.
-3. With probability .1 (enhancer-like: .22) it holds a composite: HNF4A, a gap of 3 to 12 letters, CEBPA, both
-   on the same strand.
-4. Of each factor, a Poisson number of sites (rates: `MOTIFS`), each on either strand with equal probability.
-   A site never covers another. Each letter of a site is replaced by another one with probability .04.
+1. Background: each letter given the two before it (`TRANSITIONS`). The table was drawn once from a
+   Dirichlet law, 100 x (.27, .23, .23, .27) per row, with G after C made .6 times as likely (CpG
+   depletion).
+2. With probability .15 it is "enhancer-like": rates of activators times 2.2, of REST over 2.2.
+3. With probability .1 (enhancer-like: .22) it holds a composite: HNF4A, a gap of 3 to 12 letters,
+   CEBPA, both on the same strand.
+4. Of each factor, a Poisson number of sites (rates: `MOTIFS`), each on either strand with equal
+   probability. A site never covers another. Each letter of a site is replaced by another one with
+   probability .04.
 """
 
 from dataclasses import dataclass
@@ -45,7 +47,7 @@ PLACEMENTS = 20
 
 @dataclass(frozen=True)
 class Motif:
-    """A word of a factor, and its expected number of sites in a sequence that is not enhancer-like."""
+    """A factor's word, and its expected number of sites where a sequence is not enhancer-like."""
 
     word: str
     rate: float
@@ -99,8 +101,9 @@ def draw(count: int, seed: int) -> Int[Tensor, "count 100"]:
     for motif in MOTIFS.values():
         rates = motif.rate * (enriched if motif.activator else 1 / enriched)
         sites = rng.poisson(rates)
+        written = [1] * len(motif.word)
         for earlier in range(int(sites.max(initial=0))):
-            _place(tokens, taken, np.flatnonzero(sites > earlier), motif.tokens, [1] * len(motif.word), rng)
+            _place(tokens, taken, np.flatnonzero(sites > earlier), motif.tokens, written, rng)
     return torch.from_numpy(tokens)
 
 
@@ -109,7 +112,8 @@ def background(count: int, rng: np.random.Generator) -> np.ndarray:
     table = np.array([TRANSITIONS[a + b] for a, b in product(LETTERS, LETTERS)]).reshape(4, 4, 4)
     cumulative = table.cumsum(-1)
     tokens = np.empty((count, LENGTH), dtype=np.int64)
-    tokens[:, :2] = np.searchsorted(np.cumsum(FIRST), rng.random((count, 2)), side="right").clip(max=3)
+    first = np.searchsorted(np.cumsum(FIRST), rng.random((count, 2)), side="right")
+    tokens[:, :2] = first.clip(max=3)
     for i in range(2, LENGTH):
         passed = rng.random((count, 1)) >= cumulative[tokens[:, i - 2], tokens[:, i - 1]]
         tokens[:, i] = passed.sum(-1).clip(max=3)
@@ -136,7 +140,7 @@ def _place(
     written: list[int],
     rng: np.random.Generator,
 ) -> None:
-    """Write `word`, where `written` is 1, at a free place of each row, on a random strand, with mutations."""
+    """Write `word`, where `written` is 1, at a free place of each row: either strand, mutated."""
     letters = np.tile(np.array(word), (len(rows), 1))
     shift = rng.integers(1, 4, letters.shape) * (rng.random(letters.shape) < MUTATION)
     letters = (letters + shift) % 4
@@ -161,7 +165,7 @@ def reverse_complement(tokens: Int[Tensor, "*B L"]) -> Int[Tensor, "*B L"]:
 
 
 def encode(sequences: list[str]) -> Int[Tensor, "B L"]:
-    """Tokens of sequences of equal length. Raises ValueError for a letter that is none of A, C, G, T."""
+    """Tokens of sequences of equal length. Raises ValueError for a letter not in A, C, G, T."""
     for sequence in sequences:
         if strange := set(sequence) - set(LETTERS):
             raise ValueError(f"{min(strange)!r} in {sequence[:20]}...: letters are A, C, G and T")

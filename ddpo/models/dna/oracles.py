@@ -1,4 +1,4 @@
-"""Small convolutional networks that read a sequence: two activity oracles and a classifier of accessibility.
+"""Small convolutional networks that read a sequence: two activity oracles, one of accessibility.
 
     oracle_train   activity; its gradient may be trained on
     oracle_judge   activity; learned from other sequences, never trained on
@@ -23,7 +23,7 @@ CHANNELS = {"oracle_train": 48, "oracle_judge": 48, "accessibility": 32}
 
 
 class Oracle(nn.Module):
-    """Words of 13 letters, pooled by 4, two residual layers, then the maximum and the mean over places."""
+    """Words of 13 letters, pooled by 4; two residual layers; maximum and mean over places."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def one_hot(tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L 4"]:
 
 
 def load(name: str, folder: Path = FOLDER) -> Oracle:
-    """A committed network, in evaluation mode: `oracle_train`, `oracle_judge` or `accessibility`."""
+    """A committed network, to be evaluated: `oracle_train`, `oracle_judge` or `accessibility`."""
     oracle = Oracle(CHANNELS[name])
     oracle.load_state_dict(load_file(folder / f"{name}.safetensors"))
     return oracle.eval().requires_grad_(False)
@@ -56,5 +56,5 @@ def load(name: str, folder: Path = FOLDER) -> Oracle:
 
 @torch.no_grad()
 def score(oracle: Oracle, tokens: Int[Tensor, "B L"], chunk: int = 1024) -> Float[Tensor, " B"]:
-    """What the network says of each sequence: log2 fold change, or the logit of being accessible."""
+    """What the network says of each sequence: log2 fold change, or the logit of accessible."""
     return torch.cat([oracle(one_hot(part)) for part in tokens.split(chunk)])

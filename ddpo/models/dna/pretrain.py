@@ -33,9 +33,9 @@ SEEDS = {"base": 1, "oracle_train": 2, "oracle_judge": 3, "accessibility": 4, "h
 HELD_OUT = 10_000
 ORACLE_SEQUENCES, ORACLE_BATCH, ORACLE_RATE = 24_000, 128, 2e-3
 EPOCHS = {"oracle_train": 10, "oracle_judge": 10, "accessibility": 4}
-BASE_SEQUENCES, BASE_STEPS, BASE_BATCH, BASE_RATE = 131_072, 20_000, 512, 2e-3
+BASE_SEQUENCES, BASE_STEPS, BASE_BATCH, BASE_RATE = 131_072, 2_605, 512, 2e-3
 WARMUP, DECAY, AVERAGE = 300, 0.4, 0.999
-"""Steps of linear warm-up; share of the steps in which the rate falls to zero; the moving average."""
+"""Steps of linear warm-up; share of the steps in which the rate falls to 0; the moving average."""
 PACE = 100
 """Steps between two looks at the clock."""
 SAMPLES = 512
@@ -57,7 +57,7 @@ def top_decile(tokens: Tensor) -> Tensor:
 
 
 def measure_grammar(folder: Path) -> None:
-    """Figures of the held-out data: quantiles of activity, sites, 3-mers, how many are accessible."""
+    """Figures of the held-out data: quantiles of activity, sites, 3-mers, accessible ones."""
     tokens = grammar.draw(HELD_OUT, SEEDS["held_out"])
     active, best = activity.activity(tokens), top_decile(tokens)
     levels = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -82,7 +82,7 @@ def rounded(figures: dict[str, float], digits: int = 4) -> dict[str, float]:
 
 
 def train_oracle(name: str, device: str) -> oracles.Oracle:
-    """Train on this oracle's own sequences; half of those in a batch are read from the other strand."""
+    """Train on this oracle's own sequences; half of a batch is read from the other strand."""
     generator = torch.Generator().manual_seed(SEEDS[name])
     tokens = grammar.draw(ORACLE_SEQUENCES, SEEDS[name])
     classify = name == "accessibility"
@@ -101,7 +101,8 @@ def train_oracle(name: str, device: str) -> oracles.Oracle:
             order = torch.randperm(len(tokens), generator=generator)
         rows = order[place * ORACLE_BATCH :][:ORACLE_BATCH].to(device)
         read = letters[rows]
-        read[::2] = read[::2].flip(1, 2)  # the order of A, C, G, T makes this the reverse complement
+        # the order of A, C, G, T makes this the reverse complement
+        read[::2] = read[::2].flip(1, 2)
         loss = loss_of(oracle(read), target[rows])
         optimizer.zero_grad()
         loss.backward()
@@ -135,19 +136,20 @@ def train_oracles(folder: Path, device: str) -> None:
         oracle = train_oracle(name, device)
         save_file(oracle.state_dict(), folder / f"{name}.safetensors")
         scores = oracles.score(oracle, tokens)
-        found: dict[str, Any] = {"device": device, "wall_s": round(time.perf_counter() - started, 1)}
+        wall = round(time.perf_counter() - started, 1)
         if name == "accessibility":
-            found |= {"auc": round(area_under_curve(scores, open_), 4)}
-            found |= {"auc_of_the_formula": round(area_under_curve(activity.accessibility(tokens), open_), 4)}
+            formula = activity.accessibility(tokens)
+            found = {"auc": area_under_curve(scores, open_)}
+            found |= {"auc_of_the_formula": area_under_curve(formula, open_)}
         else:
-            found |= {"r2": round(r_squared(scores, noisy), 4)}
-            found |= {"r2_without_noise": round(r_squared(scores, activity.activity(tokens)), 4)}
-        figures[name] = found
+            found = {"r2": r_squared(scores, noisy)}
+            found |= {"r2_without_noise": r_squared(scores, activity.activity(tokens))}
+        figures[name] = {"device": device, "wall_s": wall} | rounded(found)
     record(folder, "oracles", figures)
 
 
 def rate(step: int, steps: int) -> float:
-    """Linear warm-up, constant, then linear to zero over the last `DECAY` of the steps; a factor."""
+    """Linear warm-up, constant, linear to zero over the last `DECAY` of the steps: a factor."""
     return min(1.0, (step + 1) / WARMUP, (steps - step) / (DECAY * steps))
 
 
@@ -170,7 +172,8 @@ class BaseTraining:
     def step(self, step: int, steps: int) -> Tensor:
         """One step of `steps`; the loss, nats per sequence, still on the device."""
         generator, length = self.generator, grammar.LENGTH
-        rows = torch.randint(len(self.tokens), (self.batch,), generator=generator, device=self.device)
+        shape = (self.batch,)
+        rows = torch.randint(len(self.tokens), shape, generator=generator, device=self.device)
         counts = base.stratified_counts(self.batch, length, generator)
         masks = base.random_masks(counts, length, generator)
         predict = partial(base.log_probs, self.model)
@@ -258,9 +261,9 @@ def main() -> None:
     parser.add_argument("--stage", choices=["grammar", "oracles", "base", "all"], required=True)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder to write to")
     parser.add_argument("--device", default="cpu", help="to train on: cpu or cuda")
-    parser.add_argument("--steps", type=int, default=BASE_STEPS, help="of the base's training, at most")
-    parser.add_argument("--batch", type=int, default=BASE_BATCH, help="sequences per step of the base")
-    parser.add_argument("--seconds", type=float, default=0, help="of the base's training; 0: no limit")
+    parser.add_argument("--steps", type=int, default=BASE_STEPS, help="of the base, at most")
+    parser.add_argument("--batch", type=int, default=BASE_BATCH, help="of the base: sequences")
+    parser.add_argument("--seconds", type=float, default=0, help="of the base; 0: no limit")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if arguments.stage in ("grammar", "all"):
@@ -268,7 +271,8 @@ def main() -> None:
     if arguments.stage in ("oracles", "all"):
         train_oracles(arguments.weights, arguments.device)
     if arguments.stage in ("base", "all"):
-        train_base(arguments.weights, arguments.device, arguments.steps, arguments.batch, arguments.seconds)
+        limits = arguments.steps, arguments.batch, arguments.seconds
+        train_base(arguments.weights, arguments.device, *limits)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What sequences look like: 3-mers, sites, GC content, longest run. All are of tokens A, C, G, T = 0 to 3."""
+"""What sequences of tokens 0 to 3 look like: 3-mers, sites, GC content, longest run."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,7 +8,7 @@ from .grammar import GAPS, MOTIFS, reverse_complement
 
 
 def kmers(tokens: Int[Tensor, "B L"], k: int = 3) -> Float[Tensor, " 4**k"]:
-    """Frequencies of all words of k letters, overlapping, over all sequences together; they sum to 1."""
+    """Frequencies of all overlapping words of k letters in all the sequences; they sum to 1."""
     powers = 4 ** torch.arange(k - 1, -1, -1, device=tokens.device)
     words = (tokens.unfold(1, k, 1) * powers).sum(-1)
     return torch.bincount(words.flatten(), minlength=4**k).double() / words.numel()
