@@ -14,10 +14,11 @@ from ddpo.models import Policy
 from ddpo.models.stable_diffusion import tiny
 from ddpo.objectives import Batch
 from ddpo.parallel import ranks
-from ddpo.rollout.sample import Purpose, Sampler, sample
+from ddpo.parallel.seeds import Purpose
+from ddpo.rollout.sample import Sampler, sample
 from ddpo.rollout.trajectory import Trajectory, join
 from ddpo.runs import build
-from ddpo.training.terms import LogProbs
+from ddpo.training.terms.log_probs import LogProbs
 from ddpo.training.update import Measured, Pass
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -7,7 +7,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jaxtyping
 import torch
 
-FORMULAS = ["ddpo.samplers", "ddpo.advantages", "ddpo.objectives", "ddpo.images"]
+FORMULAS = [
+    "ddpo.samplers", "ddpo.advantages", "ddpo.training.credit", "ddpo.training.selection",
+    "ddpo.objectives", "ddpo.images",
+]  # fmt: skip
 
 torch.set_num_threads(1)
 jaxtyping.install_import_hook(FORMULAS, "beartype.beartype")

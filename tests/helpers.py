@@ -28,7 +28,9 @@ from ddpo.rewards import Reward
 from ddpo.rollout.sample import Sampler, sample, step_means
 from ddpo.rollout.trajectory import Trajectory, join
 from ddpo.scoring.scorer import Scorer
-from ddpo.training.terms import DenoisingErrors, LogProbs, Terms
+from ddpo.training.terms import Terms
+from ddpo.training.terms.denoising_errors import DenoisingErrors
+from ddpo.training.terms.log_probs import LogProbs
 from ddpo.training.trainer import Trainer
 from ddpo.training.update import Measured, Pass
 

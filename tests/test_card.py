@@ -16,7 +16,7 @@ import ddpo
 from ddpo import config, train
 from ddpo.commands import frame
 from ddpo.evaluation import card
-from ddpo.rollout.sample import Purpose, generator
+from ddpo.parallel.seeds import Purpose, generator
 from ddpo.runs import judge
 
 

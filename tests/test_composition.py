@@ -21,7 +21,7 @@ from torch import Tensor
 from ddpo import objectives, rewards
 from ddpo.__main__ import main
 from ddpo.advantages import Batch as BatchAdvantage
-from ddpo.advantages import Group, PerPrompt, PerReward
+from ddpo.advantages import Group, PerPrompt
 from ddpo.commands import frame, score
 from ddpo.errors import Stopped, UserError
 from ddpo.evaluation import matched, page
@@ -32,9 +32,10 @@ from ddpo.parallel import ranks
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.records import metrics
 from ddpo.rewards import Reward
-from ddpo.runs import session
 from ddpo.scoring import conformance
 from ddpo.scoring.scorer import Scorer
+from ddpo.training import credit
+from ddpo.training.credit import PerReward
 
 Rows = Sequence[Mapping[str, Any]]
 NAN = float("nan")
@@ -159,11 +160,11 @@ def test_the_best_checkpoint_heeds_gates_and_missing_values() -> None:
         "logged": [NAN] * 5,
     }  # fmt: skip
     values = {name: torch.tensor(column) for name, column in columns.items()}
-    assert session.standing(Scorer(judges), values) == pytest.approx((2 + 4 + 2) / 3)
+    assert credit.standing(Scorer(judges), values) == pytest.approx((2 + 4 + 2) / 3)
     values["light"][:] = 1.0
-    assert session.standing(Scorer(judges), values) == 2
+    assert credit.standing(Scorer(judges), values) == 2
     values["a"][:] = NAN
-    assert math.isnan(session.standing(Scorer(judges), values))
+    assert math.isnan(credit.standing(Scorer(judges), values))
 
 
 def test_rwr_over_all_prompts_knows_the_gate() -> None:

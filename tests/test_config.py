@@ -249,7 +249,7 @@ def test_an_alias_is_no_second_key(folder: Path) -> None:
 
 
 def test_the_largest_seed_is_taken_by_every_generator() -> None:
-    from ddpo.rollout.sample import generator
+    from ddpo.parallel.seeds import generator
 
     largest = parse_seed(str(2**64 - 1))
     torch.manual_seed(largest)

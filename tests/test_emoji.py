@@ -14,7 +14,8 @@ from ddpo import prompts, rewards
 from ddpo.images import from_pil
 from ddpo.models.emoji import scenes
 from ddpo.models.stable_diffusion import StableDiffusion
-from ddpo.rollout.sample import Purpose, generator, sample
+from ddpo.parallel.seeds import Purpose, generator
+from ddpo.rollout.sample import sample
 
 FOLDER = Path(scenes.__file__).parent
 WEIGHTS = FOLDER.parent / "ddpo" / "models" / "emoji" / "weights"

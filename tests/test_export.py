@@ -20,7 +20,7 @@ from ddpo.commands import export as export_command
 from ddpo.commands import frame
 from ddpo.config import load
 from ddpo.models.stable_diffusion import StableDiffusion
-from ddpo.rollout.sample import Purpose, generator
+from ddpo.parallel.seeds import Purpose, generator
 from ddpo.runs import export
 from ddpo.runs.build import Run
 

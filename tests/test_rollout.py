@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ddpo.models.stable_diffusion import StableDiffusion, tiny
-from ddpo.rollout.sample import Sampler, chunks, generator, sample, step_means
+from ddpo.parallel.seeds import generator
+from ddpo.rollout.sample import Sampler, chunks, sample, step_means
 from ddpo.rollout.trajectory import Trajectory
 from ddpo.samplers import ddim, ddpm
 

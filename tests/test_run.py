@@ -24,9 +24,10 @@ import ddpo
 from ddpo import config, train
 from ddpo.commands import frame
 from ddpo.images import from_pil, to_pil
+from ddpo.parallel.seeds import Purpose, generator
 from ddpo.records import checkpoint
 from ddpo.records.metrics import METRICS
-from ddpo.rollout.sample import Purpose, generator, sample
+from ddpo.rollout.sample import sample
 from ddpo.runs import build, judge
 from ddpo.runs.build import Run
 

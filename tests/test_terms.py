@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ddpo import objectives
 from ddpo.__main__ import main
-from ddpo.advantages import extremes
 from ddpo.errors import UserError
 from ddpo.images import from_pil
 from ddpo.models.stable_diffusion import tiny
@@ -25,9 +24,11 @@ from ddpo.prompts import Prompt, PromptSet
 from ddpo.rewards import Reward
 from ddpo.rollout import pairs as offline
 from ddpo.rollout.sample import sample, step_means
-from ddpo.samplers import Subset, ddim
+from ddpo.samplers import ddim
 from ddpo.scoring import ranking
-from ddpo.training.terms import DenoisingErrors, LogProbs
+from ddpo.training.selection import Subset, extremes
+from ddpo.training.terms.denoising_errors import DenoisingErrors
+from ddpo.training.terms.log_probs import LogProbs
 
 
 def every_pair(rows: int, columns: int) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.objectives import Objective
 from ddpo.rollout.sample import Sampler
 from ddpo.rollout.trajectory import Trajectory
-from ddpo.training.terms import LogProbs
+from ddpo.training.terms.log_probs import LogProbs
 from ddpo.training.update import Measured, Pass, clip_gradients, first_pass_deviation, minibatches
 
 COUNT = 6

@@ -14,11 +14,12 @@ from ddpo.evaluation import stats
 from ddpo.images import GUARDS, to_pil
 from ddpo.models import Policy
 from ddpo.parallel import ranks
+from ddpo.parallel.seeds import Purpose
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.records.files import whole
 from ddpo.records.metrics import clean
 from ddpo.rewards import Reward
-from ddpo.rollout.sample import Purpose, Sampler, sample
+from ddpo.rollout.sample import Sampler, sample
 from ddpo.scoring.scorer import Scorer
 
 

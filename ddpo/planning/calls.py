@@ -12,8 +12,8 @@ from ddpo import config, plugins, prompts
 from ddpo.config import Config, checks
 from ddpo.objectives import Objective
 from ddpo.parallel import ranks
+from ddpo.parallel.seeds import Purpose, generator
 from ddpo.planning import memory
-from ddpo.rollout.sample import Purpose, generator
 from ddpo.runs import build
 from ddpo.training.trainer import kl_pairs
 from ddpo.training.update import minibatches

@@ -6,15 +6,14 @@ again.
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddpo import samplers
 from ddpo.models import Policy
+from ddpo.parallel.seeds import generator
 from ddpo.rollout.trajectory import Trajectory
 from ddpo.samplers import Steps
 
@@ -26,18 +25,6 @@ class Sampler:
     steps: Steps
     guidance_scale: float
     batch_size: int
-
-
-class Purpose(IntEnum):
-    """First number of every key, so that no two uses share a stream."""
-
-    NOISE, PROMPTS, MINIBATCHES, GLOBAL, EVALUATION, DENOISING, TIMESTEPS = range(1, 8)
-
-
-def generator(*key: int) -> torch.Generator:
-    """A CPU generator that is a function of its key: the same on any number of ranks and after a resume."""
-    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed))
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[list[int], int]]:

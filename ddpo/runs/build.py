@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpo import config, objectives, plugins, prompts, rewards
-from ddpo.advantages import ADVANTAGES, PerReward
+from ddpo.advantages import ADVANTAGES
 from ddpo.config import Config
 from ddpo.errors import UserError
 from ddpo.images import to_pil
@@ -24,14 +24,17 @@ from ddpo.models._precision import Precision
 from ddpo.models.stable_diffusion import DTYPES
 from ddpo.objectives import Objective
 from ddpo.parallel import ranks
+from ddpo.parallel.seeds import Purpose
 from ddpo.prompts import PromptSet
 from ddpo.records import checkpoint
 from ddpo.rewards import Reward
 from ddpo.rollout import pairs
-from ddpo.rollout.sample import Purpose, Sampler, sample
-from ddpo.samplers import SAMPLERS, Subset
+from ddpo.rollout.sample import Sampler, sample
+from ddpo.samplers import SAMPLERS
 from ddpo.scoring import ranking
 from ddpo.scoring.scorer import Scorer
+from ddpo.training.credit import PerReward
+from ddpo.training.selection import Subset
 from ddpo.training.trainer import Trainer
 
 log = logging.getLogger("ddpo")

@@ -19,7 +19,8 @@ from torch import Tensor
 from ddpo import samplers
 from ddpo.errors import Stopped, UserError, refusal
 from ddpo.models.stable_diffusion import StableDiffusion, load, old_spelling, quietly
-from ddpo.rollout.sample import Purpose, Sampler, generator, sample
+from ddpo.parallel.seeds import Purpose, generator
+from ddpo.rollout.sample import Sampler, sample
 from ddpo.runs import build
 from ddpo.runs.build import Run
 

@@ -22,11 +22,10 @@ from ddpo.parallel import launcher, ranks
 from ddpo.records import checkpoint, metrics
 from ddpo.records.files import whole
 from ddpo.records.tracking import Trackers
-from ddpo.rewards import Values
 from ddpo.runs import build
 from ddpo.runs import folder as run_folder
 from ddpo.runs.build import Run
-from ddpo.scoring.scorer import Scorer
+from ddpo.training.credit import standing
 
 log = logging.getLogger("ddpo")
 
@@ -357,13 +356,6 @@ class Session:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def standing(scorer: Scorer, values: Values) -> float:
-    """Mean of the trained sum over the pictures that have one, a gated picture being as bad as the worst."""
-    reward = Scorer.weighted(scorer, values)  # of the rewards also where recorded pairs are trained on
-    gated = torch.stack([reward.isinf(), *scorer.gated(values).values()]).any(0) & ~reward.isnan()
-    return torch.where(gated, reward.nan_to_num(torch.inf).min(), reward).nanmean().item()
 
 
 def _words(error: OSError) -> str:

@@ -18,20 +18,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddpo import samplers
-from ddpo.advantages import Advantage, PerReward, extremes, lowered
+from ddpo.advantages import Advantage
 from ddpo.errors import Stopped
 from ddpo.images import GUARDS
 from ddpo.models import Policy
 from ddpo.objectives import Batch, Objective
 from ddpo.parallel import ranks
+from ddpo.parallel.seeds import Purpose, generator
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.rewards import Values
 from ddpo.rollout import pairs as offline
-from ddpo.rollout.sample import Purpose, Sampler, generator, sample, step_means
+from ddpo.rollout.sample import Sampler, sample, step_means
 from ddpo.rollout.trajectory import Trajectory, join
-from ddpo.samplers import Subset
 from ddpo.scoring.scorer import Scorer
-from ddpo.training.terms import DenoisingErrors, LogProbs, Terms
+from ddpo.training.credit import PerReward, lowered
+from ddpo.training.selection import Subset, extremes
+from ddpo.training.terms import Terms
+from ddpo.training.terms.denoising_errors import DenoisingErrors
+from ddpo.training.terms.log_probs import LogProbs
 from ddpo.training.update import Measured, Pass, clip_gradients, first_pass_deviation, minibatches
 
 Metrics = dict[str, float]

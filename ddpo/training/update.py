@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ddpo.objectives import Batch, Objective
 from ddpo.parallel import ranks
 from ddpo.rollout.sample import chunks
-from ddpo.training.terms import LogProbs, Terms
+from ddpo.training.terms import Terms
+from ddpo.training.terms.log_probs import LogProbs
 
 Chunk = tuple[Int[Tensor, " N"], Int[Tensor, " N"], int]
 """Local rows, columns and the number of genuine pairs of one network call."""

@@ -1,66 +1,16 @@
-"""The matrices that objectives are functions of: each entry one (sample, column) pair and one network call.
-
-`terms(rows, columns)` gives named vectors, of which the first is the objective's argument and the others are
-fields of its batch; those with a gradient are what an update carries into the network.
-"""
+"""Denoising errors of the images, at timesteps and noise of their own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddpo import samplers
 from ddpo.models import Policy
 from ddpo.objectives import Batch
-from ddpo.rollout.sample import Sampler, generator, step_means
+from ddpo.parallel.seeds import generator
 from ddpo.rollout.trajectory import Trajectory
-
-
-class Terms(Protocol):
-    """One rank's trajectories and what is computed of them; row r is sample `trajectory.samples[r]`."""
-
-    policy: Policy
-    trajectory: Trajectory
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of what a call returns, in its order."""
-        ...
-
-    def columns(self, batch: Batch) -> list[int]:
-        """The columns that enter the loss."""
-        ...
-
-    def __call__(self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]) -> dict[str, Float[Tensor, " N"]]:
-        """Of N pairs, with gradients if they are enabled."""
-        ...
-
-
-@dataclass
-class LogProbs:
-    """Columns are denoising steps; `logp`, and `kl` to the reference where its means were kept."""
-
-    policy: Policy
-    sampler: Sampler
-    trajectory: Trajectory
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ("logp",) if self.trajectory.mean_ref is None else ("logp", "kl")
-
-    def columns(self, batch: Batch) -> list[int]:
-        return batch.stochastic.nonzero().flatten().tolist()
-
-    def __call__(self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]) -> dict[str, Float[Tensor, " N"]]:
-        t, std = self.trajectory, self.sampler.steps.std[columns]
-        mean = step_means(self.policy, self.sampler, t.latents, t.prompts, rows, columns)
-        found = {"logp": samplers.log_prob(t.latents[rows, columns + 1], mean, std)}
-        if t.mean_ref is not None:
-            found["kl"] = samplers.kl(mean, t.mean_ref[rows, columns], std)
-        return found
 
 
 @dataclass
