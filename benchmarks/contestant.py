@@ -15,7 +15,8 @@ from ddpo.prompts import Prompt
 from ddpo.rewards import Values
 from ddpo.rollout.trajectory import Trajectory
 from ddpo.runs import build
-from ddpo.training.trainer import Metrics, Trainer
+from ddpo.training.measures import Metrics
+from ddpo.training.trainer import Trainer
 from ddpo.training.update import Pass
 
 

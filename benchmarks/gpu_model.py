@@ -11,15 +11,16 @@ from torch import nn
 from ddpo import config, plugins
 from ddpo.config import Config, schema
 from ddpo.models import Policy
-from ddpo.models.stable_diffusion import tiny
+from ddpo.models._tiny import tiny
 from ddpo.objectives import Batch
 from ddpo.parallel import ranks
 from ddpo.parallel.seeds import Purpose
 from ddpo.rollout.sample import Sampler, sample
 from ddpo.rollout.trajectory import Trajectory, join
 from ddpo.runs import build
+from ddpo.training.measures import Measured
 from ddpo.training.terms.log_probs import LogProbs
-from ddpo.training.update import Measured, Pass
+from ddpo.training.update import Pass
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "sd15": {"name": "stable_diffusion", "pretrained": "stable-diffusion-v1-5/stable-diffusion-v1-5"},

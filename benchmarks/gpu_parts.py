@@ -18,14 +18,15 @@ from gpu_tools import copy_tb_per_s, counted_flops, matmul_tflops, peak_memory, 
 
 from ddpo import config
 from ddpo.errors import Stopped
-from ddpo.models.stable_diffusion import DTYPES
+from ddpo.models import DTYPES
 from ddpo.parallel import ranks
-from ddpo.planning import calls as planning
+from ddpo.planning import memory as needs
+from ddpo.planning import plan as planning
 from ddpo.rollout.sample import Sampler
 from ddpo.rollout.trajectory import Trajectory
 from ddpo.runs import build
-from ddpo.training.trainer import gate_limit
-from ddpo.training.update import Pass, clip_gradients, first_pass_deviation
+from ddpo.training.gates import first_pass_deviation, gate_limit
+from ddpo.training.update import Pass, clip_gradients
 
 Found = Iterator[tuple[str, dict[str, Any]]]
 GUIDED = 2
@@ -262,7 +263,7 @@ def plan(bench: Bench) -> Found:
         if planned.policy is None:
             yield "left_out", {"why": "ddpo plan does not know this architecture"}
             return
-        found = {f"{name}_gb": count / 1e9 for name, count in planning.footprint(planned).items()}
+        found = {f"{name}_gb": count / 1e9 for name, count in needs.footprint(planned).items()}
         yield f"batch_{batch}_micro_{micro}", {"batch_size": batch, "micro_batch": micro, **found}
 
 

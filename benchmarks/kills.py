@@ -24,7 +24,7 @@ from safetensors import safe_open
 
 from ddpo import train
 from ddpo.commands import frame
-from ddpo.models.stable_diffusion import tiny
+from ddpo.models._tiny import tiny
 from ddpo.records import checkpoint
 from ddpo.runs import session  # imported once, before the forks
 

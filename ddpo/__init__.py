@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ddpo.config import Config
-    from ddpo.runs.build import Run as load
+    from ddpo.runs.finished import Run as load
     from ddpo.runs.session import finetune
 
-_PLACES = {"Config": "config", "finetune": "runs.session", "load": "runs.build"}
+_PLACES = {"Config": "config", "finetune": "runs.session", "load": "runs.finished"}
 
 __all__ = ["Config", "finetune", "load"]
 

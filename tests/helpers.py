@@ -20,7 +20,8 @@ from ddpo.__main__ import main
 from ddpo.advantages import Group
 from ddpo.config import Config
 from ddpo.config import Reward as RewardConfig
-from ddpo.models.stable_diffusion import StableDiffusion, tiny
+from ddpo.models._tiny import tiny
+from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.objectives import Batch, Objective
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.records import metrics
@@ -28,11 +29,12 @@ from ddpo.rewards import Reward
 from ddpo.rollout.sample import Sampler, sample, step_means
 from ddpo.rollout.trajectory import Trajectory, join
 from ddpo.scoring.scorer import Scorer
+from ddpo.training.measures import Measured
 from ddpo.training.terms import Terms
 from ddpo.training.terms.denoising_errors import DenoisingErrors
 from ddpo.training.terms.log_probs import LogProbs
 from ddpo.training.trainer import Trainer
-from ddpo.training.update import Measured, Pass
+from ddpo.training.update import Pass
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 WORDS = ["a fox", "a cat", "two dogs", "an owl", "a very small red bird", "x", "moss", "a bee"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddpo.errors import Stopped
 from ddpo.records import checkpoint
-from ddpo.runs.build import Run
+from ddpo.runs.finished import Run
 from ddpo.runs.session import Session
 
 VARYING = ("time/", "images_per_s", "memory/")

@@ -14,8 +14,8 @@ from zoo_options import Flags, world
 from ddpo import config
 from ddpo.__main__ import COMMANDS, main
 from ddpo.commands import frame, serve
-from ddpo.runs import build, export, judge
-from ddpo.scoring import conformance
+from ddpo.runs import export, finished, judge
+from ddpo.scoring import conformance, server
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def options_of(name: str) -> list[str]:
 
         patch.setattr(frame.Parser, "parse_args", capture)
         with pytest.raises(Captured) as found:
-            importlib.import_module(f"ddpo.{COMMANDS[name]}").main([])
+            importlib.import_module(f"ddpo.commands.{name}").main([])
     return [
         each.option_strings[-1] if each.option_strings else each.dest
         for each in found.value.args[0]._actions[1:]
@@ -171,13 +171,13 @@ def stub(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
         seen.append((case.score(*case.inputs([0])).tolist(), case.prompts))
         return []
 
-    app = serve.application
+    app = server.application
 
     def application(reward: Any, device: str, most_bytes: int) -> Any:
         seen.append((reward.version, most_bytes))
         return app(reward, device, most_bytes)
 
-    monkeypatch.setattr(build, "Run", Run)
+    monkeypatch.setattr(finished, "Run", Run)
     monkeypatch.setattr(export, "export", note)
     monkeypatch.setattr(judge, "grid", note)
     monkeypatch.setattr(conformance, "findings", findings)

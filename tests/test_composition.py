@@ -24,7 +24,7 @@ from ddpo.advantages import Batch as BatchAdvantage
 from ddpo.advantages import Group, PerPrompt
 from ddpo.commands import frame, score
 from ddpo.errors import Stopped, UserError
-from ddpo.evaluation import matched, page
+from ddpo.evaluation import evidence, matched
 from ddpo.images import from_pil
 from ddpo.objectives import Batch
 from ddpo.objectives.rwr import weights
@@ -328,9 +328,9 @@ def test_what_is_written_of_an_evaluation_is_json(tmp_path: Path) -> None:
             if text:
                 json.loads(text, parse_constant=refused)
     (tmp_path / "config.yaml").write_text("{}")
-    found = page.read(tmp_path).results
+    found = evidence.read(tmp_path).results
     assert math.isnan(found["sets"]["set"]["none"]["difference"]["mean"]) and found["config"] == {"x": None}
-    assert "n/a" in page.sentence("set", "none", found["sets"]["set"]["none"])
+    assert "n/a" in evidence.sentence("set", "none", found["sets"]["set"]["none"])
 
 
 def broken(reward: Callable[..., Tensor], **attributes: bool) -> set[str]:

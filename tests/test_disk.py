@@ -21,7 +21,7 @@ from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.records import checkpoint, files, metrics
 from ddpo.runs import folder as run_folder
 from ddpo.runs import session
-from ddpo.runs.build import Run
+from ddpo.runs.finished import Run
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from ddpo.config import load
 from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.parallel.seeds import Purpose, generator
 from ddpo.runs import export
-from ddpo.runs.build import Run
+from ddpo.runs.finished import Run
 
 PROMPTS, SEEDS = ["a fox", "an owl", "a bee"], [5, 6, 7]
 KINDS = {

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ddpo import plugins
 from ddpo.__main__ import main
 from ddpo.records import checkpoint, metrics
-from ddpo.runs.build import Run
+from ddpo.runs.finished import Run
 from ddpo.training.trainer import Trainer
 
 REWARDS = """

@@ -28,7 +28,7 @@ from ddpo.config import Config, schema
 from ddpo.errors import UserError
 from ddpo.evaluation import matched
 from ddpo.evaluation.matched import Shot
-from ddpo.planning import calls
+from ddpo.planning import plan as planning
 from ddpo.plugins.ranges import ranges
 from ddpo.runs import build
 from ddpo.runs import folder as run_folder
@@ -318,7 +318,7 @@ def test_a_plan_is_of_the_same_configuration(folder: Path, monkeypatch: pytest.M
         return parse(BASE)
 
     monkeypatch.setattr(config, "parse", seen)
-    monkeypatch.setattr(calls, "plan", lambda *given: plans.append(given) or 1 / 0)
+    monkeypatch.setattr(planning, "plan", lambda *given: plans.append(given) or 1 / 0)
     flags = [word for option in TRAIN for word in change(option)[1]]
     with pytest.raises(ZeroDivisionError):
         plan.main([*BASE, *flags, "--processes", "3"])

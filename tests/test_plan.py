@@ -20,6 +20,7 @@ from ddpo.commands import frame, plan
 from ddpo.config import Config
 from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.planning import calls, memory
+from ddpo.planning import plan as planning
 
 RAGGED = {"trainer__micro_batch": 7, "sampler__batch_size": 5}
 
@@ -78,7 +79,7 @@ def test_the_calls_are_counted(
         finetune(settings)
     finally:
         hook.remove()
-    told, planned = calls.plan(settings), Counter[tuple[int, bool]]()
+    told, planned = planning.plan(settings), Counter[tuple[int, bool]]()
     for iteration in range(settings.trainer.iterations):
         for call, number in calls.calls(told, iteration).items():
             planned[call.rows * (2 if call.guided else 1), call.grad] += number
@@ -87,14 +88,14 @@ def test_the_calls_are_counted(
     assert (newest / "ema.safetensors").exists() == bool(settings.ema.decay)
     tensors = [item for file in newest.glob("*.safetensors") for item in load_file(file).items()]
     written = sum(tensor.nbytes for key, tensor in tensors if not key.startswith("step/"))
-    assert calls.footprint(told)["training"] == written
+    assert memory.footprint(told)["training"] == written
 
 
 def test_two_processes_by_hand(tmp_path: Path) -> None:
     """Each has 2 of 4 groups of 2 images, and one of each minibatch's 2 groups: 6 pairs in 2 calls of 4."""
     sizes = {"sampler__batch_size": 3, "trainer__micro_batch": 4, "log__images": 0}
     settings = helpers.settings(tmp_path, **sizes)
-    assert calls.calls(calls.plan(settings, 2), 0) == {
+    assert calls.calls(planning.plan(settings, 2), 0) == {
         calls.Call("sampling", 3, True): 2 * 2 * 3,
         calls.Call("ratio gate", 4, True): 2,
         calls.Call("updates", 4, True, grad=True): 2 * 2 * 2,
@@ -106,20 +107,20 @@ def test_an_evaluation_shares_whole_prompts(tmp_path: Path) -> None:
     """3 prompts of 2 images: one process has 1 prompt, in 1 call of 2 a step, the other 2, in 2."""
     sizes = {"sampler__batch_size": 2, "evaluation__every": 1, "evaluation__num_prompts": 3}
     settings = helpers.settings(tmp_path, evaluation__samples_per_prompt=2, **sizes)
-    assert calls.calls(calls.plan(settings, 2), 0)[calls.Call("evaluation", 2, True)] == (1 + 2) * 3
+    assert calls.calls(planning.plan(settings, 2), 0)[calls.Call("evaluation", 2, True)] == (1 + 2) * 3
     settings.sampler.batch_size = 3  # the images alone would be 3 and 3
-    assert calls.calls(calls.plan(settings, 2), 0)[calls.Call("evaluation", 3, True)] == (1 + 2) * 3
+    assert calls.calls(planning.plan(settings, 2), 0)[calls.Call("evaluation", 3, True)] == (1 + 2) * 3
 
 
 def test_pictures_are_shared(tmp_path: Path) -> None:
     """3 pictures, before the first iteration and after it: one process draws 1, the other 2."""
     settings = helpers.settings(tmp_path, log__images=3, log__every=1, sampler__batch_size=1)
-    found = calls.calls(calls.plan(settings, 2), 0)
+    found = calls.calls(planning.plan(settings, 2), 0)
     assert found[calls.Call("pictures", 1, True)] == 2 * (1 + 2) * 3
 
 
 def _paddings(settings: Config, processes: int) -> dict[str, Any]:
-    found = calls.paddings(calls.plan(settings, processes))
+    found = calls.paddings(planning.plan(settings, processes))
     return {each.place: (pytest.approx(each.share), each.better) for each in found}
 
 
@@ -154,7 +155,7 @@ def test_what_is_said_of_padding(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", plugins.names("configs"))
 def test_our_configurations_compute_no_padding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one process and on two, and those for GPUs on 4 and 8."""
-    monkeypatch.setattr(calls, "_outline", lambda settings: None)
+    monkeypatch.setattr(planning, "_outline", lambda settings: None)
     settings = config.load(name)
     on_gpus = settings.model.pretrained != "emoji"
     for processes in (1, 2, 4, 8) if on_gpus else (1, 2):
@@ -251,7 +252,8 @@ import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from ddpo import config, finetune, plan, planning
+from ddpo import config, finetune
+from ddpo.planning import memory, plan
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -260,8 +262,8 @@ def status(key):
 settings = config.parse(sys.argv[1:])
 interpreter = status("VmRSS")
 finetune(settings)
-peak, parts = status("VmHWM"), planning.footprint(planning.plan(settings))
-print(json.dumps([peak, planning.on_cpu(parts, interpreter)]))
+peak, parts = status("VmHWM"), memory.footprint(plan.plan(settings))
+print(json.dumps([peak, memory.on_cpu(parts, interpreter)]))
 """
 
 

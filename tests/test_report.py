@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from ddpo.evaluation import evidence, figures, stats
 from ddpo.evaluation import page as report
-from ddpo.evaluation import stats
 from ddpo.images import GUARDS, from_pil
 from ddpo.models.emoji.scenes import ANIMALS, HELDOUT_ANIMALS, caption, draw
 
@@ -156,7 +156,7 @@ def test_sentence_has_the_documented_form() -> None:
         "base": {"mean": -3.2, "se": 0.05, "n": 90}, "tuned": {"mean": -2.61, "se": 0.04, "n": 90},
         "difference": {"mean": 0.59, "low": 0.52, "high": 0.66}, "win_rate": 0.87,
     }  # fmt: skip
-    assert report.sentence("animals", JPEG, entry) == (
+    assert evidence.sentence("animals", JPEG, entry) == (
         "jpeg_compressibility on animals: -3.20 -> -2.61 "
         "(+0.59, 95 % interval 0.52 to 0.66; better on 87 % of matched seeds)"
     )
@@ -171,19 +171,19 @@ def test_sentence_has_the_documented_form() -> None:
     ],
 )  # fmt: skip
 def test_verdict_asks_the_interval(low: float | None, high: float | None, expected: str) -> None:
-    assert report.verdict({"mean": 0.0, "low": low, "high": high}) == expected
+    assert evidence.verdict({"mean": 0.0, "low": low, "high": high}) == expected
 
 
 def test_selection_is_evenly_spaced_with_the_lowest_seed() -> None:
-    matches = [report.Match(s, f"p{i}", seed) for i in range(10) for seed in (7, 3) for s in ("a", "b")]
-    chosen = report.select(matches, "a", 4)
+    matches = [evidence.Match(s, f"p{i}", seed) for i in range(10) for seed in (7, 3) for s in ("a", "b")]
+    chosen = evidence.select(matches, "a", 4)
     assert [(m.set, m.prompt, m.seed) for m in chosen] == [("a", f"p{i}", 3) for i in (0, 2, 5, 7)]
-    assert [m.prompt for m in report.select(matches, "b", 99)] == [f"p{i}" for i in range(10)]
-    assert report.select(matches, "c", 4) == []
+    assert [m.prompt for m in evidence.select(matches, "b", 99)] == [f"p{i}" for i in range(10)]
+    assert evidence.select(matches, "c", 4) == []
 
 
 def test_page_tells_what_the_results_say(finished: Path) -> None:
-    results, page = report.read(finished).results, Page(finished / "index.html")
+    results, page = evidence.read(finished).results, Page(finished / "index.html")
     found = results["sets"]["animals"][JPEG]
     base, tuned, change = (found[key]["mean"] for key in ("base", "tuned", "difference"))
     lead = f"{JPEG} on animals: {base:.2f} -> {tuned:.2f} ({change:+.2f}, 95 % interval"
@@ -231,19 +231,19 @@ def test_page_stands_alone_and_its_files_exist(finished: Path) -> None:
 
 
 def test_gallery_is_sortable_by_the_trained_reward(finished: Path) -> None:
-    html, run = (finished / "index.html").read_text(), report.read(finished)
+    html, run = (finished / "index.html").read_text(), evidence.read(finished)
     gains = [float(gain) for gain in re.findall(r'data-gain="([^"]*)"', html)]
     matches = sorted(run.matches, key=lambda match: match.set)  # the training prompts come first
     assert gains == [m.scores["tuned"][JPEG] - m.scores["base"][JPEG] for m in matches]  # type: ignore[operator]
 
 
 def test_before_after_shows_the_pictures(finished: Path) -> None:
-    run = report.read(finished)
-    page = np.asarray(report.before_after(run))
+    run = evidence.read(finished)
+    page = np.asarray(figures.before_after(run))
     assert np.array_equal(page, np.asarray(Image.open(finished / "evaluation" / "before_after.png")))
     for match in (
-        *report.select(run.matches, "animals", 8),
-        *report.select(run.matches, "animals_heldout", 4),
+        *evidence.select(run.matches, "animals", 8),
+        *evidence.select(run.matches, "animals_heldout", 4),
     ):
         for file in match.images.values():
             picture = Image.open(finished / "evaluation" / file).resize((128, 128), Image.Resampling.LANCZOS)
@@ -289,8 +289,8 @@ def test_a_run_that_has_only_begun_gets_a_page(tmp_path: Path) -> None:
 
 
 def test_curves_show_what_was_logged(finished: Path) -> None:
-    run = report.read(finished)
-    axes = {ax.get_title().split(",")[0]: ax for ax in report.curves(run).axes}
+    run = evidence.read(finished)
+    axes = {ax.get_title().split(",")[0]: ax for ax in figures.curves(run).axes}
     line = axes["reward/mean"].lines[0]
     assert np.asarray(line.get_xdata()).tolist() == list(range(1, 41))
     assert np.asarray(line.get_ydata()).tolist() == [row["reward/mean"] for row in run.metrics]

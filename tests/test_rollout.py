@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpo.models.stable_diffusion import StableDiffusion, tiny
+from ddpo.models._tiny import tiny
+from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.parallel.seeds import generator
 from ddpo.rollout.sample import Sampler, chunks, sample, step_means
 from ddpo.rollout.trajectory import Trajectory

@@ -29,7 +29,7 @@ from ddpo.records import checkpoint
 from ddpo.records.metrics import METRICS
 from ddpo.rollout.sample import sample
 from ddpo.runs import build, judge
-from ddpo.runs.build import Run
+from ddpo.runs.finished import Run
 
 VARYING = ("time/", "images_per_s", "memory/")
 

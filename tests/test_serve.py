@@ -33,6 +33,7 @@ from ddpo.commands import frame, serve
 from ddpo.errors import UserError
 from ddpo.rewards import Reward
 from ddpo.scoring import conformance
+from ddpo.scoring import server as server_module
 
 EVERY = range(6)
 
@@ -239,7 +240,7 @@ def test_a_wrong_request_gets_one_line_and_leaves_it_serving(
 
 def test_an_endless_body_is_refused_before_it_is_read(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what its header says, and as soon as it is known where there is none; nothing waits for the rest."""
-    monkeypatch.setattr(serve, "LINGER_S", 0.1)
+    monkeypatch.setattr(server_module, "LINGER_S", 0.1)
     host, port = url.removeprefix("http://").split(":")
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     for header, sent in (

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddpo.errors import UserError
-from ddpo.models.stable_diffusion import StableDiffusion, tiny
+from ddpo.models._tiny import tiny
+from ddpo.models.stable_diffusion import StableDiffusion
 
 TEXTS = ["a fox", "an owl", "a fox"]
 

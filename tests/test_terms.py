@@ -18,7 +18,7 @@ from ddpo import objectives
 from ddpo.__main__ import main
 from ddpo.errors import UserError
 from ddpo.images import from_pil
-from ddpo.models.stable_diffusion import tiny
+from ddpo.models._tiny import tiny
 from ddpo.parallel import ranks
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.rewards import Reward

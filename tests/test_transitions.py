@@ -12,7 +12,8 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from ddpo import samplers
 from ddpo.errors import UserError
-from ddpo.models.stable_diffusion import StableDiffusion, tiny
+from ddpo.models._tiny import tiny
+from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.samplers import Steps
 
 SHAPE = (2, 4, 8, 8)

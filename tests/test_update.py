@@ -23,8 +23,11 @@ from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.objectives import Objective
 from ddpo.rollout.sample import Sampler
 from ddpo.rollout.trajectory import Trajectory
+from ddpo.training.batching import minibatches
+from ddpo.training.gates import first_pass_deviation
+from ddpo.training.measures import Measured
 from ddpo.training.terms.log_probs import LogProbs
-from ddpo.training.update import Measured, Pass, clip_gradients, first_pass_deviation, minibatches
+from ddpo.training.update import Pass, clip_gradients
 
 COUNT = 6
 SAMPLES = [5, 0, 2, 3]

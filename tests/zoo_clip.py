@@ -24,7 +24,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from ddpo.models.stable_diffusion import _alphabet
+from ddpo.models._tiny import _alphabet
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONTEXT = 24

@@ -12,7 +12,7 @@ from PIL import Image
 from ddpo import config, plugins
 from ddpo.__main__ import main
 from ddpo.config import Config, schema
-from ddpo.models.stable_diffusion import tiny
+from ddpo.models._tiny import tiny
 
 Flags = list[str]
 

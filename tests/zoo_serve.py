@@ -10,8 +10,8 @@ from typing import Any
 import uvicorn
 
 from ddpo import rewards
-from ddpo.commands import serve
 from ddpo.rewards import Reward
+from ddpo.scoring import server as server_module
 
 
 def start(app: Any) -> tuple[uvicorn.Server, str]:
@@ -27,7 +27,7 @@ def start(app: Any) -> tuple[uvicorn.Server, str]:
 @contextmanager
 def serving(reward: Reward, **limits: Any) -> Iterator[str]:
     """Its address."""
-    server, url = start(serve.application(reward, **limits))
+    server, url = start(server_module.application(reward, **limits))
     try:
         yield url
     finally:
@@ -36,7 +36,10 @@ def serving(reward: Reward, **limits: Any) -> Iterator[str]:
 
 def remote(folder: Path) -> dict[str, Any]:
     """The server lives as long as the process."""
-    return {"url": start(serve.application(rewards.build("jpeg_compressibility")))[1], "batch_size": 4}
+    return {
+        "url": start(server_module.application(rewards.build("jpeg_compressibility")))[1],
+        "batch_size": 4,
+    }
 
 
 ZOO: dict[str, Callable[[Path], dict[str, Any]]] = {"remote": remote}

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     wanted, dtype = single_reward.wanted(arguments.name, arguments)
     from ddpo import prompts, rewards
-    from ddpo.models.stable_diffusion import DTYPES
+    from ddpo.models import DTYPES
     from ddpo.parallel import ranks
     from ddpo.scoring import conformance
 

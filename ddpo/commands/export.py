@@ -20,8 +20,8 @@ def main(argv: list[str]) -> None:
         "--checkpoint", default="tuned", help="000020, best or last; default: tuned, the last"
     )
     arguments = parser.parse_args(argv)
-    from ddpo.runs.build import Run
     from ddpo.runs.export import check, export
+    from ddpo.runs.finished import Run
 
     check(arguments.to)
     run = Run(arguments.run_dir, dtype="fp32")

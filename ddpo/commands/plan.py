@@ -9,9 +9,11 @@ import torch
 from ddpo import config
 from ddpo.commands import frame
 from ddpo.errors import UserError
-from ddpo.planning import calls as planning
-from ddpo.planning.calls import Call, Padding, Plan
-from ddpo.training.trainer import peak_gb
+from ddpo.planning import memory as needs
+from ddpo.planning import plan as planning
+from ddpo.planning.calls import Call, Padding, calls, paddings
+from ddpo.planning.plan import Plan
+from ddpo.training.measures import peak_gb
 
 Lines = Iterator[tuple[str, str]]
 SOMETIMES = ("ratio gate", "pictures", "evaluation")
@@ -31,12 +33,12 @@ def main(argv: list[str]) -> None:
     settings = config.parse(rest, command="ddpo plan", flags=("--processes N",))
     interpreter = 1e9 * peak_gb(torch.device("cpu"))  # of a training's process too, before it has a model
     plan = planning.plan(settings, int(processes))
-    parts = planning.footprint(plan) if plan.policy else {}
+    parts = needs.footprint(plan) if plan.policy else {}
     where, precision, on_cpu = many(plan.processes, "process"), settings.model.dtype, parts
     if precision == "auto":
         precision = " and ".join(f"{dtype} on a {device}" for device, dtype in planning.AUTO.items())
         other = planning.plan(config.in_precision(settings, planning.AUTO["CPU"]), plan.processes)
-        on_cpu = planning.footprint(other) if other.policy else {}
+        on_cpu = needs.footprint(other) if other.policy else {}
     print(f"{settings.run_dir}: {plan.objective.name}, {settings.model.pretrained} in {precision}, {where}")
     for title, lines in {
         "An iteration": iteration(plan),
@@ -61,7 +63,7 @@ def size(count: float) -> str:
 
 def iteration(plan: Plan) -> Lines:
     """The identity of the batches: what is divided by what."""
-    trainer, found, (steps, _, columns) = plan.settings.trainer, rows(planning.calls(plan, 0)), plan.steps
+    trainer, found, (steps, _, columns) = plan.settings.trainer, rows(calls(plan, 0)), plan.steps
     prompts, samples = trainer.prompts_per_iteration, trainer.samples_per_prompt
     images, trained, groups = prompts * samples, prompts * plan.samples, prompts // trainer.minibatches
 
@@ -70,9 +72,9 @@ def iteration(plan: Plan) -> Lines:
         return f"{size} a call, {padding} padding"
 
     yield "images", f"{many(prompts, 'prompt')} x {many(samples, 'sample')} (a group) = {images:,}"
-    calls = cut(many(plan.settings.sampler.batch_size, "image"), found["sampling"], images * steps)
+    in_calls = cut(many(plan.settings.sampler.batch_size, "image"), found["sampling"], images * steps)
     offline = plan.settings.objective.offline
-    yield "sampling", "none: recorded pairs" if offline else f"{many(steps, 'step')}, {calls}"
+    yield "sampling", "none: recorded pairs" if offline else f"{many(steps, 'step')}, {in_calls}"
     each = many(columns, "draw" if plan.objective.denoising_errors else "trained step")
     yield "pairs", f"{many(trained, 'image')} x {each} = {trained * columns:,}"
     passes = f"{many(trainer.minibatches, 'minibatch')} x {many(trainer.epochs, 'epoch')}"
@@ -89,7 +91,7 @@ def iteration(plan: Plan) -> Lines:
             f"{many(n, 'group')} = {many(n * samples, 'image')}" for n in sorted({least, most})
         )
         yield "each process", f"samples {each}"
-    for found in planning.paddings(plan):
+    for found in paddings(plan):
         yield "padding", in_words(found, plan.processes)
 
 
@@ -124,19 +126,19 @@ def run(plan: Plan, checkpoint_size: float | None) -> Lines:
     yield "checkpoints", f"{written}, of which the last {min(checkpoint.keep_last, written)} are kept{each}"
 
 
-def rows(calls: Counter[Call], in_network: bool = False) -> Counter[str]:
+def rows(counted: Counter[Call], in_network: bool = False) -> Counter[str]:
     """Images or pairs that go through the denoiser, by phase; a guided one is two rows of the network."""
     found = Counter[str]()
-    for call, count in calls.items():
+    for call, count in counted.items():
         found[call.phase] += call.rows * count * (2 if in_network and call.guided else 1)
     return found
 
 
 def evaluations(plan: Plan) -> Lines:
     """For each phase, images and pairs in an iteration and in the run; those of SOMETIMES only in the run."""
-    first = planning.calls(plan, 0)
+    first = calls(plan, 0)
     once = Counter({call: count for call, count in first.items() if call.phase not in SOMETIMES})
-    each = (planning.calls(plan, i) for i in range(plan.settings.trainer.iterations))
+    each = (calls(plan, i) for i in range(plan.settings.trainer.iterations))
     total, usual = sum(each, Counter[Call]()), rows(once)
     yield "", f"{'an iteration':>14}{'the run':>14}"
     for phase, count in rows(total).items():
@@ -159,10 +161,10 @@ def memory(parts: dict[str, int], cpu_parts: dict[str, int], interpreter: float)
     yield "weights", size(parts["weights"])
     yield "training", f"{size(parts['training'])}: trained weights and AdamW's averages"
     yield "trajectories", f"{size(parts['latents'])} of latents in fp32, {size(parts['images'])} of images"
-    calls = ", ".join(f"{name} {size(parts[name])}" for name in ("sampling", "decoding", "update"))
-    yield "largest calls", calls
+    largest = ", ".join(f"{name} {size(parts[name])}" for name in ("sampling", "decoding", "update"))
+    yield "largest calls", largest
     yield "peak on a GPU", f"{size(parts['peak'])} allocated; the driver and torch's cache take more"
-    cpu = planning.on_cpu(cpu_parts, interpreter)
+    cpu = needs.on_cpu(cpu_parts, interpreter)
     yield "peak on a CPU", f"{size(cpu)}, of which Python and its libraries {size(interpreter)}"
     yield "not counted", "the models of the rewards"
 

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="picture to write; default: RUN_DIR/sample.png")
     arguments = parser.parse_args(argv)
     from ddpo.evaluation.table import table
-    from ddpo.runs.build import Run
+    from ddpo.runs.finished import Run
 
     run = Run(arguments.run_dir)
     run.use(arguments.checkpoint)  # a mistake in it should not come after the base model's pictures

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
 
     from ddpo import rewards
     from ddpo.images import from_pil
-    from ddpo.models.stable_diffusion import DTYPES
+    from ddpo.models import DTYPES
     from ddpo.parallel import ranks
 
     def read(file: str) -> Image.Image:

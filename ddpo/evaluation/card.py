@@ -8,8 +8,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from ddpo import plugins
-from ddpo.evaluation import page
-from ddpo.evaluation.page import Run
+from ddpo.evaluation import evidence, page
+from ddpo.evaluation.evidence import Run
 
 WIDGETS = 4
 """Pictures that the Hub shows above the card."""
@@ -17,7 +17,7 @@ WIDGETS = 4
 
 def write(run_dir: Path) -> Path:
     """Write README.md from what the folder holds, with an evaluation or without one; returns its path."""
-    run, origin = page.read(run_dir), run_dir / "provenance.json"
+    run, origin = evidence.read(run_dir), run_dir / "provenance.json"
     text = page.render(
         "card.md.j2", run,
         head=_head(run).to_yaml(),
@@ -37,7 +37,7 @@ def _head(run: Run) -> ModelCardData:
     """
     lora, base = run.config["lora"] is not None, run.config["model"]["pretrained"]
     hub = base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists() else None
-    shown = page.select(run.pairs, run.sets[0], WIDGETS) if run.sets else []
+    shown = evidence.select(run.pairs, run.sets[0], WIDGETS) if run.sets else []
     widget = [{"text": m.prompt, "output": {"url": f"evaluation/{m.images['tuned']}"}} for m in shown]
     results = [
         EvalResult(

@@ -13,6 +13,7 @@ from ddpo import plugins
 from ddpo.samplers import NoiseSchedule
 
 __path__ = [*__path__, *plugins.folders("models")[1:]]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Policy(Protocol):

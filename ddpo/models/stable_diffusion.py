@@ -1,34 +1,28 @@
 """Stable Diffusion 1.x and 2.x and the embedded emoji model as a policy: a diffusers pipeline and a LoRA."""
 
 import logging
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
+from diffusers import DDIMScheduler, StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.utils import logging as diffusers_logging
-from huggingface_hub.constants import HF_HUB_OFFLINE
 from jaxtyping import Float, Int
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
-from ddpo.errors import UserError, nearest, refusal
-from ddpo.models import _adapters
+from ddpo.errors import UserError
+from ddpo.models import DTYPES, _adapters
 from ddpo.models._outline import outline
+from ddpo.models._pipelines import check_targets, load, merge_lora, no_pipeline, old_spelling, place_of
 from ddpo.samplers import NoiseSchedule
 
 FEW_TOKENS = 1024
 """Up to here plain attention is quicker in half precision on a CPU; the fused one is elsewhere."""
 
-EMBEDDED = Path(__file__).parent / "emoji" / "weights" / "pipeline"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 log = logging.getLogger("ddpo")
@@ -57,7 +51,7 @@ class StableDiffusion:
         self.half_precision = dtype != "fp32"
         pipeline = load(pretrained, self.dtype) if isinstance(pretrained, str) else pretrained.to(self.dtype)
         for file in loras:
-            _merge_lora(pipeline, file)
+            merge_lora(pipeline, file)
         pipeline.to(self.device)
         self.pipeline, self.unet, self.vae = pipeline, pipeline.unet, pipeline.vae
         self.text_encoder, self.train_text_encoder = pipeline.text_encoder, train_text_encoder
@@ -78,7 +72,7 @@ class StableDiffusion:
             self.unet.float().requires_grad_(True)
             self._frozen = [parameter.detach().clone() for parameter in self.unet.parameters()]
         else:
-            _check_targets(self.unet, lora.target_modules)
+            check_targets(self.unet, lora.target_modules)
             if lora.target_modules:
                 _adapters.attach(self.unet, lora)
                 self._adapted["unet"] = self.unet
@@ -100,9 +94,9 @@ class StableDiffusion:
     def outline(pretrained: str, dtype: str, whole: bool) -> StableDiffusionPipeline | None:
         """The pipeline without its weights, or None where its architecture is not known on this machine."""
         try:
-            return outline(_place(pretrained), DTYPES[dtype], whole)
+            return outline(place_of(pretrained), DTYPES[dtype], whole)
         except (OSError, ValueError) as error:
-            raise _no_pipeline(pretrained, error) from error
+            raise no_pipeline(pretrained, error) from error
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {
@@ -262,115 +256,3 @@ class StableDiffusion:
 
 
 stable_diffusion = StableDiffusion
-
-
-def old_spelling(name: str) -> str:
-    """A text encoder's weight as transformers before 5.6 named it, which others still expect and all read."""
-    return name if name.startswith("text_model.") else f"text_model.{name}"
-
-
-def load(pretrained: str, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """A pipeline by name, without its safety checker (whose black pictures would compress best)."""
-    try:
-        with quietly():
-            return StableDiffusionPipeline.from_pretrained(
-                _place(pretrained), dtype=dtype, safety_checker=None, feature_extractor=None,
-                requires_safety_checker=False,
-            )  # fmt: skip
-    except (OSError, ValueError) as error:
-        raise _no_pipeline(pretrained, error) from error
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Within it diffusers tells errors only: no hints, and from then on no bars."""
-    level = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(level)
-
-
-def _check_targets(unet: nn.Module, targets: Iterable[str] | None) -> None:
-    """Raises UserError for a name that fits no layer: peft passes over it, as long as another fits."""
-    layers = [name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    ends = {found[0] for name in layers if (found := re.search(r"[^.]+(\.\d+)?$", name))}
-    for target in targets or ():
-        if not any(f".{name}".endswith(f".{target}") for name in layers):
-            raise UserError(f"lora.target_modules: no layer is called {target!r}{nearest(target, ends)}")
-
-
-def _place(pretrained: str) -> str:
-    if pretrained == "emoji" and not (EMBEDDED / "model_index.json").is_file():
-        raise UserError(f"model.pretrained: the embedded model is not at {EMBEDDED}; reinstall ddpo")
-    return str(EMBEDDED) if pretrained == "emoji" else pretrained
-
-
-def _no_pipeline(pretrained: str, error: Exception) -> UserError:
-    if line := refusal(error):
-        return UserError(f"model.pretrained: {pretrained!r}: {line}")
-    reason = " ".join(str(error).split())[:200]
-    where = "is no folder of a StableDiffusionPipeline"
-    if not Path(_place(pretrained)).exists():
-        where = "is no folder, and as a hub id it cannot be loaded"
-        if HF_HUB_OFFLINE:
-            where += " while HF_HUB_OFFLINE is set: unset that, or download the model before"
-    return UserError(f"model.pretrained: {pretrained!r} {where} ({reason})")
-
-
-def _merge_lora(pipeline: StableDiffusionPipeline, file: str) -> None:
-    """Make a LoRA part of the weights. Raises UserError where it changes nothing: diffusers would not say."""
-    try:
-        with quietly():
-            pipeline.load_lora_weights(file)
-    except (OSError, ValueError) as error:
-        told = refusal(error) or f"cannot be read as a LoRA of this model ({error})"
-        raise UserError(f"model.loras: {file!r}: {told}") from error
-    if not pipeline.get_list_adapters():
-        empty = "holds no weights in the diffusers format; nothing was loaded from it"
-        raise UserError(f"model.loras: {file!r} {empty}")
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()
-
-
-def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
-    """A random pipeline of the true classes under 1 MB, for tests: 16x16 pictures, 4x8x8 latents."""
-    torch.manual_seed(seed)
-    alphabet = _alphabet()
-    tokenizer = CLIPTokenizer(vocab=alphabet, merges=[], model_max_length=24)
-    text = CLIPTextConfig(
-        vocab_size=len(alphabet), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=24, projection_dim=16,
-        bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-        cross_attention_dim=16, attention_head_dim=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
-        up_block_types=("UpDecoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
-        norm_num_groups=4, sample_size=16, latent_channels=4, mid_block_add_attention=False,
-    )  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-        prediction_type=prediction_type,  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
-    return StableDiffusionPipeline(
-        vae, CLIPTextModel(text), tokenizer, unet, scheduler,  # pyright: ignore[reportArgumentType]
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
-
-
-def _alphabet() -> dict[str, int]:
-    """Special tokens, then every printable ASCII character, alone and at the end of a word."""
-    characters = [chr(i) for i in range(33, 127)]
-    ends = [f"{character}</w>" for character in characters]
-    tokens = ["<|startoftext|>", "<|endoftext|>", *characters, *ends]
-    return {token: i for i, token in enumerate(tokens)}

@@ -1,32 +1,15 @@
 """What a run will do and need, before it does: its arithmetic, its calls of the denoiser, its memory."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from math import ceil, gcd
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
-import torch
-
-from ddpo import config, plugins, prompts
-from ddpo.config import Config, checks
-from ddpo.objectives import Objective
 from ddpo.parallel import ranks
 from ddpo.parallel.seeds import Purpose, generator
-from ddpo.planning import memory
-from ddpo.runs import build
-from ddpo.training.trainer import kl_pairs
-from ddpo.training.update import minibatches
-
-HEAP = 1.4
-"""On a CPU the C library's heap holds more than what is alive in it: up to 1.4 times as much, measured."""
-
-AUTO: dict[str, Literal["bf16", "fp32"]] = {"GPU": "bf16", "CPU": "fp32"}
-"""What `model.dtype: auto` most likely comes to; a plan has no device to look at."""
-
-FIRST_CALLS = 150_000_000
-"""Bytes of kernels, threads and image libraries that come with the first iteration on a CPU, measured."""
-
+from ddpo.planning.plan import Plan
+from ddpo.training.batching import minibatches
+from ddpo.training.measures import kl_pairs
 
 DEALT = 8
 """Iterations whose minibatches are looked at for padding: on several processes their shares may vary."""
@@ -58,67 +41,6 @@ class Padding(NamedTuple):
     counts: list[int]
     share: float
     better: list[int]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run, as far as its numbers depend on it.
-
-    steps     of the sampler, those with a density, and the columns of a sample that enter a loss
-    prompts   in the training set (0: a data set that is not here), in its part that is shown in pictures,
-              in the set judged on the way
-    policy    the model without its weights; None where its architecture is not known here
-    """
-
-    settings: Config
-    objective: Objective
-    processes: int
-    steps: tuple[int, int, int]
-    prompts: tuple[int, int, int]
-    policy: Any = None
-
-    @property
-    def samples(self) -> int:
-        """Of a prompt, those that are trained on."""
-        every, extremes = self.settings.trainer.samples_per_prompt, self.settings.advantage.keep_extremes
-        return every if extremes is None else min(every, 2 * extremes)
-
-    @property
-    def guidance(self) -> float:
-        """Of the steps that are scored, which may be another than that of sampling."""
-        own = self.settings.objective.guidance_scale
-        return self.settings.sampler.guidance_scale if own is None else own
-
-
-def plan(settings: Config, processes: int = 1) -> Plan:
-    """Raises UserError for what a run of that many processes would refuse."""
-    checks.check(settings, processes)
-    if settings.model.dtype == "auto":
-        settings = config.in_precision(settings, AUTO["GPU"])
-    objective, count, policy = build.objective(settings), settings.sampler.num_steps, _outline(settings)
-    dense = build.sampler(settings, policy).steps.stochastic if policy else torch.ones(count) > 0
-    columns = settings.objective.draws or count
-    if not objective.denoising_errors:
-        columns = int(build.subset(settings, dense)(dense, torch.Generator()).sum())
-    steps = (count, int(dense.sum()), columns)
-    return Plan(settings, objective, processes, steps, _prompts(settings), policy)
-
-
-def _prompts(settings: Config) -> tuple[int, int, int]:
-    judged = settings.evaluation
-    try:
-        sets = build.evaluation_sets(settings)
-        return len(build.prompt_set(settings)), len(sets[0]), len(sets[-1])
-    except prompts.NotHere:
-        shown = judged.num_prompts or settings.log.images
-        held_out = prompts.load(judged.prompts)[: judged.num_prompts] if judged.prompts else range(shown)
-        return 0, shown, len(held_out)
-
-
-def _outline(settings: Config) -> Any:
-    outline = getattr(plugins.load("models", settings.model.name), "outline", None)
-    pipeline = outline and outline(settings.model.pretrained, settings.model.dtype, settings.lora is None)
-    return pipeline and build.policy(settings, pipeline, torch.device("cpu"))
 
 
 def calls(plan: Plan, iteration: int) -> Counter[Call]:
@@ -213,56 +135,3 @@ def _updates(plan: Plan, iteration: int) -> list[tuple[list[int], list[Call]]]:
 
 def _due(every: int, iteration: int) -> bool:
     return bool(every) and (iteration + 1) % every == 0
-
-
-def footprint(plan: Plan) -> dict[str, int]:
-    """Bytes that a process needs besides the interpreter and its libraries; the largest share of one counts.
-
-    weights, training       frozen weights; trained ones with AdamW's two averages, and the EMA's
-    latents, images         what the sampled chunks leave behind; with a KL, the reference's means too
-    sampling, decoding, update      the peak within a call of each kind; an update's has the gradients
-    working, peak           the most of the last five at one time, and all together
-    """
-    policy, settings = plan.policy, plan.settings
-    trainer, whole, chunk = settings.trainer, settings.lora is None, settings.sampler.batch_size
-    trained = sum(parameter.nbytes for parameter in policy.parameters().values())
-    modules = (policy.unet, policy.text_encoder, policy.vae)
-    frozen = sum(parameter.nbytes for module in modules for parameter in module.parameters()) - trained
-    share = ceil(trainer.prompts_per_iteration / plan.processes) * trainer.samples_per_prompt
-    stored, kept = ceil(share / chunk) * chunk, plan.steps[0] * (1 + ("kl" in plan.objective.needs)) + 1
-
-    def noise(rows: int) -> torch.Tensor:
-        return torch.empty(rows, *policy.latent_shape)
-
-    def call(rows: int, grad: bool) -> None:
-        pairs = plan.samples * plan.steps[2]
-        texts = [str(i // pairs) if policy.train_text_encoder else "" for i in range(rows)]
-        timesteps, scale = torch.zeros(rows, dtype=torch.long), settings.sampler.guidance_scale
-        scale = plan.guidance if grad else scale
-        with torch.set_grad_enabled(grad):
-            output = policy.predict(noise(rows), timesteps, texts, scale)
-            if grad and "errors_ref" in plan.objective.needs:
-                with torch.no_grad():
-                    policy.predict(noise(rows), timesteps, texts, scale)
-        if grad:
-            output.sum().backward()
-
-    with memory.imaginary:
-        a_latent, an_image = noise(1).nbytes, policy.decode(noise(1)).nbytes
-    found = {
-        "weights": frozen + trained * whole,
-        "training": trained * (3 + bool(settings.ema.decay)),
-        "latents": stored * kept * a_latent,
-        "images": stored * an_image,
-        "sampling": memory.peak_bytes(lambda: call(chunk, False)),
-        "decoding": memory.peak_bytes(lambda: policy.decode(noise(chunk))),
-        "update": memory.peak_bytes(lambda: call(trainer.micro_batch, True)),
-    }
-    sampled = found["images"] + max(found["sampling"], found["decoding"], found["latents"])  # joined: twice
-    found["working"] = found["latents"] + max(sampled, found["update"])
-    return {**found, "peak": found["weights"] + found["training"] + found["working"]}
-
-
-def on_cpu(footprint: Mapping[str, int], interpreter: float) -> float:
-    """Peak resident bytes of a process on a CPU, given what it takes before a model is there."""
-    return interpreter + FIRST_CALLS + footprint["peak"] + (HEAP - 1) * footprint["working"]

@@ -1,7 +1,8 @@
 """What a computation needs in memory, counted without running it: its tensors have sizes and no content."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import ceil
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+from ddpo.planning import memory
+from ddpo.planning.plan import Plan
 
 imaginary = FakeTensorMode(allow_non_fake_inputs=True)
 """Within it, operations give tensors without content, those of real tensors too."""
@@ -49,3 +53,64 @@ def peak_bytes(compute: Callable[[], object]) -> int:
     with imaginary, Alive() as alive:
         compute()
     return alive.peak
+
+
+HEAP = 1.4
+"""On a CPU the C library's heap holds more than what is alive in it: up to 1.4 times as much, measured."""
+
+
+FIRST_CALLS = 150_000_000
+"""Bytes of kernels, threads and image libraries that come with the first iteration on a CPU, measured."""
+
+
+def footprint(plan: Plan) -> dict[str, int]:
+    """Bytes that a process needs besides the interpreter and its libraries; the largest share of one counts.
+
+    weights, training       frozen weights; trained ones with AdamW's two averages, and the EMA's
+    latents, images         what the sampled chunks leave behind; with a KL, the reference's means too
+    sampling, decoding, update      the peak within a call of each kind; an update's has the gradients
+    working, peak           the most of the last five at one time, and all together
+    """
+    policy, settings = plan.policy, plan.settings
+    trainer, whole, chunk = settings.trainer, settings.lora is None, settings.sampler.batch_size
+    trained = sum(parameter.nbytes for parameter in policy.parameters().values())
+    modules = (policy.unet, policy.text_encoder, policy.vae)
+    frozen = sum(parameter.nbytes for module in modules for parameter in module.parameters()) - trained
+    share = ceil(trainer.prompts_per_iteration / plan.processes) * trainer.samples_per_prompt
+    stored, kept = ceil(share / chunk) * chunk, plan.steps[0] * (1 + ("kl" in plan.objective.needs)) + 1
+
+    def noise(rows: int) -> torch.Tensor:
+        return torch.empty(rows, *policy.latent_shape)
+
+    def call(rows: int, grad: bool) -> None:
+        pairs = plan.samples * plan.steps[2]
+        texts = [str(i // pairs) if policy.train_text_encoder else "" for i in range(rows)]
+        timesteps, scale = torch.zeros(rows, dtype=torch.long), settings.sampler.guidance_scale
+        scale = plan.guidance if grad else scale
+        with torch.set_grad_enabled(grad):
+            output = policy.predict(noise(rows), timesteps, texts, scale)
+            if grad and "errors_ref" in plan.objective.needs:
+                with torch.no_grad():
+                    policy.predict(noise(rows), timesteps, texts, scale)
+        if grad:
+            output.sum().backward()
+
+    with memory.imaginary:
+        a_latent, an_image = noise(1).nbytes, policy.decode(noise(1)).nbytes
+    found = {
+        "weights": frozen + trained * whole,
+        "training": trained * (3 + bool(settings.ema.decay)),
+        "latents": stored * kept * a_latent,
+        "images": stored * an_image,
+        "sampling": memory.peak_bytes(lambda: call(chunk, False)),
+        "decoding": memory.peak_bytes(lambda: policy.decode(noise(chunk))),
+        "update": memory.peak_bytes(lambda: call(trainer.micro_batch, True)),
+    }
+    sampled = found["images"] + max(found["sampling"], found["decoding"], found["latents"])  # joined: twice
+    found["working"] = found["latents"] + max(sampled, found["update"])
+    return {**found, "peak": found["weights"] + found["training"] + found["working"]}
+
+
+def on_cpu(footprint: Mapping[str, int], interpreter: float) -> float:
+    """Peak resident bytes of a process on a CPU, given what it takes before a model is there."""
+    return interpreter + FIRST_CALLS + footprint["peak"] + (HEAP - 1) * footprint["working"]

@@ -1,35 +1,30 @@
-"""From a configuration to the objects it names, and a finished run's models to sample from."""
+"""From a configuration to the objects it names."""
 
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from jaxtyping import Bool
 from peft import LoraConfig
-from PIL import Image
 from torch import Tensor
 
 from ddpo import config, objectives, plugins, prompts, rewards
 from ddpo.advantages import ADVANTAGES
 from ddpo.config import Config
 from ddpo.errors import UserError
-from ddpo.images import to_pil
-from ddpo.models import Policy, _precision
+from ddpo.models import DTYPES, Policy, _precision
 from ddpo.models._precision import Precision
-from ddpo.models.stable_diffusion import DTYPES
 from ddpo.objectives import Objective
 from ddpo.parallel import ranks
-from ddpo.parallel.seeds import Purpose
 from ddpo.prompts import PromptSet
-from ddpo.records import checkpoint
 from ddpo.rewards import Reward
 from ddpo.rollout import pairs
-from ddpo.rollout.sample import Sampler, sample
+from ddpo.rollout.sample import Sampler
 from ddpo.samplers import SAMPLERS
 from ddpo.scoring import ranking
 from ddpo.scoring.scorer import Scorer
@@ -216,43 +211,3 @@ def trainer(settings: Config) -> Trainer:
         keep_extremes=settings.advantage.keep_extremes, max_missing=wanted.max_missing,
         pairs_folder=folder,
     )  # fmt: skip
-
-
-class Run:
-    """A run's base and tuned model, to sample from: `ddpo.load("runs/demo").sample(["a fox"], seeds=[0])`."""
-
-    def __init__(
-        self, run_dir: str | Path, dtype: Literal["fp32"] | None = None, settings: Config | None = None
-    ) -> None:
-        """`settings` take the place of the run's own, as `dtype` of theirs.
-
-        Raises UserError for what is not the folder of a run.
-        """
-        self.folder = Path(run_dir)
-        self.config = config.load(settings or config.of_run(run_dir))
-        self.config.model.dtype = dtype or self.config.model.dtype
-        self.policy = policy(self.config)
-        self.sampler = sampler(self.config, self.policy)
-        self.checkpoints = {path.name: path for path in checkpoint.all_of(self.folder)}
-
-    def use(self, column: str = "tuned") -> str:
-        """Take a checkpoint's weights, averaged if that was kept; returns its name.
-
-        "tuned" and "last" are the newest, "best" and "000020" as in `checkpoint.find`, which raises UserError
-        for one that is not there.
-        """
-        found = checkpoint.find(self.folder, "last" if column == "tuned" else column)
-        tensors, _ = checkpoint.load(found)
-        checkpoint.restore_parameters(self.policy.parameters(), tensors.get("ema", tensors["parameters"]))
-        return found.name
-
-    def sample(self, texts: Sequence[str], seeds: Sequence[int], column: str = "tuned") -> list[Image.Image]:
-        """One picture for each prompt and seed, by "base", "tuned" or a checkpoint; as in the evaluation."""
-        keys = [(Purpose.EVALUATION, seed) for seed in seeds]
-        if column != "base":
-            self.use(column)
-            parts = list(sample(self.policy, self.sampler, texts, keys))
-        else:
-            with self.policy.reference():
-                parts = list(sample(self.policy, self.sampler, texts, keys))
-        return [image for part in parts for image in to_pil(part.images)]

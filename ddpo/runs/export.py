@@ -18,11 +18,12 @@ from torch import Tensor
 
 from ddpo import samplers
 from ddpo.errors import Stopped, UserError, refusal
-from ddpo.models.stable_diffusion import StableDiffusion, load, old_spelling, quietly
+from ddpo.models._pipelines import load, old_spelling, quietly
+from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.parallel.seeds import Purpose, generator
 from ddpo.rollout.sample import Sampler, sample
 from ddpo.runs import build
-from ddpo.runs.build import Run
+from ddpo.runs.finished import Run
 
 BAR = 1 / 255
 """The largest difference between a picture of the export and ours, in [0, 1]; also the smallest visible."""

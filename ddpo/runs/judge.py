@@ -9,14 +9,14 @@ from tqdm import tqdm
 
 from ddpo import config, prompts
 from ddpo.config import Config, checks, schema
-from ddpo.evaluation import card, matched
+from ddpo.evaluation import card, evidence, matched
 from ddpo.evaluation import page as report
 from ddpo.evaluation.table import table
 from ddpo.parallel import launcher, ranks
 from ddpo.records import checkpoint
 from ddpo.runs import build
 from ddpo.runs import folder as run_folder
-from ddpo.runs.build import Run
+from ddpo.runs.finished import Run
 
 log = logging.getLogger("ddpo")
 
@@ -50,7 +50,7 @@ def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
     results = matched.write(folder / "evaluation", columns, used, **more)
     page = report.write(folder)
     card.write(folder)
-    for row in report.rows(report.read(folder)):
+    for row in evidence.rows(evidence.read(folder)):
         log.info("%s", row["sentence"])
     log.info("open %s", page)
     return results

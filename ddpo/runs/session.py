@@ -24,7 +24,7 @@ from ddpo.records.files import whole
 from ddpo.records.tracking import Trackers
 from ddpo.runs import build
 from ddpo.runs import folder as run_folder
-from ddpo.runs.build import Run
+from ddpo.runs.finished import Run
 from ddpo.training.credit import standing
 
 log = logging.getLogger("ddpo")

@@ -5,10 +5,8 @@ nothing random is carried from one to the next.
 """
 
 import math
-import re
-import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,27 +29,18 @@ from ddpo.rollout import pairs as offline
 from ddpo.rollout.sample import Sampler, sample, step_means
 from ddpo.rollout.trajectory import Trajectory, join
 from ddpo.scoring.scorer import Scorer
+from ddpo.training.batching import minibatches
 from ddpo.training.credit import PerReward, lowered
+from ddpo.training.gates import first_pass_deviation, gate_limit
+from ddpo.training.measures import Measured, Metrics, kl_pairs, peak_gb
 from ddpo.training.selection import Subset, extremes
 from ddpo.training.terms import Terms
 from ddpo.training.terms.denoising_errors import DenoisingErrors
 from ddpo.training.terms.log_probs import LogProbs
-from ddpo.training.update import Measured, Pass, clip_gradients, first_pass_deviation, minibatches
-
-Metrics = dict[str, float]
+from ddpo.training.update import Pass, clip_gradients
 
 MAX_SKIPPED = 3
 """Iterations in a row without one good optimiser step after which a run stops."""
-
-MOST_KL_PAIRS = 4
-"""(sample, step) pairs on which the KL to the reference is measured each iteration: enough for a trend."""
-
-PAIRS_PER_KL_PAIR = 50
-"""One of them takes two forward rows, where each pair of the iteration takes about four (sampled once, and a
-forward and backward pass in the update). So measuring the KL costs about 1 % of an iteration."""
-
-WIDEST_GATE = 1e-2
-"""However wide the clip range, a ratio further from 1 before any update is a mistake."""
 
 
 @dataclass
@@ -319,28 +308,6 @@ class Trainer:
         return sum(everyone) / len(everyone)
 
 
-def kl_pairs(images: int, columns: Sequence[int]) -> list[tuple[int, int]]:
-    """(sample, step) pairs, evenly spread over `images` samples and the steps `columns`."""
-    count = max(1, min(MOST_KL_PAIRS, images * len(columns) // PAIRS_PER_KL_PAIR))
-    middles = [(2 * i + 1) / (2 * count) for i in range(count)]
-    return [(int(images * middle), columns[int(len(columns) * middle)]) for middle in middles]
-
-
-def gate_limit(clip_range: float | None, half_precision: bool) -> float:
-    """|ratio - 1| that the ratio gate lets pass: a tenth of the clip range, and not less than rounding."""
-    return max(min(0.1 * (clip_range or 0.0), WIDEST_GATE), 1e-5 if half_precision else 1e-6)
-
-
 def _from_all_ranks(matrix: Float[Tensor, "b T"], device: torch.device) -> Float[Tensor, "B T"]:
     """Each rank's rows, in the order of the samples: ranks hold contiguous blocks."""
     return torch.tensor(ranks.gather(matrix.tolist()), dtype=matrix.dtype, device=device)
-
-
-def peak_gb(device: torch.device) -> float:
-    """Peak memory in GB: allocated on the GPU, or resident without one."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage's peak is the parent's where that was larger
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) * 1024 / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # macOS: bytes

@@ -9,7 +9,7 @@ whatever the number of steps and samples. Gradients of all chunks and ranks are 
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -18,50 +18,11 @@ from torch import Tensor, nn
 from ddpo.objectives import Batch, Objective
 from ddpo.parallel import ranks
 from ddpo.rollout.sample import chunks
+from ddpo.training.measures import Measured
 from ddpo.training.terms import Terms
-from ddpo.training.terms.log_probs import LogProbs
 
 Chunk = tuple[Int[Tensor, " N"], Int[Tensor, " N"], int]
 """Local rows, columns and the number of genuine pairs of one network call."""
-
-
-@dataclass
-class Measured:
-    """Running statistics of every pair scored in an iteration's updates; read once, at its end."""
-
-    clip_range: float | None
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    max_dev: float = 0.0
-
-    def add(self, logp: Float[Tensor, " N"], logp_old: Float[Tensor, " N"]) -> None:
-        difference = logp.detach() - logp_old
-        ratio = difference.exp()
-        outside = (ratio - 1).abs() > (self.clip_range or torch.inf)
-        rows = {
-            "ratio": ratio,
-            "outside": outside,
-            "squared": difference.square(),
-            "pairs": torch.ones_like(ratio),
-        }
-        for name, values in rows.items():
-            self.sums[name] = self.sums.get(name, 0) + values.double().sum()
-        self.sums["max_dev"] = torch.maximum(
-            self.sums.get("max_dev", ratio.new_zeros(())), (ratio - 1).abs().max()
-        )
-
-    def result(self) -> dict[str, float]:
-        """Over all ranks. NaN when no pair was scored, as by objectives on denoising errors."""
-        rows = ranks.gather([{name: value.item() for name, value in self.sums.items()}])
-        rows = [row for row in rows if row]
-        if not rows:
-            return dict.fromkeys(("ratio/mean", "ratio/max_dev", "clip_frac", "approx_kl"), math.nan)
-        total = {name: sum(row[name] for row in rows) for name in rows[0]}
-        return {
-            "ratio/mean": total["ratio"] / total["pairs"],
-            "ratio/max_dev": max(row["max_dev"] for row in rows),
-            "clip_frac": total["outside"] / total["pairs"],
-            "approx_kl": 0.5 * total["squared"] / total["pairs"],
-        }
 
 
 @dataclass
@@ -175,19 +136,6 @@ class Pass:
         return self.objective(found[matrix], replace(batch, **{name: found[name] for name in others}))
 
 
-def minibatches(groups: int, count: int, order: torch.Generator) -> list[list[int]]:
-    """Deal groups into `count` minibatches: of each `count` consecutive groups, one to each, in random order.
-
-    The same on any number of ranks, and even for ranks that hold contiguous blocks of groups.
-    """
-    dealt: list[list[int]] = [[] for _ in range(count)]
-    for first in range(0, groups, count):
-        places = torch.randperm(count, generator=order).tolist()
-        for place, group in zip(places, range(first, groups), strict=False):
-            dealt[place].append(group)
-    return dealt
-
-
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float, loss_scale: float = 1.0) -> float:
     """Sum gradients over ranks, take `loss_scale` out of them, scale them to a norm of at most `limit`.
 
@@ -198,21 +146,3 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float, loss_scale:
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient.div_(loss_scale)
     return nn.utils.clip_grad_norm_(parameters, limit).item()
-
-
-def first_pass_deviation(work: Pass) -> float:
-    """max |ratio - 1| before any update, at its shapes, on pairs of all steps and as many samples.
-
-    0 where the objective has no log-probabilities.
-    """
-    if not isinstance(work.terms, LogProbs):
-        return 0.0
-    columns = torch.tensor(work.terms.columns(work.batch), device=work.terms.policy.device)
-    rows = torch.arange(len(columns), device=columns.device) % len(work.terms.trajectory.samples)
-    worst = [0.0]
-    with torch.no_grad():
-        for indices, genuine in chunks(len(columns), work.micro_batch):
-            logp = work.terms(rows[indices], columns[indices])["logp"][:genuine]
-            old = work.batch.logp_old[work.globally(rows[indices]), columns[indices]][:genuine]
-            worst.append(((logp - old).exp() - 1).abs().max().item())
-    return torch.tensor(ranks.gather(worst), dtype=torch.float64).max().item()  # Python's max loses a NaN
