@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from ddpo.config import Config, Log
+from ddpo.config.sections import Config, Log
 from ddpo.errors import UserError, nearest
 from ddpo.images import GUARDS
 from ddpo.rewards import short_name

@@ -1,0 +1,252 @@
+"""What can be set, in one dataclass a section; the strings under the fields are what --help prints."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ddpo.plugins.ranges import (
+    Finite,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Share,
+    UnitFloat,
+)
+
+
+@dataclass
+class Model:
+    """The diffusion model that is fine-tuned."""
+
+    name: str = "stable_diffusion"
+    """an adapter of `ddpo list models`"""
+    pretrained: str = "emoji"
+    """Hub name or folder of the weights; `emoji` is the small model that comes with ddpo"""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """precision of the network; log-probabilities and the trained weights are always fp32. auto: on a GPU
+    bf16 if it has that, else fp16; on a CPU fp32, unless bf16 proves faster when the run begins"""
+    loras: list[str] = field(default_factory=list)
+    """LoRA files or Hub names fused into the weights before training"""
+    gradient_checkpointing: bool = False
+    """less memory and more time: activations are computed again in the backward pass"""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Lora:
+    """The low-rank adapter that is trained; `lora: null` trains the whole denoiser."""
+
+    rank: PositiveInt = 16
+    """rank of the update"""
+    alpha: PositiveFloat | None = None
+    """the update is scaled by alpha / rank; null: alpha = rank, the only choice every program reads alike"""
+    target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    """ends of the names of the denoiser's layers that get an adapter; [] with text_encoder: none"""
+    text_encoder: bool = False
+    """adapt the text encoder too"""
+
+
+@dataclass
+class Sampler:
+    """How images are sampled, in training and evaluation."""
+
+    name: str = "ddim"
+    """ddim or ddpm"""
+    num_steps: PositiveInt = 50
+    """denoising steps an image"""
+    guidance_scale: NonNegativeFloat = 5.0
+    """classifier-free guidance; 1 is none and takes half the time"""
+    batch_size: PositiveInt = 8
+    """images a network call; sets speed and memory, never the result"""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Prompts:
+    """The prompts of training: a named set, a file of one's own, or a data set."""
+
+    name: str | None = "animals"
+    """a set of `ddpo list prompts`"""
+    path: str | None = None
+    """a txt, jsonl, csv or py file; takes the place of name"""
+    dataset: str | None = None
+    """a data set of the Hub, or a folder of parquet or jsonl files; takes the place of name"""
+    split: str = "train"
+    """of the data set"""
+    column: str = "prompt"
+    """of the data set: the prompts; its other columns of text, numbers and truth values are metadata"""
+    template: str | None = None
+    """text around each prompt, as in "A painting of a {prompt}" """
+
+    def __post_init__(self) -> None:
+        self.name = None if self.path or self.dataset else self.name
+
+
+@dataclass
+class Reward:
+    """One term of the reward, or one judge of the evaluation."""
+
+    name: str
+    """a reward of `ddpo list rewards`, package.module:attribute or path/file.py:function; from Python also
+    the function, class or instance itself"""
+    weight: Finite = 1.0
+    """factor in the sum of rewards; 0: it is only logged, or only a gate"""
+    params: dict[str, Any] = field(default_factory=dict)
+    min: Finite | None = None
+    """an image with less is gated: it counts as the worst of its prompt and gets no positive advantage"""
+    max: Finite | None = None
+    """an image with more is gated likewise"""
+    cache: str | None = None
+    """folder that keeps values from run to run; null: they are computed each time"""
+    label: str | None = None
+    """its name in metrics and results; null: the name without module or folder"""
+
+
+@dataclass
+class Objective:
+    """The loss."""
+
+    name: str = "ddpo"
+    """an objective of `ddpo list objectives`"""
+    options: dict[str, Any] = field(default_factory=dict)
+    kl_weight: NonNegativeFloat = 0.0
+    """weight, in the loss, of the closed-form KL of a step to the pretrained model, per latent dimension"""
+    block_size: PositiveInt = 1
+    """denoising steps in a row that share one ratio; sampler.num_steps: one ratio a trajectory"""
+    timestep_fraction: Share = 1.0
+    """random share of the denoising steps that is trained on, drawn each iteration"""
+    timestep_window: tuple[NonNegativeInt, PositiveInt] | None = None
+    """[first, end): train on these steps alone, counted from 0, the noisiest; null: all"""
+    drop_last: NonNegativeInt = 0
+    """so many steps at the end are not trained on"""
+    guidance_scale: NonNegativeFloat | None = None
+    """guidance in the update; null: that of the sampler, the policy that drew the images"""
+    draws: PositiveInt | None = None
+    """(timestep, noise) pairs an image and pass, for rwr and dpo; null: as many as sampler.num_steps"""
+    offline: bool = False
+    """learn from recorded pairs: prompts.path has columns chosen and rejected, images; rewards only judge"""
+
+
+@dataclass
+class Advantage:
+    """What a sample's reward is compared with."""
+
+    name: str = "per_prompt"
+    """batch, per_prompt or group"""
+    clip: PositiveFloat = 5.0
+    """advantages are clipped to [-clip, clip]"""
+    per_reward: bool = False
+    """compare each reward by itself, then add up by weight; false: compare the weighted sum"""
+    keep_extremes: PositiveInt | None = None
+    """train only on the so many best and as many worst images of each prompt; null: on all"""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Trainer:
+    """The loop. All sizes are global: they do not depend on the number of processes."""
+
+    iterations: PositiveInt = 100
+    """rounds of sampling and learning"""
+    prompts_per_iteration: PositiveInt = 32
+    """prompts drawn an iteration; one that is drawn twice makes two groups"""
+    samples_per_prompt: PositiveInt = 8
+    """images of each of them; an iteration makes prompts_per_iteration x samples_per_prompt"""
+    minibatches: PositiveInt = 2
+    """optimiser steps a pass; divides prompts_per_iteration, since the samples of a prompt stay together"""
+    epochs: PositiveInt = 1
+    """passes over the images of an iteration"""
+    micro_batch: PositiveInt = 16
+    """(sample, step) pairs a network call; sets speed and memory, never the result"""
+    lr: PositiveFloat = 3e-4
+    """learning rate of AdamW"""
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """cosine and linear go down to 0 at the last iteration"""
+    warmup_steps: NonNegativeInt = 0
+    """optimiser steps in which the learning rate rises from 0"""
+    betas: tuple[UnitFloat, UnitFloat] = (0.9, 0.999)
+    """AdamW's averages of the gradient and of its square"""
+    adam_eps: PositiveFloat = 1e-8
+    """AdamW's epsilon"""
+    weight_decay: NonNegativeFloat = 1e-4
+    """AdamW's decoupled weight decay"""
+    max_grad_norm: PositiveFloat = 1.0
+    """gradients with a larger norm are scaled down to it"""
+    reward_timeout_s: PositiveFloat | None = 600.0
+    """seconds to wait for the rewards of a chunk of images before the run stops; null: no end"""
+    max_missing: UnitFloat = 0.5
+    """share of an iteration's images without a value of some reward above which the run stops"""
+
+
+@dataclass
+class Ema:
+    """A running average of the trained weights."""
+
+    decay: UnitFloat = 0.0
+    """weight of the past at each optimiser step; 0: no average is kept"""
+
+
+@dataclass
+class Checkpoint:
+    """The state from which `--resume` goes on."""
+
+    every: PositiveInt = 10
+    """iterations from one checkpoint to the next; the last iteration always makes one"""
+    keep_last: PositiveInt = 3
+    """older checkpoints are deleted"""
+
+
+@dataclass
+class Evaluation:
+    """Base and tuned model side by side at matched seeds."""
+
+    prompts: str | None = None
+    """a held-out set judged besides the training prompts"""
+    every: NonNegativeInt = 0
+    """iterations between evaluations during training; 0: only at the end"""
+    samples_per_prompt: PositiveInt = 2
+    """images of each prompt"""
+    num_prompts: PositiveInt | None = None
+    """the first so many prompts of each set; null: all"""
+    seed: Seed = 0
+    """of the first picture of a set, whatever the run's own seed is; the others count up"""
+
+
+@dataclass
+class Log:
+    """What is written down on the way."""
+
+    trackers: list[str] = field(default_factory=lambda: ["jsonl"])
+    """any of jsonl, tensorboard, wandb; metrics.jsonl is always written"""
+    project: str = "ddpo"
+    """project of wandb, where the run has the name of its folder; refused without this tracker"""
+    images: NonNegativeInt = 8
+    """pictures in samples/ each time"""
+    every: PositiveInt = 10
+    """iterations from one set of pictures to the next"""
+
+
+@dataclass
+class Config:
+    """A run, completely described."""
+
+    model: Model = field(default_factory=Model)
+    lora: Lora | None = field(default_factory=Lora)
+    sampler: Sampler = field(default_factory=Sampler)
+    prompts: Prompts = field(default_factory=Prompts)
+    rewards: list[Reward] = field(default_factory=list)
+    eval_rewards: list[Reward] = field(default_factory=list)
+    objective: Objective = field(default_factory=Objective)
+    advantage: Advantage = field(default_factory=Advantage)
+    trainer: Trainer = field(default_factory=Trainer)
+    ema: Ema = field(default_factory=Ema)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    log: Log = field(default_factory=Log)
+    plugins: list[str] = field(default_factory=list)
+    """folders with rewards/ prompts/ objectives/ models/ of your own"""
+    seed: Seed = 0
+    """all randomness is a function of (seed, iteration, sample)"""
+    run_dir: str = "runs/default"
+    """the folder everything is written into"""
