@@ -16,7 +16,7 @@ from ddpo.images import from_pil
 from ddpo.models.emoji import ratings, scenes
 from ddpo.rewards import Reward
 
-WEIGHTS = Path(__file__).parents[1] / "ddpo" / "models" / "emoji" / "weights"
+WEIGHTS = Path(__file__).parents[2] / "ddpo" / "models" / "emoji" / "weights"
 FOLDER = WEIGHTS / "clip"
 FIRST = 20_000_000
 """Scenes from this number on no stage has had, in training or in evaluation."""

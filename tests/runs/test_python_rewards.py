@@ -180,7 +180,7 @@ ddpo.finetune(settings)
 
 def test_a_function_of_main_as_a_process(tmp_path: Path) -> None:
     """As in a notebook or a script; afterwards, `ddpo train --resume` in a process of its own refuses."""
-    (tmp_path / "script.py").write_text(NOTEBOOK.format(tests=str(Path(__file__).parent)))
+    (tmp_path / "script.py").write_text(NOTEBOOK.format(tests=str(Path(helpers.__file__).parent)))
     arguments: Any = {"env": helpers.one_thread(), "capture_output": True, "text": True, "cwd": tmp_path}
     done = subprocess.run([sys.executable, "script.py"], **arguments)
     assert done.returncode == 0, done.stderr

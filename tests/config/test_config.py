@@ -512,7 +512,7 @@ atexit.register(lambda: print("torch was imported" if "torch" in sys.modules els
 """
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     return done, time.perf_counter() - start
 

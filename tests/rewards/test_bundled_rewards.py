@@ -1,4 +1,4 @@
-"""Every reward in rewards/ keeps the contract: the conformance kit, on the models of tests/zoo_*.py."""
+"""Every reward in rewards/ keeps the contract: the conformance kit, on the models of zoo_*.py."""
 
 import ast
 import re
@@ -16,7 +16,8 @@ import pytest
 from ddpo import plugins, rewards
 from ddpo.scoring import conformance
 
-FILES = sorted(Path(__file__).parent.glob("zoo_*.py"))
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "tests" / "support").glob("zoo_*.py"))
 ZOO: dict[str, Callable[[Path], dict[str, Any]]] = {
     "emoji_recognition": lambda folder: {},
     "jpeg_compressibility": lambda folder: {},
@@ -26,8 +27,6 @@ ZOO: dict[str, Callable[[Path], dict[str, Any]]] = {
 for file in FILES:
     ZOO |= import_module(file.stem).ZOO
 
-
-ROOT = Path(__file__).parent.parent
 EXTRAS = {"ocr": {"cv2", "rapidfuzz"}, "_ppocr": {"cv2", "rapidfuzz"}}
 """The files of rewards/ that need an extra, and what they import of it."""
 
@@ -76,7 +75,9 @@ def plain(name: str) -> str:
 
 
 def test_the_zoo_is_complete() -> None:
-    assert sorted(ZOO) == plugins.names("rewards"), "a bundled reward belongs into ZOO of a tests/zoo_NAME.py"
+    assert sorted(ZOO) == plugins.names("rewards"), (
+        "put it into ZOO of a tests/support/zoo_NAME.py"
+    )
 
 
 @pytest.mark.parametrize("name", plugins.names("rewards"))

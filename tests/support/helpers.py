@@ -215,7 +215,7 @@ def settings(run_dir: Path, **sections: Any) -> Config:
 
 def one_thread() -> dict[str, str]:
     """The environment of a process that a test starts: no network, no GPU, one thread."""
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     return {
         **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true",
         "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root,

@@ -15,7 +15,7 @@ from accelerate.utils import launch as environments
 from ddpo.errors import UserError
 from ddpo.parallel import launcher
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "accelerate"
+CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 
 
 def variables(file: dict[str, Any], folder: Path, flags: list[str] = []) -> dict[str, str]:  # noqa: B006

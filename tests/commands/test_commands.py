@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from options_world import Flags, world
 from PIL import Image
-from zoo_options import Flags, world
 
 from ddpo import config
 from ddpo.__main__ import COMMANDS, main

@@ -12,7 +12,7 @@ import pytest
 from ddpo import plugins
 from ddpo.errors import UserError, nearest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
