@@ -48,7 +48,6 @@ MAY_PRINT = {"__main__", "train", "evaluate", "commands"}
 PLUGINS = {
     "rewards": {"ddpo.rewards", "ddpo.images"},
     "prompts": {"ddpo.prompts"},
-    "emoji": {"ddpo.emoji"},
 }
 """The folders at the top whose files are modules of ddpo, and the modules that these may import."""
 

@@ -35,13 +35,17 @@ def test_everything_is_inside_and_nothing_generic_beside(wheel: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
     ours: set[str] = set()
     bundled = {kind: f"ddpo/bundled/{kind}" for kind in ("rewards", "prompts", "configs")}
-    for top, place in {"ddpo": "ddpo", "emoji": "ddpo/models/emoji", **bundled}.items():
+    for top, place in {"ddpo": "ddpo", **bundled}.items():
         files = [path.relative_to(ROOT / top) for path in (ROOT / top).rglob("*") if path.is_file()]
         ours |= {f"{place}/{path.as_posix()}" for path in files if "__pycache__" not in path.parts}
     assert len(ours) > 80 and ours <= inside
     assert {name.partition("/")[0].partition("-")[0] for name in inside} == {"ddpo"}
     assert not [name for name in inside if "__pycache__" in name]
-    assert {"ddpo/bundled/configs/accelerate/cpu2.yaml", "ddpo/evaluation/report.html.j2"} <= inside
+    assert {
+        "ddpo/bundled/configs/accelerate/cpu2.yaml",
+        "ddpo/evaluation/report.html.j2",
+        "ddpo/py.typed",
+    } <= inside
     assert "ddpo/models/emoji/weights/pipeline/unet/diffusion_pytorch_model.safetensors" in inside
 
 
@@ -54,7 +58,7 @@ import ddpo
 from ddpo import plugins
 from ddpo.__main__ import main
 from ddpo.models.emoji import sprites
-from ddpo.models.stable_diffusion import EMBEDDED
+from ddpo.models._pipelines import EMBEDDED
 site = Path(sys.argv[1])
 assert Path(ddpo.__file__).is_relative_to(site), ddpo.__file__
 assert all(Path(folder).is_relative_to(site) for kind in plugins.SUFFIXES for folder in plugins.folders(kind))

@@ -23,9 +23,11 @@ import time
 
 import torch
 
-from ddpo import build, ranks, trainer, update
 from ddpo.__main__ import main
 from ddpo.errors import UserError
+from ddpo.parallel import ranks
+from ddpo.runs import build
+from ddpo.training import trainer, update
 
 RANK = ranks.state().process_index
 
@@ -179,7 +181,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from ddpo import ranks
+from ddpo.parallel import ranks
 from ddpo.__main__ import main
 
 folder, argv = sys.argv[1], sys.argv[2:]

@@ -75,9 +75,7 @@ def plain(name: str) -> str:
 
 
 def test_the_zoo_is_complete() -> None:
-    assert sorted(ZOO) == plugins.names("rewards"), (
-        "put it into ZOO of a tests/support/zoo_NAME.py"
-    )
+    assert sorted(ZOO) == plugins.names("rewards"), "put it into ZOO of a tests/support/zoo_NAME.py"
 
 
 @pytest.mark.parametrize("name", plugins.names("rewards"))

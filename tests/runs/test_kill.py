@@ -15,14 +15,18 @@ import os
 import signal
 import sys
 
-from ddpo import checkpoint, command, finetuning, metrics, rollout, train, update
+from ddpo import samplers, train
+from ddpo.commands import frame
+from ddpo.records import checkpoint, metrics
+from ddpo.runs import session
+from ddpo.training import update
 
 MOMENTS = {  # owner, function, and the call of it that never returns
     "before": (metrics, "write", 2),
     "writing": (checkpoint, "save_file", 5),
-    "sampling": (rollout.transitions, "sample", 8),
+    "sampling": (samplers, "sample", 8),
     "updating": (update.Pass, "backward", 14),
-    "after": (finetuning.Session, "finish", 1),
+    "after": (session.Session, "finish", 1),
 }
 
 
@@ -43,7 +47,7 @@ def process(argv, moment=None):
     if child == 0:
         if moment:
             kill_at(*MOMENTS[moment])
-        os._exit(command.run(train.main, argv))
+        os._exit(frame.run(train.main, argv))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

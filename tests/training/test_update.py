@@ -310,7 +310,6 @@ def coupled(logp, batch):
 
 TWICE = """
 import sys
-from ddpo import command, train
 from ddpo.__main__ import main
 folder, argv = sys.argv[1], sys.argv[2:]
 for name in ("ddpo", "coupled"):

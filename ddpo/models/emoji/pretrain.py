@@ -28,7 +28,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-WEIGHTS = Path(__file__).parents[1] / "ddpo" / "models" / "emoji" / "weights"
+WEIGHTS = Path(__file__).parent / "weights"
 STAGES = {
     "vae": "autoencoder:Training", "decoder": "autoencoder:DecoderTraining",
     "captioner": "captioner:Training", "unet": "denoiser:Training",
