@@ -18,7 +18,7 @@ from ddpo.parallel.seeds import Purpose, generator
 from ddpo.rollout.sample import sample
 
 FOLDER = Path(scenes.__file__).parent
-WEIGHTS = FOLDER.parent / "ddpo" / "models" / "emoji" / "weights"
+WEIGHTS = FOLDER / "weights"
 
 
 def test_a_scene_is_a_function_of_caption_and_seed() -> None:
