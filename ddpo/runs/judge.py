@@ -12,6 +12,7 @@ from ddpo.config import Config, checks, schema
 from ddpo.evaluation import card, evidence, matched
 from ddpo.evaluation import page as report
 from ddpo.evaluation.table import table
+from ddpo.models._precision import Precision
 from ddpo.parallel import launcher, ranks
 from ddpo.records import checkpoint
 from ddpo.runs import build
@@ -30,8 +31,8 @@ def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
     launcher.check(settings.model.dtype)
     checks.check_rewards(settings)
     checkpoint.find(Path(settings.run_dir), wanted)  # before a model is loaded for nothing
-    precision = ranks.gather([build.precision(settings)])[0]  # of rank 0, where it is to be chosen
-    settings = config.in_precision(settings, precision)
+    everyone: list[Precision] = ranks.gather([build.precision(settings)])
+    settings = config.in_precision(settings, everyone[0])  # rank 0's, where it is to be chosen
     run = Run(settings.run_dir, settings=settings)
     settings, used = run.config, run.use(wanted)
     rewards = build.all_rewards(settings, run.policy)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from study_arms import QUERIES, TUNED, TUNING_SEED
 from study_claims import CLAIMS, Claim, Pool, Result, gain, interval, kl, recognised, reward_of
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def write(folder: Path) -> None:
@@ -38,9 +38,9 @@ def head(results: Sequence[Result]) -> list[str]:
     commits = ", ".join(sorted({result["commit"] for result in results}))
     rates = ", ".join(f"{family} {lr:g}" for family, lr in TUNED.items())
     paragraphs = [
-        "Made by `python benchmarks/study.py report` from the runs in `benchmarks/results/`, which `python "
-        "benchmarks/study.py run` makes; no number here is written by hand. The model is the small embedded "
-        "one: a toy world of emoji scenes, not Stable Diffusion.",
+        "Made by `python benchmarks/study/study.py report` from the runs in `benchmarks/results/`, which "
+        "`python benchmarks/study/study.py run` makes; no number here is written by hand. The model is the "
+        "small embedded one: a toy world of emoji scenes, not Stable Diffusion.",
         f"{len(results)} runs, {hours:.1f} CPU-hours on one core each, commits {commits}. Every run has "
         f"{QUERIES} reward queries (640 in the task `guided`, 480 in the arms with `passes`) and ends with "
         "two pictures of every prompt at fixed seeds, before and after. Tuning, equal for every method: two "

@@ -1,4 +1,4 @@
-"""The papers' claims in the emoji world: `python benchmarks/study.py tune`, then `run`, then `report`.
+"""The papers' claims in the emoji world: `python benchmarks/study/study.py tune`, then `run`, then `report`.
 
 tune    tries each learning rate once; the better ones stand in TUNED of study_arms.py
 run     makes what is not yet in benchmarks/results/, one JSON a finished run; stop it and start it again as
@@ -30,7 +30,7 @@ from ddpo.records import metrics
 from ddpo.runs import folder as run_folder
 from ddpo.runs.session import Session
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 SETS = ("animals", "animals_heldout", "activities_heldout")
 KEPT = (
     "iteration", "images_seen", "reward/mean", "reward/std", "kl_ref", "approx_kl", "clip_frac",
@@ -111,7 +111,7 @@ def compare(session: Session, task: str, name: str) -> dict[str, dict[str, float
 def commit() -> str:
     """Of the code that ran, with a mark where the tree differs from it."""
     git = ["git", "-C", str(Path(__file__).parent)]
-    where = ["--", "../ddpo", "../rewards", "../configs", "."]
+    where = ["--", "../../ddpo", "../../rewards", "../../configs", ".."]
     known = subprocess.run(
         [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
