@@ -18,7 +18,7 @@ from typing import Any, get_args
 import helpers
 import pytest
 import torch
-from options_world import Flags, places, world
+from option_cases import Flags, places, world
 from PIL import Image
 
 from ddpo import config, plugins, train

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from options_world import Flags, world
+from option_cases import Flags, world
 from PIL import Image
 
 from ddpo import config

@@ -11,7 +11,7 @@ import helpers
 import numpy as np
 import pytest
 import yaml
-from options_world import Flags, places, world
+from option_cases import Flags, places, world
 from PIL import Image
 
 from ddpo import config, evaluate
