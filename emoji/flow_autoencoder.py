@@ -13,9 +13,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from .album import album
-from .autoencoder import HELD_OUT, gradients, scenes
+from .autoencoder import HELD_OUT, SECOND_SERIES, gradients, scenes
 
-BATCH = 64
+BATCH, DECODER_BATCH = 64, 8
 CHANNELS = 16
 KL_WEIGHT = 3e-4
 
@@ -116,5 +116,37 @@ class Training:
         """With latents of unit variance in each channel, so that nothing is left to scale or to shift."""
         x = scenes(HELD_OUT, 256)[1].to(self.device)
         whiten(self.module, x)
+        self.module.half().save_pretrained(folder / "flow" / "vae")
+        self.module.float()
+
+
+class DecoderTraining(Training):
+    """The decoder alone: latents, and the flow model that was trained on them, stay valid.
+
+    Squared errors weigh five times as much as in the whole autoencoder's training. The committed
+    decoder has not been through this: `--steps 100 --lr 8e-4` (a CPU-minute, still inside the warm-up)
+    took it from 29.72 to 29.74 dB on the 256 held-out scenes.
+    """
+
+    steps, lr, ema_decay = 5_000, 4e-4, 0.995
+
+    def __init__(self, device: torch.device, weights: Path, work: Path) -> None:
+        self.module = trained(weights).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        self.device, self.autocast = device, device.type == "cuda"
+        for part in ("encoder", "quant_conv"):
+            self.module.get_submodule(part).requires_grad_(False)
+
+    def loss(self, step: int) -> Tensor:
+        """On scenes that are drawn as it goes: each is seen once."""
+        x = scenes(SECOND_SERIES + step * DECODER_BATCH, DECODER_BATCH)[1].to(self.device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            with torch.no_grad():
+                latents = self.module.encode(x, return_dict=False)[0].sample()
+            y = self.module.decode(latents, return_dict=False)[0].float()  # pyright: ignore[reportArgumentType]
+        return reconstruction_loss(y - x) + 8 * (y - x).square().mean()
+
+    def save(self, folder: Path) -> None:
+        """With the latents that it was loaded with."""
         self.module.half().save_pretrained(folder / "flow" / "vae")
         self.module.float()

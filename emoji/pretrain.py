@@ -13,6 +13,7 @@ threads on shared cores can be slower than one).
     aesthetic  its aesthetic head, on a formula's ratings weights/clip/aesthetic.safetensors
     flow_vae   the flow model's autoencoder, on pictures  weights/flow/vae
     flow       the flow model and its text encoders       weights/flow (the rest of it)
+    flow_decoder  that autoencoder's decoder alone, longer (the committed one has not been through it)
 """
 
 import argparse
@@ -35,6 +36,7 @@ STAGES = {
     "captioner": "captioner:Training", "unet": "denoiser:Training",
     "clip": "clip:Training", "aesthetic": "aesthetic:Training",
     "flow_vae": "flow_autoencoder:Training", "flow": "flow:Training",
+    "flow_decoder": "flow_autoencoder:DecoderTraining",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpo import rewards
 from ddpo.images import from_pil
-from ddpo.models.emoji import pretrain
+from ddpo.models.emoji import flow_autoencoder, pretrain
 from ddpo.models.emoji.autoencoder import HELD_OUT, scenes
 
 FLOW = pretrain.WEIGHTS / "flow"
@@ -57,6 +57,15 @@ def test_the_autoencoder_is_much_sharper_than_the_other_pipelines() -> None:
     assert psnr >= 29.0
     assert psnr >= encoded(pretrain.WEIGHTS / "pipeline" / "vae", x)[1] + 5
     assert latents.std((0, 2, 3)).sub(1).abs().max() < 0.2
+
+
+def test_the_decoder_is_trained_alone(tmp_path: Path) -> None:
+    """So the latents that the flow model was trained on stay what they were."""
+    flow_autoencoder.build().save_pretrained(tmp_path / "flow" / "vae")
+    stage = flow_autoencoder.DecoderTraining(torch.device("cpu"), tmp_path, tmp_path)
+    stage.loss(0).backward()
+    moved = {name.split(".")[0] for name, p in stage.module.named_parameters() if p.grad is not None}
+    assert moved == {"decoder", "post_quant_conv"}
 
 
 @pytest.mark.parametrize(
