@@ -11,8 +11,8 @@ import helpers
 import numpy as np
 import pytest
 import yaml
+from option_cases import Flags, places, world
 from PIL import Image
-from zoo_options import Flags, places, world
 
 from ddpo import card, config, evaluate, evaluation, parsing, report
 from ddpo.__main__ import main

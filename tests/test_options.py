@@ -18,8 +18,8 @@ from typing import Any, get_args
 import helpers
 import pytest
 import torch
+from option_cases import Flags, places, world
 from PIL import Image
-from zoo_options import Flags, places, world
 
 from ddpo import build, config, evaluation, finetuning, parsing, plan, planning, plugins, runs, train
 from ddpo.advantages import ADVANTAGES

@@ -155,7 +155,7 @@ def test_in_a_wheel_the_files_are_bundled(tmp_path: Path) -> None:
     site, work = tmp_path / "site", tmp_path / "work"
     write(site / "ddpo" / "bundled" / "rewards" / "ours.py", reward("ours", 1.0))
     write(work / "rewards" / "theirs.py", reward("theirs", 1.0))
-    for name in ("__init__.py", "plugins.py", "errors.py"):
+    for name in ("__init__.py", "plugins.py", "python_objects.py", "errors.py"):
         shutil.copy(ROOT / "ddpo" / name, site / "ddpo" / name)
     code = "from ddpo import plugins; print(*plugins.names('rewards'))"
     assert python(code, work, PYTHONPATH=str(site)) == "ours"
