@@ -36,7 +36,8 @@ class Parser(argparse.ArgumentParser):
             try:
                 value = kind(text)
             except ValueError as error:
-                raise argparse.ArgumentTypeError(f"{text!r:.60} is no {kind.__name__}") from error
+                wanted = "a whole number" if kind is int else "a number"
+                raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r:.60}") from error
             for limit in limits:
                 if not limit.holds(value):
                     raise argparse.ArgumentTypeError(f"must be {limit.words}, got {value}")

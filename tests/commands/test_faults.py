@@ -160,7 +160,10 @@ def test_a_folder_that_is_no_run(
 def test_a_command_without_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     for command, words in (
         (["sample"], "sample: the following arguments are required: run_dir, --prompt; see ddpo sample"),
-        (["grid", "x", "--seed", "one"], "grid: argument --seed: invalid int value: 'one'; see ddpo grid"),
+        (
+            ["grid", "x", "--seed", "one"],
+            "grid: argument --seed: expected a whole number, got 'one'; see ddpo",
+        ),
         (["train", "--resume"], "--resume: needs the folder of a run, or auto"),
         (["trian"], "trian: no such command; did you mean train?"),
     ):

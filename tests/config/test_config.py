@@ -148,7 +148,7 @@ def test_the_list_of_rewards_is_replaced(folder: Path) -> None:
         (["--trainer.lr", "null"], "trainer.lr: expected a float, got null"),
         (["--lora.rank", "1.5"], "lora.rank: expected an int, got '1.5'"),
         (["--lora.alpha", "x"], "lora.alpha: expected a float or null, got 'x'"),
-        (["--model.dtype", "fp8"], "model.dtype: expected one of fp32, bf16, fp16, got 'fp8'"),
+        (["--model.dtype", "fp8"], "model.dtype: expected one of auto, fp32, bf16, fp16, got 'fp8'"),
         (["--objective.mode", "c"], "objective.mode: expected one of a, b, got 'c'"),
         (["--model.loras", "a"], "model.loras: expected a list of text, as [a, b], got 'a'"),
         (["--trainer.betas", "[1]"], "trainer.betas: expected [float, float], got '[1]'"),

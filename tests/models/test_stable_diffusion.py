@@ -8,7 +8,6 @@ import helpers
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -123,18 +122,6 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         policy.predict(*inputs(), 3.0).square().sum().backward()
         found.append(helpers.flat_gradient(policy))
     assert found[0].norm() > 0 and helpers.difference(found[1], found[0]) < 1e-6
-
-
-def test_plain_attention_is_the_fused_one() -> None:
-    found = []
-    for processor in (AttnProcessor, AttnProcessor2_0):
-        policy = prepared(moved=0.3)
-        before = {type(each) for each in policy.unet.attn_processors.values()}
-        assert before == {AttnProcessor}  # on the CPU, at 8 x 8 tokens
-        policy.unet.set_attn_processor(processor())
-        policy.predict(*inputs(), 3.0).square().sum().backward()
-        found.append(torch.cat([predict(policy).flatten(), helpers.flat_gradient(policy)]))
-    assert helpers.difference(found[1], found[0]) < 1e-5
 
 
 class Oops(Exception):

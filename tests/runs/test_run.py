@@ -165,7 +165,7 @@ def test_everything_shown_and_judged_is_the_average(tmp_path: Path) -> None:
     """With an EMA: the means on the way, the best, the pictures and lora/ are not of the raw weights."""
     folder = tmp_path / "run"
     reward = helpers.reward_file(tmp_path / "rewards")
-    flags = ["--ema.decay", "0.9", "--rewards", f"[{{name: '{reward}'}}]", "--trainer.lr", "0.3"]
+    flags = ["--ema.decay", "0.9", "--rewards", f"[{{name: '{reward}'}}]", "--trainer.lr", "0.6"]
     flags += ["--evaluation.every", "1", "--evaluation.num_prompts", "4", "--log.images", "2"]
     assert call(*helpers.smoke(folder, *flags, "--checkpoint.every", "1", "--log.every", "3")) == 0
     run = ddpo.load(folder)
@@ -177,7 +177,7 @@ def test_everything_shown_and_judged_is_the_average(tmp_path: Path) -> None:
     told = {row["iteration"]: row["eval/redness"] for row in rows(folder)}
     for name in ("000002", "000003"):
         run.use(name)
-        assert judged() == pytest.approx(told[int(name)], abs=1e-3)
+        assert judged() == pytest.approx(told[int(name)], abs=2e-4)
     tensors, state = checkpoint.load(run.checkpoints["000003"])
     assert state["best"] == {"iteration": max(told, key=lambda i: told[i]), "mean": max(told.values())}
     seen = [prompt.text for prompt in build.evaluation_sets(run.config)[0]][::2]
@@ -188,7 +188,7 @@ def test_everything_shown_and_judged_is_the_average(tmp_path: Path) -> None:
     for key, value in run.policy.lora_weights()["unet"].items():
         torch.testing.assert_close(lora[f"unet.{key}"], value)
     checkpoint.restore_parameters(run.policy.parameters(), tensors["parameters"])
-    assert apart(shown, pictures(run, seen, [0, 2])) > 3 and abs(judged() - told[3]) > 3e-3
+    assert apart(shown, pictures(run, seen, [0, 2])) > 3 and abs(judged() - told[3]) > 6e-4
 
 
 def tree(folder: Path) -> set[Path]:

@@ -16,6 +16,7 @@ weight 1 / t needs no floor: it is drawn, not multiplied, which also has the low
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -59,7 +60,8 @@ def _look_at_neighbors(model: EsmForMaskedLM, strength: float = 2.0) -> None:
     width = config.hidden_size // config.num_attention_heads
     frequencies = config.rope_theta ** -(torch.arange(0, width, 2) / width)
     with torch.no_grad():
-        for depth, layer in enumerate(model.esm.encoder.layer):
+        layers: Any = model.esm.encoder.layer
+        for depth, layer in enumerate(layers):
             attention = layer.attention.self
             query = attention.query.bias.view(config.num_attention_heads, 2, width // 2)
             key = attention.key.bias.view(config.num_attention_heads, 2, width // 2)

@@ -95,6 +95,7 @@ def train_oracle(name: str, device: str) -> oracles.Oracle:
     steps = EPOCHS[name] * (len(tokens) // ORACLE_BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, ORACLE_RATE, total_steps=steps)
     loss_of = F.binary_cross_entropy_with_logits if classify else F.mse_loss
+    order = torch.arange(len(tokens))
     for step in range(steps):
         place = step % (len(tokens) // ORACLE_BATCH)
         if place == 0:
@@ -160,7 +161,8 @@ class BaseTraining:
         self.device, self.batch = device, batch
         self.tokens = grammar.draw(BASE_SEQUENCES, SEEDS["base"]).to(device, torch.uint8)
         torch.manual_seed(SEEDS["base"])
-        self.model: Any = base.untrained().to(device).train()
+        model: Any = base.untrained()
+        self.model = model.to(device).train()
         self.parameters = list(self.model.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
         fused = device.startswith("cuda")
@@ -185,16 +187,16 @@ class BaseTraining:
         self.optimizer.step()
         with torch.no_grad():
             decay = min(AVERAGE, (step + 1) / (step + 10))
-            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         return loss.detach()
 
     @torch.no_grad()
     def save(self, folder: Path) -> None:
         """Write the averaged weights and the tokenizer in transformers' format."""
         present = [p.clone() for p in self.parameters]
-        torch._foreach_copy_(self.parameters, self.average)
+        torch._foreach_copy_(self.parameters, self.average)  # pyright: ignore[reportPrivateImportUsage]
         self.model.save_pretrained(folder)
-        torch._foreach_copy_(self.parameters, present)
+        torch._foreach_copy_(self.parameters, present)  # pyright: ignore[reportPrivateImportUsage]
         base.tokenizer().save_pretrained(folder)
 
 
@@ -231,7 +233,8 @@ def train_base(folder: Path, device: str, limit: int, batch: int, seconds: float
     training.save(folder / "base")
     wall = round(time.perf_counter() - started, 1)
     figures = {"steps": step, "planned": steps, "batch": batch, "device": device, "wall_s": wall}
-    record(folder, "base", figures | measure_base(base.load(folder / "base").to(device)))
+    model: Any = base.load(folder / "base")
+    record(folder, "base", figures | measure_base(model.to(device)))
 
 
 def measure_base(model: Any, numbers: tuple[int, ...] = (16, 32, 64, 128)) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from diffusers import (
-    AutoencoderKL,  # pyright: ignore[reportPrivateImportUsage]
     FlowMatchEulerDiscreteScheduler,  # pyright: ignore[reportPrivateImportUsage]
     SD3Transformer2DModel,  # pyright: ignore[reportPrivateImportUsage]
     StableDiffusion3Pipeline,  # pyright: ignore[reportPrivateImportUsage]
@@ -22,11 +21,10 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from .autoencoder import HELD_OUT, captions, scenes
 from .denoiser import CAPTION_DROPOUT, MAX_TOKENS, tokenizer
-from .flow_autoencoder import CHANNELS, pictures
+from .flow_autoencoder import CHANNELS, pictures, trained
 from .scenes import carelessly
 
 BATCH = 512
-SCENES = 200_000
 WIDTH = 64
 """Of a text encoder; the transformer sees both, side by side."""
 
@@ -50,7 +48,7 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModelWithProjection:
 
 
 def transformer() -> SD3Transformer2DModel:
-    """6.3 M parameters: 5 layers on 64 tokens of 8x8 pixels each. It starts as a velocity of zero."""
+    """6.5 M parameters: 5 layers on 64 tokens of 8x8 pixels each. It starts as a velocity of zero."""
     model = SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=CHANNELS, out_channels=CHANNELS, num_layers=5,
         attention_head_dim=64, num_attention_heads=3, caption_projection_dim=192,
@@ -83,16 +81,16 @@ def encode(
 class Training:
     """Mean squared error of the velocity; 10 % of captions are dropped (for classifier-free guidance)."""
 
-    steps, lr, ema_decay = 12_000, 1e-3, 0.9995
+    steps, lr, ema_decay = 2_516, 1e-3, 0.9995
+    scene_count = 200_000
 
     def __init__(self, device: torch.device, weights: Path, work: Path) -> None:
-        vae = AutoencoderKL.from_pretrained(weights / "flow" / "vae")
-        self.vae = vae.to(device, torch.float32).eval()  # pyright: ignore[reportArgumentType]
+        self.vae = trained(weights).to(device).eval()  # pyright: ignore[reportArgumentType]
         self.words, self.device = tokenizer(), device
         encoders = nn.ModuleList([text_encoder(self.words), text_encoder(self.words)])
         self.module = nn.ModuleDict({"transformer": transformer(), "text": encoders}).to(device)
-        self.means, self.stds = self.latents(pictures(SCENES, work.parent / "album"))
-        texts = captions(0, SCENES)
+        self.means, self.stds = self.latents(pictures(self.scene_count, work.parent / "album"))
+        texts = captions(0, self.scene_count)
         self.tokens = self.tokenized(texts)
         self.careless_tokens = self.tokenized(
             [carelessly(text, random.Random(f"careless {number}")) for number, text in enumerate(texts)]
@@ -140,7 +138,7 @@ class Training:
         level = sigma.view(-1, 1, 1, 1)
         x = (1 - level) * x0 + level * noise
         with self.autocast():
-            hidden, pooled = encode(list(self.module["text"]), tokens)
+            hidden, pooled = encode(list(self.module["text"]), tokens)  # pyright: ignore[reportArgumentType]
             hidden = torch.cat([hidden, hidden.new_zeros(len(x0), zero_tokens, hidden.shape[-1])], dim=1)
             predicted = self.module["transformer"](
                 hidden_states=x, encoder_hidden_states=hidden, pooled_projections=pooled,
@@ -150,7 +148,7 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Error of the velocity on 512 held-out scenes; what counts is benchmarks/emoji_quality.py."""
+        """Error of the velocity on 512 held-out scenes; what counts is benchmarks/flow_quality.py."""
         generator = torch.Generator().manual_seed(0)
         x0 = self.vae.encode(scenes(HELD_OUT, 512)[1].to(self.device), return_dict=False)[0].mean
         noise = torch.randn(x0.shape, generator=generator).to(self.device)
@@ -163,8 +161,8 @@ class Training:
         place, model = folder / "flow", self.module["transformer"]
         model.load_state_dict(SD3Transformer2DModel.from_pretrained(place / "transformer").state_dict())
         for name, encoder in zip(("text_encoder", "text_encoder_2"), self.module["text"], strict=True):  # pyright: ignore[reportArgumentType]
-            trained = CLIPTextModelWithProjection.from_pretrained(place / name, dtype=torch.float32)
-            encoder.load_state_dict(trained.state_dict())
+            saved = CLIPTextModelWithProjection.from_pretrained(place / name, dtype=torch.float32)
+            encoder.load_state_dict(saved.state_dict())
         self.tokens = self.careless_tokens
 
     def save(self, folder: Path) -> None:
@@ -178,3 +176,8 @@ class Training:
         pipeline.save_pretrained(folder / "flow")
         for module in (self.vae, self.module):
             module.float()
+        # transformers loads in the type that a config names, diffusers in fp32: without this, a
+        # pipeline that is loaded without a dtype would be of two types, and could not sample
+        for name, encoder in (("text_encoder", first), ("text_encoder_2", second)):
+            encoder.config.dtype = torch.float32
+            encoder.config.save_pretrained(folder / "flow" / name)

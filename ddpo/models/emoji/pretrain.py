@@ -1,8 +1,9 @@
 """Trains the emoji world's models from scratch: `python -m ddpo.models.emoji.pretrain --stage STAGE`.
 
 Every batch is a function of (stage, step), lengths are counted in steps, and a stage that was stopped goes on
-from its last checkpoint, so that the committed weights can be made again by one command a stage. Threads come
-from OMP_NUM_THREADS (one by default: two threads on shared cores can be slower than one).
+from its last checkpoint, so that the committed weights can be made again by one command a stage (two for the
+first two flow stages: weights/README.md has them). Threads come from OMP_NUM_THREADS (one by default: two
+threads on shared cores can be slower than one).
 
     vae        the autoencoder, on pictures               weights/pipeline/vae
     decoder    its decoder alone, longer, with the encoder (and so every latent) left as it is
@@ -12,6 +13,7 @@ from OMP_NUM_THREADS (one by default: two threads on shared cores can be slower 
     aesthetic  its aesthetic head, on a formula's ratings weights/clip/aesthetic.safetensors
     flow_vae   the flow model's autoencoder, on pictures  weights/flow/vae
     flow       the flow model and its text encoders       weights/flow (the rest of it)
+    flow_decoder  that autoencoder's decoder alone, longer (the committed one has not been through it)
 """
 
 import argparse
@@ -34,6 +36,7 @@ STAGES = {
     "captioner": "captioner:Training", "unet": "denoiser:Training",
     "clip": "clip:Training", "aesthetic": "aesthetic:Training",
     "flow_vae": "flow_autoencoder:Training", "flow": "flow:Training",
+    "flow_decoder": "flow_autoencoder:DecoderTraining",
 }  # fmt: skip
 
 
@@ -155,6 +158,7 @@ def main() -> None:
     )
     parser.add_argument("--lr", type=float, help="learning rate at the beginning; default: the stage's")
     parser.add_argument("--first-seed", type=int, default=0, help="seed of the first step's batch")
+    parser.add_argument("--scenes", type=int, help="how many to train on (flow_vae and flow)")
     parser.add_argument("--until", type=int, help="stop there, with the learning rate of the whole schedule")
     parser.add_argument(
         "--weights", type=Path, default=WEIGHTS, help="folder of pipeline/, captioner/, clip/"
@@ -162,13 +166,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints and logs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
+    module, _, name = STAGES[arguments.stage].partition(":")
+    training = getattr(importlib.import_module(f"ddpo.models.emoji.{module}"), name)
+    if arguments.further and not hasattr(training, "load"):
+        parser.error(f"--further: stage {arguments.stage} cannot; only the flow stages can")
+    if arguments.scenes and "scene_count" not in vars(training):
+        parser.error(f"--scenes: stage {arguments.stage} has scenes of its own")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.manual_seed(0)
     work = arguments.work / arguments.stage
     work.mkdir(parents=True, exist_ok=True)
-    module, _, name = STAGES[arguments.stage].partition(":")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    training = getattr(importlib.import_module(f"ddpo.models.emoji.{module}"), name)
+    if arguments.scenes:
+        training.scene_count = arguments.scenes
     stage: Stage = training(torch.device(arguments.device), arguments.weights, work)
     stage.lr = arguments.lr or stage.lr
     if arguments.further:
