@@ -20,20 +20,24 @@ HELD_OUT = 10_000_000
 """Scenes whose number is at least this are never trained on."""
 
 
-def build() -> AutoencoderKL:
-    """0.92 M parameters. The posterior starts narrow: a sigma near 1 drowns the first 500 steps in noise."""
+def build(channels: int = 4, **config: float) -> AutoencoderKL:
+    """0.92 M parameters with 4 latent channels; `config` goes to AutoencoderKL.
+
+    The posterior starts narrow: a sigma near 1 drowns the first 500 steps in noise.
+    """
     vae = AutoencoderKL(
         block_out_channels=(32, 64, 64),  # pyright: ignore[reportArgumentType]
         down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
         up_block_types=("UpDecoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
         norm_num_groups=8,
-        latent_channels=4,
+        latent_channels=channels,
         mid_block_add_attention=False,
         sample_size=64,
+        **config,  # pyright: ignore[reportArgumentType]
     )
     with torch.no_grad():
-        vae.get_parameter("quant_conv.bias")[4:] = -6.0
+        vae.get_parameter("quant_conv.bias")[channels:] = -6.0
     return vae
 
 
