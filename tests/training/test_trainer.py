@@ -20,6 +20,7 @@ from ddpo.records.metrics import METRICS
 from ddpo.rewards import Reward
 from ddpo.rollout.sample import sample
 from ddpo.scoring.scorer import Scorer
+from ddpo.training.measures import kl_pairs
 from ddpo.training.trainer import Trainer
 from ddpo.training.update import Pass
 
@@ -94,6 +95,14 @@ def test_kl_ref_is_0_at_the_reference_and_grows() -> None:
     still = helpers.make_trainer(helpers.policy(), reward=lambda images, *rest: torch.zeros(len(images)))
     still.optimizer.param_groups[0]["weight_decay"] = 0.0
     assert still.iterate()["kl_ref"] == 0
+
+
+def test_kl_ref_is_measured_on_pairs_in_the_middle_of_equal_parts() -> None:
+    """A fiftieth of the pairs, at least 1 and at most 4; steps without a density are none of them."""
+    assert kl_pairs(16, range(4)) == [(8, 2)]
+    assert kl_pairs(10, [1, 2, 3, 4, 6, 7, 8, 9, 11, 12]) == [(2, 3), (7, 9)]
+    assert kl_pairs(32, range(8)) == [(4, 1), (12, 3), (20, 5), (28, 7)]
+    assert kl_pairs(1, [5]) == [(0, 5)]
 
 
 def test_equal_rewards_change_no_weight() -> None:
