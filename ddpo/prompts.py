@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -24,10 +24,19 @@ __path__ = plugins.folders("prompts")  # a module with __path__ is a package: pr
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: the words for the model, and what else is known of it, for the rewards."""
+    """One prompt: the words for the model, and what else is known of it, for the rewards.
+
+    key  what tells prompts apart, and what statistics are kept by: the text, unless another is given (as for
+         one caption that is rendered to the taste of two users)
+    """
 
     text: str
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            object.__setattr__(self, "key", self.text)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,10 @@ class PromptSet(Sequence[Prompt]):
 
     @property
     def hash(self) -> str:
-        """sha256 of the texts and the metadata in their order, whatever the set's name and format."""
+        """sha256 of the texts and the metadata in their order, whatever the set's name and format.
+
+        A key is in the metadata where it is not the text.
+        """
         content = [[prompt.text, dict(prompt.metadata)] for prompt in self.prompts]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -77,7 +89,7 @@ def load(
     `dataset` is a data set's name or folder, its split and its column. `template` is a str.format template
     over `prompt` and the metadata: "A painting of a {animal}". Raises UserError, naming file and line, for an
     unknown name, a missing or broken file, an empty set, a column that the template asks for and a row lacks,
-    and two prompts that are the same text, unless `repeats`.
+    and two prompts that have the same key (the column `key`, else the text), unless `repeats`.
     """
     given = [source for source in (name, path, dataset and dataset[0]) if source is not None]
     if len(given) != 1:
@@ -92,11 +104,14 @@ def load(
     places: dict[str, str] = {}
     for place, columns in rows:
         text = _text(columns, template, place)
-        if text in places and not repeats:
-            twice = f"the prompt {text!r} stands already at {places[text]}"
-            raise UserError(f"{place}: {twice}; every prompt must differ")
-        places[text] = place
-        prompts.append(Prompt(text, {key: value for key, value in columns.items() if key != "prompt"}))
+        metadata = {name: value for name, value in columns.items() if name != "prompt"}
+        prompt = Prompt(text, metadata, _key(columns, place))
+        if prompt.key in places and not repeats:
+            what = "the key" if "key" in columns else "the prompt"
+            twice = f"{what} {prompt.key!r} stands already at {places[prompt.key]}"
+            raise UserError(f"{place}: {twice}; every prompt must differ, or have a column key that does")
+        places[prompt.key] = place
+        prompts.append(prompt)
     if not prompts:
         raise UserError(f"prompts: {given[0]} holds no prompt; it needs at least one")
     return PromptSet(title, tuple(prompts))
@@ -196,6 +211,14 @@ def _called(function: object, file: str) -> Iterator[Row]:
         if not isinstance(row, str | dict):
             raise UserError(f"{file}, item {number}: {row!r} is neither a string nor a dict with a prompt")
         yield f"{file}, item {number}", {"prompt": row} if isinstance(row, str) else row
+
+
+def _key(columns: Mapping[str, Any], place: str) -> str:
+    """The column `key` of a row; "" without one."""
+    key = columns.get("key", "")
+    if "key" in columns and (not isinstance(key, str) or not key.strip()):
+        raise UserError(f"{place}: the key is {key!r}; it must be text that is not empty")
+    return key
 
 
 def _text(columns: Mapping[str, Any], template: str | None, place: str) -> str:

@@ -290,3 +290,29 @@ def test_a_run_on_a_data_set(data: Path, tmp_path: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert main(["train", "--resume", str(run), "--trainer.iterations", "2"]) == 2
     assert "prompts: no longer those of the run" in capsys.readouterr().err
+
+
+def test_a_key_tells_prompts_of_one_text_apart(tmp_path: Path) -> None:
+    (tmp_path / "taste.jsonl").write_text(
+        '{"prompt": "a fox", "key": "a fox/ann"}\n'
+        '{"prompt": "a fox", "key": "a fox/bob"}\n'
+        '{"prompt": "a cat"}\n'
+    )
+    found = prompts.load(path=tmp_path / "taste.jsonl")
+    assert [prompt.text for prompt in found] == ["a fox", "a fox", "a cat"]
+    assert [prompt.key for prompt in found] == ["a fox/ann", "a fox/bob", "a cat"]
+
+
+@pytest.mark.parametrize("key", ['""', "7", "null", '["a"]'])
+def test_a_key_is_text(tmp_path: Path, key: str) -> None:
+    (tmp_path / "taste.jsonl").write_text(f'{{"prompt": "a fox", "key": {key}}}\n')
+    with pytest.raises(UserError, match=r"line 1: the key is .* must be text that is not empty"):
+        prompts.load(path=tmp_path / "taste.jsonl")
+
+
+def test_two_rows_with_one_key_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "taste.jsonl").write_text(
+        '{"prompt": "a fox", "key": "x"}\n{"prompt": "a cat", "key": "x"}\n'
+    )
+    with pytest.raises(UserError, match=r"the key 'x' stands already at .*line 1"):
+        prompts.load(path=tmp_path / "taste.jsonl")
