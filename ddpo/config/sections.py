@@ -52,11 +52,13 @@ class Sampler:
     """How images are sampled, in training and evaluation."""
 
     name: str = "ddim"
-    """ddim or ddpm"""
+    """a sampler of `ddpo list samplers`"""
     num_steps: PositiveInt = 50
     """denoising steps an image"""
     guidance_scale: NonNegativeFloat = 5.0
     """classifier-free guidance; 1 is none and takes half the time"""
+    negative_prompt: str = ""
+    """what guidance leads away from; empty: from no prompt at all"""
     batch_size: PositiveInt = 8
     """images a network call; sets speed and memory, never the result"""
     options: dict[str, Any] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from peft import LoraConfig
 from torch import Tensor
 
-from ddpo import config, objectives, plugins, prompts, rewards
+from ddpo import config, objectives, plugins, prompts, rewards, samplers
 from ddpo.advantages import ADVANTAGES
 from ddpo.config import Config
 from ddpo.errors import UserError
@@ -25,7 +25,6 @@ from ddpo.prompts import PromptSet
 from ddpo.rewards import Reward
 from ddpo.rollout import pairs
 from ddpo.rollout.sample import Sampler
-from ddpo.samplers import SAMPLERS
 from ddpo.scoring import ranking
 from ddpo.scoring.scorer import Scorer
 from ddpo.training.credit import PerReward
@@ -64,14 +63,10 @@ def precision(settings: Config) -> Precision:
 
 
 def sampler(settings: Config, model: Policy) -> Sampler:
-    """Raises UserError for a sampler or an eta that cannot be."""
-    wanted = settings.sampler
-    schedule = model.schedule(wanted.num_steps, wanted.name)
-    try:
-        steps = SAMPLERS[wanted.name](schedule, **wanted.options)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return Sampler(steps.to(model.device), wanted.guidance_scale, wanted.batch_size)
+    """Raises UserError for an invalid sampler, number of steps or eta."""
+    own = settings.sampler
+    steps = samplers.build(own.name, model.schedule, own.num_steps, **own.options)
+    return Sampler(steps.to(model.device), own.guidance_scale, own.batch_size, own.negative_prompt)
 
 
 def objective(settings: Config) -> Objective:
@@ -196,12 +191,15 @@ def trainer(settings: Config) -> Trainer:
         "constant_with_warmup" if warms_up else wanted.lr_schedule, optimizer,
         num_warmup_steps=wanted.warmup_steps, num_training_steps=wanted.iterations * updates,
     )  # fmt: skip
+    ema = EMAModel(parameters, decay=settings.ema.decay) if settings.ema.decay else None
+    if ema is not None:
+        model.snapshots["average"] = dict(zip(model.parameters(), ema.shadow_params, strict=True))
     return Trainer(
         policy=model, sampler=steps, prompts=training_prompts,
         scorer=scorer, objective=loss,
         advantage=PerReward(advantage, weights) if settings.advantage.per_reward else advantage(),
         optimizer=optimizer, lr_scheduler=schedule,
-        ema=EMAModel(parameters, decay=settings.ema.decay) if settings.ema.decay else None,
+        ema=ema,
         prompts_per_iteration=wanted.prompts_per_iteration, samples_per_prompt=wanted.samples_per_prompt,
         minibatches=wanted.minibatches, epochs=wanted.epochs, micro_batch=wanted.micro_batch,
         max_grad_norm=wanted.max_grad_norm, advantage_clip=settings.advantage.clip, seed=settings.seed,

@@ -198,7 +198,7 @@ class Session:
             return
         seeds = [len(prompts) * i // count for i in range(count)]
         chosen = [prompts[i] for i in seeds]
-        with self.averaged():
+        with self.trainer.policy.weights(self.shown):
             arguments = (self.trainer.policy, self.trainer.sampler, chosen, seeds, self.judges[:1])
             shots = matched.shared(*arguments, timeout_s=self.settings.trainer.reward_timeout_s)
         with ranks.together():
@@ -226,7 +226,7 @@ class Session:
         The iteration with the highest `standing` is the best.
         """
         trainer, per_prompt = self.trainer, self.settings.evaluation.samples_per_prompt
-        with self.averaged():
+        with self.trainer.policy.weights(self.shown):
             arguments = (trainer.policy, trainer.sampler, self.sets[-1], per_prompt, self.judges)
             timeout_s, seed = self.settings.trainer.reward_timeout_s, self.settings.evaluation.seed
             shots = matched.all_shots(*arguments, timeout_s, seed)
@@ -288,13 +288,14 @@ class Session:
         self._saved = trainer.iteration
         trainer.skipped_in_a_row, self.best = state["skipped_in_a_row"], state["best"]
         if trainer.ema is not None:
-            trainer.ema.shadow_params = [tensors["ema"][name].to(p.device) for name, p in parameters.items()]
+            for name, average in zip(parameters, trainer.ema.shadow_params, strict=True):
+                average.copy_(tensors["ema"][name])
             trainer.ema.optimization_step = state["ema_steps"]
 
     def finish(self) -> None:
         """lora/ and the model card."""
         if self.main:
-            with self.averaged(), whole(self.folder / "lora") as aside:
+            with self.trainer.policy.weights(self.shown), whole(self.folder / "lora") as aside:
                 self.trainer.policy.save(aside)
             card.write(self.folder)
             self.trackers.finish()
@@ -302,19 +303,10 @@ class Session:
             text = "done: %s holds the %s; see what changed with: ddpo evaluate %s"
             log.info(text, self.folder / "lora", what, self.folder)
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within it the weights are their running average, where one is kept."""
-        ema, parameters = self.trainer.ema, list(self.trainer.policy.parameters().values())
-        if ema is None:
-            yield
-            return
-        ema.store(parameters)
-        ema.copy_to(parameters)
-        try:
-            yield
-        finally:
-            ema.restore(parameters)
+    @property
+    def shown(self) -> str:
+        """Whose weights are shown, judged and saved: their running average, where one is kept."""
+        return "average" if "average" in self.trainer.policy.snapshots else "present"
 
     @contextmanager
     def bars(self, total: int) -> Iterator[tqdm]:

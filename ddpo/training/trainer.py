@@ -15,7 +15,6 @@ from diffusers.training_utils import EMAModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddpo import samplers
 from ddpo.advantages import Advantage
 from ddpo.errors import Stopped
 from ddpo.images import GUARDS
@@ -26,7 +25,7 @@ from ddpo.parallel.seeds import Purpose, generator
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.rewards import Values
 from ddpo.rollout import pairs as offline
-from ddpo.rollout.sample import Sampler, sample, step_means
+from ddpo.rollout.sample import Sampler, sample, stored_steps
 from ddpo.rollout.trajectory import Trajectory, join
 from ddpo.scoring.scorer import Scorer
 from ddpo.training.batching import minibatches
@@ -130,10 +129,10 @@ class Trainer:
         groups = ranks.share(self.prompts_per_iteration, state.process_index, state.num_processes)
         mine = [g * self.samples_per_prompt + i for g in groups for i in range(self.samples_per_prompt)]
         parts, guards = [], dict.fromkeys(GUARDS, 0.0)
-        with ranks.together():
+        with ranks.together(), torch.no_grad():
             for part in self.trajectories([prompts[i] for i in mine], mine):
-                metadata = [prompts[mine[i]].metadata for i in part.samples]
-                self.scorer.submit(part.images, part.prompts, metadata)
+                metadata = [prompt.metadata for prompt in part.prompts]
+                self.scorer.submit(part.images, [prompt.text for prompt in part.prompts], metadata)
                 for name, guard in GUARDS.items():
                     guards[name] += guard(part.images).double().sum().item() / len(prompts)
                 part.samples = [mine[i] for i in part.samples]
@@ -152,20 +151,20 @@ class Trainer:
         if self.pairs_folder is not None:
             return offline.recorded(self.policy, prompts, self.pairs_folder, self.sampler.batch_size)
         keys = [(Purpose.NOISE, self.seed, self.iteration, number) for number in numbers]
-        wanted = {"logp_ref": "logp_ref", "kl": "mean_ref"}
+        wanted = {"logp_ref": "logp_ref", "kl": "output_ref"}
         reference = [wanted[need] for need in self.objective.needs if need in wanted]
-        texts = [prompt.text for prompt in prompts]
-        return sample(self.policy, self.sampler, texts, keys, reference, self.guidance_scale)
+        return sample(self.policy, self.sampler, prompts, keys, reference, self.guidance_scale)
 
     def terms(self, trajectory: Trajectory, epoch: int) -> Terms:
         """What the objective is a function of; each pass over the images has denoising errors of its own."""
         scale = self.sampler.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        sampler = replace(self.sampler, guidance_scale=scale)
         if not self.objective.denoising_errors:
-            return LogProbs(self.policy, replace(self.sampler, guidance_scale=scale), trajectory)
+            return LogProbs(self.policy, sampler, trajectory)
         groups = [sample // self.samples_per_prompt for sample in trajectory.samples]
         keys = [(Purpose.DENOISING, self.seed, self.iteration, epoch, group) for group in groups]
         reference = "errors_ref" in self.objective.needs
-        return DenoisingErrors(self.policy, scale, trajectory, keys, self.draws, reference)
+        return DenoisingErrors(self.policy, sampler, trajectory, keys, self.draws, reference)
 
     def present(self, batch: Batch) -> Int[Tensor, " N"]:
         """Rows of the samples that take part in the update."""
@@ -299,11 +298,10 @@ class Trainer:
         found: list[float] = []
         if pairs:
             chosen = torch.tensor(pairs, device=self.policy.device)
-            arguments = (self.policy, self.sampler, trajectory.latents, trajectory.prompts, *chosen.unbind(1))
-            mean = step_means(*arguments)
-            with self.policy.reference():
-                mean_ref = step_means(*arguments)
-            found = samplers.kl(mean, mean_ref, self.sampler.steps.std[chosen[:, 1]]).tolist()
+            arguments = (self.policy, self.sampler, trajectory, *chosen.unbind(1))
+            step = stored_steps(*arguments)
+            with self.policy.weights("base"):
+                found = step.kl(stored_steps(*arguments)).tolist()
         everyone = ranks.gather(found)
         return sum(everyone) / len(everyone)
 

@@ -5,7 +5,7 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ddpo.objectives import Batch, Objective
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.records import metrics
 from ddpo.rewards import Reward
-from ddpo.rollout.sample import Sampler, sample, step_means
+from ddpo.rollout.sample import Sampler, sample, stored_steps
 from ddpo.rollout.trajectory import Trajectory, join
 from ddpo.scoring.scorer import Scorer
 from ddpo.training.measures import Measured
@@ -57,6 +57,10 @@ def policy(
     return built
 
 
+def as_prompts(texts: Iterable[str]) -> list[Prompt]:
+    return [Prompt(text) for text in texts]
+
+
 def move(policy: StableDiffusion, size: float) -> None:
     noise = torch.Generator().manual_seed(7)
     for parameter in policy.parameters().values():
@@ -64,16 +68,20 @@ def move(policy: StableDiffusion, size: float) -> None:
 
 
 def sampler(policy: StableDiffusion, *, steps: int = 4, eta: float = 1.0, batch_size: int = 4) -> Sampler:
-    return Sampler(samplers.ddim(policy.schedule(steps, "ddim"), eta=eta), 3.0, batch_size)
+    return Sampler(samplers.build("ddim", policy.schedule, steps, eta=eta), 3.0, batch_size)
 
 
 def rolled(
     policy: StableDiffusion, sampler: Sampler, count: int, *, reference: bool = False, seed: int = 0
 ) -> tuple[Trajectory, Tensor]:
-    """`count` trajectories as one, and their images; with the reference's log-probabilities and means."""
-    keys, prompts = [(seed, i) for i in range(count)], [WORDS[i // 2 % len(WORDS)] for i in range(count)]
-    wanted = ("logp_ref", "mean_ref") if reference else ()
-    parts = list(sample(policy, sampler, prompts, keys, wanted))
+    """`count` trajectories as one, and their images; with the reference's log-probabilities and outputs."""
+    keys, prompts = (
+        [(seed, i) for i in range(count)],
+        as_prompts(WORDS[i // 2 % len(WORDS)] for i in range(count)),
+    )
+    wanted = ("logp_ref", "output_ref") if reference else ()
+    with torch.no_grad():
+        parts = list(sample(policy, sampler, prompts, keys, wanted))
     return join(parts), torch.cat([part.images for part in parts])
 
 
@@ -89,7 +97,7 @@ def work_on(
         logp_old, stochastic = torch.zeros(count, 3, dtype=torch.float64), torch.ones(3, dtype=torch.bool)
         logp_ref = None
         keys = [(9, sample // 2) for sample in trajectory.samples]
-        terms = DenoisingErrors(policy, 3.0, trajectory, keys, 3, "errors_ref" in objective.needs)
+        terms = DenoisingErrors(policy, sampler, trajectory, keys, 3, "errors_ref" in objective.needs)
     batch = Batch(
         logp_old=logp_old, advantage=reward - reward.mean(), reward=reward, group=group,
         stochastic=stochastic, logp_ref=logp_ref, all_reward=reward, all_group=group,
@@ -98,16 +106,11 @@ def work_on(
 
 
 def step_log_probs(
-    policy: StableDiffusion,
-    sampler: Sampler,
-    latents: Tensor,
-    prompts: Sequence[str],
-    rows: Tensor,
-    columns: Tensor,
+    policy: StableDiffusion, sampler: Sampler, trajectory: Trajectory, rows: Tensor, columns: Tensor
 ) -> Tensor:
     """log p(x_{t-1} | x_t, c) of chosen (sample, step) pairs, with gradients if they are enabled."""
-    mean = step_means(policy, sampler, latents, prompts, rows, columns)
-    return samplers.log_prob(latents[rows, columns + 1], mean, sampler.steps.std[columns])
+    step = stored_steps(policy, sampler, trajectory, rows, columns)
+    return step.log_prob(trajectory.latents[rows, columns + 1])
 
 
 def gradient(work: Pass, samples: Sequence[int]) -> Tensor:
