@@ -33,7 +33,6 @@ from ddpo.plugins.ranges import ranges
 from ddpo.runs import build
 from ddpo.runs import folder as run_folder
 from ddpo.runs import session as finetuning
-from ddpo.samplers import SAMPLERS
 from ddpo.training.trainer import Trainer
 
 
@@ -51,7 +50,7 @@ TRAIN: dict[str, Flags | tuple[Flags, Flags]] = {
     "model.gradient_checkpointing": ["true"],
     "lora.rank": ["2"], "lora.alpha": ["8"], "lora.target_modules": ["[to_q]"], "lora.text_encoder": ["true"],
     "sampler.name": ["ddpm"], "sampler.num_steps": ["2"], "sampler.guidance_scale": ["3"],
-    "sampler.batch_size": ["4"], "sampler.eta": ["0.5"],
+    "sampler.batch_size": ["4"], "sampler.eta": ["0.5"], "sampler.negative_prompt": ["a blurry picture"],
     "prompts.name": ["activities"], "prompts.path": ["words.txt"], "prompts.dataset": ["data"],
     "prompts.split": (["--prompts.dataset", "data"], ["--prompts.split", "test"]),
     "prompts.column": (["--prompts.dataset", "data"], ["--prompts.column", "text"]),
@@ -179,7 +178,7 @@ def facts(run: finetuning.Session) -> str:
         model.unet.is_gradient_checkpointing, sorted(model.parameters()),
         [(name, weight.double().sum().item(), weight.shape) for name, weight in weights.items()],
         [(f.name, getattr(trainer.sampler.steps, f.name)) for f in fields(trainer.sampler.steps)],
-        trainer.sampler.guidance_scale, trainer.sampler.batch_size,
+        trainer.sampler.guidance_scale, trainer.sampler.batch_size, trainer.sampler.negative_prompt,
         trainer.prompts.name, trainer.prompts.hash, [each.name for each in run.sets],
         [(r.name, r.weight, r.version, r.min, r.max, worth(r)) for r in run.judges],
         trainer.scorer.timeout_s, trainer.scorer.group_size, type(trainer.scorer).__name__,
@@ -230,7 +229,8 @@ def test_a_training_refuses(option: str, watch: Callable[[Flags], str]) -> None:
 NAMED = [
     (section, name)
     for section, names in {
-        "objective": plugins.names("objectives"), "sampler": [*SAMPLERS], "advantage": [*ADVANTAGES],
+        "objective": plugins.names("objectives"), "sampler": plugins.names("samplers"),
+        "advantage": [*ADVANTAGES],
     }.items()
     for name in names
 ]  # fmt: skip

@@ -104,10 +104,12 @@ class Trial:
 class Exportable(Protocol):
     """What a policy has besides, so that `ddpo export` can write it for other programs."""
 
-    export_formats: tuple[str, ...]
+    def check_format(self, file_format: str) -> None:
+        """Raises UserError for a format that is unknown, or cannot hold what was trained."""
+        ...
 
     def export(self, file_format: str, folder: Path, name: str) -> None:
-        """Write the weights in force; `name` is the run's. Raises UserError for what a format cannot hold."""
+        """Write the weights in force; `name` is the run's."""
         ...
 
     def read_back(

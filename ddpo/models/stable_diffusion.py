@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from ddpo.errors import UserError
+from ddpo.errors import UserError, nearest
 from ddpo.models import DTYPES, Trial, _adapters, _exports
 from ddpo.models._conditions import EmbeddingCache, TextCondition
 from ddpo.models._outline import outline
@@ -202,18 +202,22 @@ class StableDiffusion:
         else:
             self.unet.save_pretrained(folder / "unet")
 
-    def export(self, file_format: str, folder: Path, name: str) -> None:
-        if file_format == "merged":
-            _exports.save_merged(self.pipeline, folder)
-            return
+    def check_format(self, file_format: str) -> None:
+        if file_format not in self.export_formats:
+            known = f"Stable Diffusion is exported as {', '.join(self.export_formats)}"
+            raise UserError(f"--format: {file_format!r}: {known}{nearest(file_format, self.export_formats)}")
         why = ""
         if not self._adapted:
             why = "this run (lora: null) trained the whole UNet"
         elif self.loras:
             why = f"it would lack the LoRAs under it, model.loras: {', '.join(self.loras)}"
-        if why:
+        if why and file_format != "merged":
             raise UserError(f"--format: {file_format} is a LoRA, and {why}; take merged")
-        if file_format == "diffusers":
+
+    def export(self, file_format: str, folder: Path, name: str) -> None:
+        if file_format == "merged":
+            _exports.save_merged(self.pipeline, folder)
+        elif file_format == "diffusers":
             self.save(folder)
         else:  # Stable Diffusion 2 has a larger text encoder
             version_2 = self.unet.config.cross_attention_dim == 1024

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ddpo import samplers
-from ddpo.errors import Stopped, UserError, nearest, refusal
+from ddpo.errors import Stopped, UserError, refusal
 from ddpo.models import Exportable, Policy, Trial
 from ddpo.parallel.seeds import Purpose
 from ddpo.rollout.sample import Sampler, sample
@@ -94,12 +94,10 @@ def _weight_fault(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:
 
 def _exportable(run: Run, file_format: str) -> Exportable:
     policy: Any = run.policy
-    formats, name = getattr(policy, "export_formats", ()), run.config.model.name
-    if not formats:
+    if not hasattr(policy, "check_format"):
+        name = run.config.model.name
         raise UserError(f"model.name: {name} has no export; see what it saved in {run.folder}/lora")
-    if file_format not in formats:
-        known = f"{name} is exported as {', '.join(formats)}"
-        raise UserError(f"--format: {file_format!r}: {known}{nearest(file_format, formats)}")
+    policy.check_format(file_format)
     return policy
 
 
