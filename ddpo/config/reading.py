@@ -18,7 +18,13 @@ from ddpo.plugins import python_objects
 
 PROMPT_SOURCES = {"name", "path", "dataset"}
 REWARDS = ("rewards", "eval_rewards")
-KINDS = {"model": "models", "objective": "objectives", "rewards": "rewards", "eval_rewards": "rewards"}
+KINDS = {
+    "model": "models",
+    "objective": "objectives",
+    "advantage": "advantages",
+    "rewards": "rewards",
+    "eval_rewards": "rewards",
+}
 
 
 def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[str] = ()) -> Config:
@@ -139,10 +145,8 @@ def _find(section: str, name: str) -> Callable[..., object] | None:
         return None
     if section in KINDS:
         return cast(Callable[..., object], _load(KINDS[section], name))
-    if section == "sampler":  # torch comes with these two, and `import ddpo.config` must not bring it
-        from ddpo.samplers import SAMPLERS as table
-    else:
-        from ddpo.advantages import ADVANTAGES as table
-    if name not in table:
-        raise UserError(f"nothing is called {name!r}{nearest(name, table)}")
-    return table[name]
+    from ddpo.samplers import SAMPLERS  # torch comes with it, and `import ddpo.config` must not bring it
+
+    if name not in SAMPLERS:
+        raise UserError(f"nothing is called {name!r}{nearest(name, SAMPLERS)}")
+    return SAMPLERS[name]
