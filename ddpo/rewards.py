@@ -214,10 +214,3 @@ def _version(target: Callable[..., Any]) -> str:
     except (AttributeError, ImportError, KeyError, OSError, SyntaxError, ValueError):
         return "unknown"
     return digest.hexdigest()[:12]
-
-
-def total(rewards: Sequence[Reward], values: Mapping[str, Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
-    """The weighted sum; NaN where any reward with a weight or a gate has no value."""
-    parts = [reward.weight * values[reward.name] for reward in rewards if reward.weight != 0]
-    unknown = [torch.where(values[r.name].isnan(), torch.nan, 0.0) for r in rewards if r.gates]
-    return torch.stack([*parts, *unknown]).sum(0)

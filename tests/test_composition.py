@@ -18,10 +18,8 @@ from helpers import call, done, saved
 from PIL import Image
 from torch import Tensor
 
-from ddpo import objectives, rewards
+from ddpo import advantages, objectives, rewards
 from ddpo.__main__ import main
-from ddpo.advantages import Batch as BatchAdvantage
-from ddpo.advantages import Group, PerPrompt
 from ddpo.commands import frame, score
 from ddpo.errors import Stopped, UserError
 from ddpo.evaluation import evidence, matched
@@ -34,8 +32,7 @@ from ddpo.records import metrics
 from ddpo.rewards import Reward
 from ddpo.scoring import conformance
 from ddpo.scoring.scorer import Scorer
-from ddpo.training import credit
-from ddpo.training.credit import PerReward
+from ddpo.training.credit import Mixture
 
 Rows = Sequence[Mapping[str, Any]]
 NAN = float("nan")
@@ -56,7 +53,7 @@ relative.groupwise = True
 
 def outcome(columns: dict[str, list[float]], judges: list[Reward], **changes: Any) -> tuple[Batch, Any]:
     """Of one iteration in which each of the four groups got these values."""
-    trainer = helpers.make_trainer(helpers.policy(), scorer=Scorer(judges), **changes)
+    trainer = helpers.make_trainer(helpers.policy(), rewards=judges, **changes)
     prompts = trainer.draw()
     trajectory, *_ = trainer.rollout(prompts) if not hasattr(outcome, "rolled") else outcome.rolled
     outcome.rolled = (trajectory,)
@@ -69,38 +66,38 @@ def judge(name: str, weight: float = 1.0, **gate: float) -> Reward:
 
 
 A, B = [0.0, 0, 2, 2], [10.0, 30, 10, 30]
-WEIGHTS = {"a": 2.0, "b": -0.5}
+BATCH = partial(advantages.build, "batch")
 TWO = [judge("a", 2.0), judge("b", -0.5)]
 
 
 def test_each_reward_compared_by_itself_or_their_sum() -> None:
     """a: mean 1, std 1; b: mean 20, std 10. The sum 2 a - b / 2 is (-5, -15, -1, -11): mean -8, std 5.385."""
-    batch, row = outcome({"a": A, "b": B}, TWO, advantage=PerReward(Group, WEIGHTS))
+    batch, row = outcome({"a": A, "b": B}, TWO, per_reward=True)
     expected = torch.tensor([-2 + 0.5, -2 - 0.5, 2 + 0.5, 2 - 0.5], dtype=torch.float64)
     torch.testing.assert_close(batch.advantage[:4], expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(batch.reward, batch.advantage)
     assert row["reward/mean"] == -8 and row["reward/a"] == 1 and row["reward/b"] == 20
     assert row["reward/std"] == pytest.approx(29**0.5)
-    batch, row = outcome({"a": A, "b": B}, TWO, advantage=Group())
+    batch, row = outcome({"a": A, "b": B}, TWO)
     expected = torch.tensor([3.0, -7, 7, -3], dtype=torch.float64) / 29**0.5
     torch.testing.assert_close(batch.advantage[:4], expected, atol=1e-5, rtol=0)
     assert batch.reward[:4].tolist() == [-5, -15, -1, -11] and row["reward/mean"] == -8
 
 
 def test_statistics_of_each_reward_are_its_own_and_survive_a_resume() -> None:
-    make = partial(PerPrompt, min_count=2)
-    own, texts, group = PerReward(make, WEIGHTS), ["x"] * 4, torch.zeros(4, dtype=torch.long)
-    free = torch.zeros(4, dtype=torch.bool)
-    first = own({"a": torch.tensor(A), "b": torch.tensor(B)}, texts, group, free)
-    torch.testing.assert_close(first, torch.tensor([-1.5, -2.5, 2.5, 1.5]), atol=1e-5, rtol=0)
-    assert own.state_dict() == {"a": {"x": A}, "b": {"x": [-value for value in B]}}
-    resumed = PerReward(make, WEIGHTS)
-    resumed.load_state_dict(own.state_dict())
+    make = partial(advantages.build, "per_prompt", min_count=2)
+    own, group = Mixture(TWO, make, per_reward=True), torch.zeros(4, dtype=torch.long)
+    first, _ = own.credit({"a": torch.tensor(A), "b": torch.tensor(B)}, ["x"] * 4, group)
+    expected = torch.tensor([-1.5, -2.5, 2.5, 1.5], dtype=torch.float64)
+    torch.testing.assert_close(first.advantage, expected, atol=1e-5, rtol=0)
+    assert own.state() == {"a": {"x": A}, "b": {"x": [-value for value in B]}}
+    resumed = Mixture(TWO, make, per_reward=True)
+    resumed.restore(own.state())
     later = {"a": torch.tensor([4.0]), "b": torch.tensor([20.0])}
     # a: 0 0 2 2 4 has mean 1.6 and std 1.4967; b: its mean
-    for each in (own, resumed):
-        found = each(later, ["x"], group[:1], free[:1])
-        assert found.item() == pytest.approx(2 * 2.4 / 2.24**0.5, rel=1e-5)
+    for mixture in (own, resumed):
+        credit, _ = mixture.credit(later, ["x"], group[:1])
+        assert credit.advantage.item() == pytest.approx(2 * 2.4 / 2.24**0.5, rel=1e-5)
 
 
 GATED = {"a": [1.0, 2, 9, 3], "light": [0.5, 0.2, 0.95, 0.9]}
@@ -116,13 +113,13 @@ def test_a_gated_sample_is_the_worst_of_its_group() -> None:
     assert row["reward/gated"] == row["gated/light"] == 0.25 and "gated/a" not in row
     assert row["reward/mean"] == 3.75 and row["reward/a"] == 3.75, "what is logged is what was scored"
     best, _ = outcome(GATED, JUDGES, keep_extremes=1)
-    assert best.advantage[:4].isnan().tolist() == [False, True, True, False]
+    assert best.present[:4].tolist() == [True, False, False, True]
 
 
 def test_a_gate_and_each_reward_by_itself() -> None:
     """The third is gated: 2 A(0, 0, 0, 2) + A(-10, -30, -30, -30) / 2, with std 0.75^0.5 and 75^0.5."""
     judges = [*TWO, judge("light", 0.0, max=0.9)]
-    batch, _ = outcome({"a": A, "b": B, "light": GATED["light"]}, judges, advantage=PerReward(Group, WEIGHTS))
+    batch, _ = outcome({"a": A, "b": B, "light": GATED["light"]}, judges, per_reward=True)
     a, b = torch.tensor([-0.5, -0.5, -0.5, 1.5]), torch.tensor([15.0, -5, -5, -5])
     expected = (2 * a / 0.75**0.5 + b / 2 / 75**0.5).double()
     torch.testing.assert_close(batch.advantage[:4], expected, atol=1e-5, rtol=0)
@@ -131,7 +128,7 @@ def test_a_gate_and_each_reward_by_itself() -> None:
 def test_a_gated_sample_above_the_mean_of_the_batch_has_no_advantage() -> None:
     """The first group has a gated one, and is far above the others; nothing below 0 is touched."""
     columns = {"a": [10.0, 11, 12, 13, *range(12)], "light": [0.5] * 3 + [1.0] + [0.5] * 12}
-    batch, row = outcome(columns, JUDGES, advantage=BatchAdvantage())
+    batch, row = outcome(columns, JUDGES, make=BATCH)
     assert batch.reward[3] == 10 and batch.advantage[3] == 0 and batch.advantage[0] > 0
     assert (batch.advantage[4:] < 0).any() and row["reward/gated"] == 1 / 16
 
@@ -139,16 +136,17 @@ def test_a_gated_sample_above_the_mean_of_the_batch_has_no_advantage() -> None:
 def test_a_group_that_is_all_gated_is_the_worst_of_the_iteration() -> None:
     """Far above the others, it counts as the least of those that passed, NaN aside."""
     columns = {"a": [10.0, 11, 12, 13, NAN, *range(1, 12)], "light": [1.0] * 4 + [0.5] * 12}
-    batch, _ = outcome(columns, JUDGES, advantage=BatchAdvantage())
+    batch, _ = outcome(columns, JUDGES, make=BATCH)
     assert batch.reward[:4].tolist() == [1.0] * 4 and batch.advantage[:4].max() < 0
     for per_reward in (False, True):
-        advantage = PerReward(BatchAdvantage, {"a": 1.0}) if per_reward else BatchAdvantage()
-        changes = {"samples_per_prompt": 1, "prompts_per_iteration": 16, "advantage": advantage}
+        changes = {
+            "samples_per_prompt": 1, "prompts_per_iteration": 16, "make": BATCH, "per_reward": per_reward
+        }  # fmt: skip
         batch, _ = outcome({"a": [9.0, 1, 2, 3], "light": [1.0, 0.5, 0.5, 0.5]}, JUDGES, **changes)
         lows = torch.tensor([1.0, 1, 2, 3], dtype=torch.float64)
         expected = (lows - 1.75) / (lows.std(correction=0) + 1e-6)
         torch.testing.assert_close(batch.advantage[:4], expected, atol=1e-6, rtol=0)
-    batch, _ = outcome({"a": [9.0, 1, 2, 3], "light": [1.0]}, JUDGES, advantage=BatchAdvantage())
+    batch, _ = outcome({"a": [9.0, 1, 2, 3], "light": [1.0]}, JUDGES, make=BATCH)
     assert batch.reward.tolist() == [1.0] * 16 and batch.advantage.tolist() == [0.0] * 16
 
 
@@ -160,11 +158,12 @@ def test_the_best_checkpoint_heeds_gates_and_missing_values() -> None:
         "logged": [NAN] * 5,
     }  # fmt: skip
     values = {name: torch.tensor(column) for name, column in columns.items()}
-    assert credit.standing(Scorer(judges), values) == pytest.approx((2 + 4 + 2) / 3)
+    mixture = Mixture(judges, BATCH)
+    assert mixture.standing(values) == pytest.approx((2 + 4 + 2) / 3)
     values["light"][:] = 1.0
-    assert credit.standing(Scorer(judges), values) == 2
+    assert mixture.standing(values) == 2
     values["a"][:] = NAN
-    assert math.isnan(credit.standing(Scorer(judges), values))
+    assert math.isnan(mixture.standing(values))
 
 
 def test_rwr_over_all_prompts_knows_the_gate() -> None:
@@ -182,7 +181,7 @@ def test_a_gated_sample_wins_no_pair(name: str) -> None:
     batch = batch.rows(torch.arange(4))
     pairs = set(zip(*(rows.tolist() for rows in batch.comparisons()), strict=True))
     assert pairs == {(1, 0), (1, 2), (3, 0), (3, 1), (3, 2)}
-    batch = objectives.replace(batch, logp_ref=batch.logp_old)
+    batch = batch.with_matrices(logp_ref=batch.logp_old)
     logp = batch.logp_old.clone().requires_grad_()
     objectives.build(name)(logp, batch).backward()
     assert logp.grad is not None and (logp.grad[2][batch.stochastic] > 0).all()
@@ -193,7 +192,7 @@ def test_no_value_for_a_gate_is_no_value() -> None:
     """Excluded and counted by reward; a reward that is only logged excludes nothing."""
     columns = {"a": [1.0, 2, 3, NAN], "light": [0.5, NAN, 0.5, float("inf")], "logged": [NAN, NAN, 1, 1]}
     batch, row = outcome(columns, [*JUDGES, judge("logged", 0.0)])
-    assert batch.advantage[:4].isnan().tolist() == [False, True, False, True]
+    assert batch.present[:4].tolist() == [True, False, True, False]
     counts = {key: value for key, value in row.items() if "missing" in key}
     assert counts == {"missing/a": 4, "missing/light": 8, "missing/logged": 8, "reward/missing": 8}
     assert row["reward/mean"] == 2 and row["reward/a"] == 2 and row["reward/gated"] == 0

@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -21,8 +21,8 @@ import torch
 from option_cases import Flags, places, world
 from PIL import Image
 
-from ddpo import config, plugins, train
-from ddpo.advantages import ADVANTAGES
+from ddpo import advantages, config, plugins, train
+from ddpo.advantages import Advantage
 from ddpo.commands import plan
 from ddpo.config import Config, schema
 from ddpo.errors import UserError
@@ -33,6 +33,7 @@ from ddpo.plugins.ranges import ranges
 from ddpo.runs import build
 from ddpo.runs import folder as run_folder
 from ddpo.runs import session as finetuning
+from ddpo.training.credit import Mixture
 from ddpo.training.trainer import Trainer
 
 
@@ -182,10 +183,24 @@ def facts(run: finetuning.Session) -> str:
         trainer.prompts.name, trainer.prompts.hash, [each.name for each in run.sets],
         [(r.name, r.weight, r.version, r.min, r.max, worth(r)) for r in run.judges],
         trainer.scorer.timeout_s, trainer.scorer.group_size, type(trainer.scorer).__name__,
-        trainer.objective, type(trainer.advantage).__name__, vars(trainer.advantage), trainer.subset,
+        trainer.objective, trainer.columns, trainer.sizes, credited(trainer.mixture),
         trainer.optimizer.defaults, lr, trainer.ema and trainer.ema.decay, plugins.folders("rewards"),
         [(f.name, v) for f in fields(trainer) if isinstance(v := getattr(trainer, f.name), plain)],
     ])  # fmt: skip
+
+
+def credited(mixture: Mixture) -> Any:
+    """Its fields as plain values, and the advantages that it has made."""
+    names = ("per_reward", "clip", "keep_extremes", "max_missing", "recorded")
+    return [getattr(mixture, name) for name in names], [
+        (name, advantage.name, described(advantage)) for name, advantage in mixture.advantages.items()
+    ]
+
+
+def described(advantage: Advantage) -> Any:
+    """The options of an advantage, be it a function or a class."""
+    compute = advantage.compute
+    return compute.keywords if isinstance(compute, partial) else vars(compute)
 
 
 @torch.no_grad()
@@ -229,8 +244,9 @@ def test_a_training_refuses(option: str, watch: Callable[[Flags], str]) -> None:
 NAMED = [
     (section, name)
     for section, names in {
-        "objective": plugins.names("objectives"), "sampler": plugins.names("samplers"),
-        "advantage": [*ADVANTAGES],
+        "objective": plugins.names("objectives"),
+        "sampler": plugins.names("samplers"),
+        "advantage": plugins.names("advantages"),
     }.items()
     for name in names
 ]  # fmt: skip
@@ -267,7 +283,7 @@ def made(section: str, settings: Config) -> str:
         return repr(build.objective(settings))
     if section == "sampler":
         return repr(build.sampler(settings, helpers.policy()).steps)
-    return repr(vars(ADVANTAGES[settings.advantage.name](**settings.advantage.options)))
+    return repr(described(advantages.build(settings.advantage.name, **settings.advantage.options)))
 
 
 # train --resume: what may change is obeyed as above, all else is refused by name

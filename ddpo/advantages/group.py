@@ -7,26 +7,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddpo.advantages.contract import EPSILON, Stateless, mean_of, std_of
+from ddpo.advantages import EPSILON, mean_of, std_of
 
 
-class Group(Stateless):
-    """A = (r - mean of its group) / std: of its group, of the whole iteration ("global"), or 1 ("none").
+class group:
+    """A = (r - mean of its group) / std, the group being the samples of one prompt.
 
-    A group is the samples of one prompt. Shao et al. 2024 (group), Liu et al. 2025, Flow-GRPO (global).
+    `std` is the unit: the standard deviation of the "group" (Shao et al. 2024), of the whole iteration,
+    "global" (Flow-GRPO), or 1, "none" (Liu et al. 2025).
     """
+
+    compares = True
 
     def __init__(self, *, std: Literal["group", "global", "none"] = "group") -> None:
         self.std = std
 
     def __call__(
-        self, reward: Float[Tensor, " B"], prompts: Sequence[str], group: Int[Tensor, " B"]
+        self, reward: Float[Tensor, " B"], keys: Sequence[str], group: Int[Tensor, " B"]
     ) -> Float[Tensor, " B"]:
-        advantage, scale = torch.full_like(reward, torch.nan), std_of(reward[~reward.isnan()])
-        for g in group.unique():
-            rows = (group == g) & ~reward.isnan()
-            if rows.any():
-                own = std_of(reward[rows]) if self.std == "group" else scale
-                centred = reward[rows] - mean_of(reward[rows])
-                advantage[rows] = centred if self.std == "none" else centred / (own + EPSILON)
+        advantage, whole = torch.zeros_like(reward), std_of(reward)
+        for number in group.unique():
+            rows = group == number
+            centered = reward[rows] - mean_of(reward[rows])
+            scale = std_of(reward[rows]) if self.std == "group" else whole
+            advantage[rows] = centered if self.std == "none" else centered / (scale + EPSILON)
         return advantage

@@ -63,9 +63,9 @@ def size(count: float) -> str:
 
 def iteration(plan: Plan) -> Lines:
     """The identity of the batches: what is divided by what."""
-    trainer, found, (steps, _, columns) = plan.settings.trainer, rows(calls(plan, 0)), plan.steps
-    prompts, samples = trainer.prompts_per_iteration, trainer.samples_per_prompt
-    images, trained, groups = prompts * samples, prompts * plan.samples, prompts // trainer.minibatches
+    sizes, found, (steps, _, columns) = plan.sizes, rows(calls(plan, 0)), plan.steps
+    prompts, samples, groups = sizes.prompts_per_iteration, sizes.samples_per_prompt, sizes.groups_per_update
+    images, trained = sizes.images, prompts * plan.samples
 
     def cut(size: str, computed: int, wanted: int) -> str:
         padding = f"{1 - wanted / computed:.1%} of it" if computed > wanted else "no"
@@ -77,19 +77,16 @@ def iteration(plan: Plan) -> Lines:
     yield "sampling", "none: recorded pairs" if offline else f"{many(steps, 'step')}, {in_calls}"
     each = many(columns, "draw" if plan.objective.denoising_errors else "trained step")
     yield "pairs", f"{many(trained, 'image')} x {each} = {trained * columns:,}"
-    passes = f"{many(trainer.minibatches, 'minibatch')} x {many(trainer.epochs, 'epoch')}"
-    yield "optimiser steps", f"{passes} = {trainer.minibatches * trainer.epochs}"
+    passes = f"{many(sizes.minibatches, 'minibatch')} x {many(sizes.epochs, 'epoch')}"
+    yield "optimiser steps", f"{passes} = {sizes.updates}"
     mine = groups * plan.samples
     shares = (many(groups, "group"), many(mine, "image"), many(mine * columns, "pair"))
     yield "each of them", " = ".join(shares)
-    pairs = trained * columns * trainer.epochs
-    yield "", cut(many(trainer.micro_batch, "pair"), found["updates"], pairs)
+    pairs = trained * columns * sizes.epochs
+    yield "", cut(many(sizes.micro_batch, "pair"), found["updates"], pairs)
     if plan.processes > 1:
-        least = prompts // plan.processes
-        most = -(-prompts // plan.processes)
-        each = " or ".join(
-            f"{many(n, 'group')} = {many(n * samples, 'image')}" for n in sorted({least, most})
-        )
+        shares = {len(sizes.share(process, plan.processes)) for process in range(plan.processes)}
+        each = " or ".join(f"{many(n, 'group')} = {many(n * samples, 'image')}" for n in sorted(shares))
         yield "each process", f"samples {each}"
     for found in paddings(plan):
         yield "padding", in_words(found, plan.processes)
@@ -113,15 +110,15 @@ def in_words(found: Padding, processes: int) -> str:
 
 def run(plan: Plan, checkpoint_size: float | None) -> Lines:
     """Totals, and what is written."""
-    trainer, checkpoint = plan.settings.trainer, plan.settings.checkpoint
-    drawn, samples = trainer.iterations * trainer.prompts_per_iteration, trainer.samples_per_prompt
-    yield "iterations", f"{trainer.iterations:,}"
+    sizes, checkpoint, iterations = plan.sizes, plan.settings.checkpoint, plan.settings.trainer.iterations
+    drawn, samples = iterations * sizes.prompts_per_iteration, sizes.samples_per_prompt
+    yield "iterations", f"{iterations:,}"
     yield "reward queries", many(drawn * samples, "image")
-    yield "optimiser steps", f"{trainer.iterations * trainer.minibatches * trainer.epochs:,}"
+    yield "optimiser steps", f"{iterations * sizes.updates:,}"
     count, seen = plan.prompts[0], drawn / max(plan.prompts[0], 1)
     known = f"{count:,}, each drawn {seen:.3g} times for {seen * samples:.3g} images"
     yield "prompts", known if count else f"unknown: the data set {plan.settings.prompts.dataset} is not here"
-    written = -(-trainer.iterations // checkpoint.every)
+    written = -(-iterations // checkpoint.every)
     each = f", {size(checkpoint_size)} each" if checkpoint_size else ""
     yield "checkpoints", f"{written}, of which the last {min(checkpoint.keep_last, written)} are kept{each}"
 

@@ -5,6 +5,7 @@ import importlib.util
 from ddpo.config.sections import Config, Log
 from ddpo.errors import UserError, nearest
 from ddpo.images import GUARDS
+from ddpo.parallel.sizes import Sizes
 from ddpo.rewards import short_name
 
 TAKEN = ("mean", "std", "missing", "gated")
@@ -17,28 +18,11 @@ def check(config: Config, processes: int = 1) -> None:
     check_rewards(config)
     if not config.run_dir.strip():
         raise UserError(f"run_dir: must be the path of a folder, got {config.run_dir!r}")
-    trainer = config.trainer
-    if trainer.prompts_per_iteration % trainer.minibatches:
-        prompts, parts = trainer.prompts_per_iteration, trainer.minibatches
-        divisors = [n for n in range(1, prompts + 1) if prompts % n == 0]
-        near = [max(n for n in divisors if n < parts), *[n for n in divisors if n > parts][:1]]
-        raise UserError(
-            f"trainer.minibatches: {parts} does not divide prompts_per_iteration {prompts}, and the samples "
-            f"of a prompt stay together; take {' or '.join(map(str, near))}, or prompts_per_iteration "
-            f"{prompts + -prompts % parts}"
-        )
-    if trainer.prompts_per_iteration < processes:
-        text = f"{trainer.prompts_per_iteration} leaves some of the {processes} processes without a prompt"
-        raise UserError(f"trainer.prompts_per_iteration: {text}; take {processes} or more")
+    check_sizes(sizes(config), processes)
     for key, usual in (("split", "train"), ("column", "prompt")):
         if config.prompts.dataset is None and getattr(config.prompts, key) != usual:
             raise UserError(f"prompts.{key}: is of a data set, and prompts.dataset names none; leave it out")
-    path, samples = config.prompts.path, trainer.samples_per_prompt
-    if config.advantage.name == "group" and samples < 2:
-        raise UserError(
-            f"trainer.samples_per_prompt: {samples} leaves nothing to compare with, "
-            "and advantage group compares within a prompt; take 2 or more"
-        )
+    path, samples = config.prompts.path, config.trainer.samples_per_prompt
     if config.objective.offline and (samples != 2 or path is None):
         raise UserError(
             "objective.offline: needs prompts.path, a file with the columns chosen and rejected, and "
@@ -62,6 +46,32 @@ def check(config: Config, processes: int = 1) -> None:
         raise UserError(
             f"log.project: {project!r} is a project of wandb, {where}; add it: --log.trackers '[{more}]'"
         )
+
+
+def sizes(config: Config) -> Sizes:
+    """The sizes of an iteration."""
+    trainer = config.trainer
+    return Sizes(
+        prompts_per_iteration=trainer.prompts_per_iteration,
+        samples_per_prompt=trainer.samples_per_prompt,
+        minibatches=trainer.minibatches,
+        epochs=trainer.epochs,
+        micro_batch=trainer.micro_batch,
+    )
+
+
+def check_sizes(sizes: Sizes, processes: int) -> None:
+    """Raises UserError where groups would be split, or a process would have none."""
+    prompts, parts = sizes.prompts_per_iteration, sizes.minibatches
+    if better := sizes.better_minibatches():
+        raise UserError(
+            f"trainer.minibatches: {parts} does not divide prompts_per_iteration {prompts}, and the samples "
+            f"of a prompt stay together; take {' or '.join(map(str, better))}, or prompts_per_iteration "
+            f"{prompts + -prompts % parts}"
+        )
+    if prompts < processes:
+        text = f"{prompts} leaves some of the {processes} processes without a prompt"
+        raise UserError(f"trainer.prompts_per_iteration: {text}; take {processes} or more")
 
 
 def check_rewards(config: Config) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from ddpo import plugins
 from ddpo.config import schema, yaml_text
 from ddpo.config.sections import Config
-from ddpo.errors import UserError, nearest
+from ddpo.errors import UserError
 from ddpo.plugins import python_objects
 
 PROMPT_SOURCES = {"name", "path", "dataset"}
@@ -22,6 +22,7 @@ KINDS = {
     "model": "models",
     "objective": "objectives",
     "sampler": "samplers",
+    "advantage": "advantages",
     "rewards": "rewards",
     "eval_rewards": "rewards",
 }
@@ -143,10 +144,4 @@ def _find(section: str, name: str) -> Callable[..., object] | None:
     """
     if section in REWARDS and name.startswith(python_objects.MARK) and python_objects.find(name) is None:
         return None
-    if section in KINDS:
-        return cast(Callable[..., object], _load(KINDS[section], name))
-    from ddpo.advantages import ADVANTAGES as table  # it brings torch, and `import ddpo.config` must not
-
-    if name not in table:
-        raise UserError(f"nothing is called {name!r}{nearest(name, table)}")
-    return table[name]
+    return cast(Callable[..., object], _load(KINDS[section], name))

@@ -135,7 +135,7 @@ class Advantage:
     """What a sample's reward is compared with."""
 
     name: str = "per_prompt"
-    """batch, per_prompt or group"""
+    """an advantage of `ddpo list advantages`"""
     clip: PositiveFloat = 5.0
     """advantages are clipped to [-clip, clip]"""
     per_reward: bool = False

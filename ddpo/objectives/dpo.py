@@ -24,6 +24,5 @@ def dpo(errors: Float[Tensor, "B K"], batch: Batch, *, beta: PositiveFloat = 250
     (`offline`).
     """
     better, worse = batch.comparisons()
-    assert batch.errors_ref is not None
     change = errors - batch.errors_ref
     return batch.mean(-logsigmoid(-beta * (change[better] - change[worse])))

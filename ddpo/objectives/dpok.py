@@ -6,7 +6,7 @@ from torch import Tensor
 from ddpo.objectives import Batch, NonNegativeFloat, PositiveFloat, declare
 
 
-@declare(separable=True, needs=("kl",))
+@declare(separable=True, needs=("kl",), trust_region="clip_range")
 def dpok(
     logp: Float[Tensor, "B T"],
     batch: Batch,
@@ -31,6 +31,5 @@ def dpok(
 
     Differs: the baseline is that of `advantage:`; DPOK fits a value function V(x_t, t, c) to the rewards.
     """
-    assert batch.kl is not None
     ratio = (logp - batch.logp_old).exp().clamp(1 - clip_range, 1 + clip_range)
     return batch.mean(-reward_weight * batch.advantage[:, None] * ratio + kl_coef * batch.kl)

@@ -6,7 +6,7 @@ from torch import Tensor, maximum
 from ddpo.objectives import Batch, PositiveFloat, declare
 
 
-@declare(separable=True, compares=True)
+@declare(separable=True, compares=True, trust_region="clip_range")
 def grpo(
     logp: Float[Tensor, "B T"],
     batch: Batch,

@@ -7,7 +7,7 @@ from torch import Tensor, maximum
 from ddpo.objectives import AtLeastOne, Batch, NonNegativeFloat, PositiveFloat, declare
 
 
-@declare(needs=("logp_ref",), compares=True)
+@declare(needs=("logp_ref",), compares=True, trust_region="clip_range")
 def p3o(
     logp: Float[Tensor, "B T"],
     batch: Batch,
@@ -39,7 +39,6 @@ def p3o(
     images where it draws two.
     """
     first, second = batch.comparisons(ties=True)
-    assert batch.logp_ref is not None
     chosen = batch.stochastic
     per_step, old = (logp - batch.logp_ref)[:, chosen], (batch.logp_old - batch.logp_ref)[:, chosen]
     ratio, ratio_old = per_step.mean(1), old.mean(1)

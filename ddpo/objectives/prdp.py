@@ -6,7 +6,7 @@ from torch import Tensor, maximum
 from ddpo.objectives import Batch, PositiveFloat, declare
 
 
-@declare(needs=("logp_ref",), compares=True)
+@declare(needs=("logp_ref",), compares=True, trust_region="clip_range")
 def prdp(
     logp: Float[Tensor, "B T"],
     batch: Batch,
@@ -41,7 +41,6 @@ def prdp(
     are means. Groups of unequal size (after NaN rewards) count by their pairs.
     """
     better, worse = batch.comparisons(ties=keep_ties)
-    assert batch.logp_ref is not None
     rhat, rhat_old = logp - batch.logp_ref, batch.logp_old - batch.logp_ref
     clipped = rhat.clamp(rhat_old - clip_range, rhat_old + clip_range)
     target = (batch.reward[better] - batch.reward[worse]) / beta

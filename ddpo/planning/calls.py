@@ -8,7 +8,6 @@ from typing import NamedTuple
 from ddpo.parallel import ranks
 from ddpo.parallel.seeds import Purpose, generator
 from ddpo.planning.plan import Plan
-from ddpo.training.batching import minibatches
 from ddpo.training.measures import kl_pairs
 
 DEALT = 8
@@ -48,13 +47,13 @@ def calls(plan: Plan, iteration: int) -> Counter[Call]:
 
     Those of the trained iteration, and of the pictures and the judging that follow it.
     """
-    settings, trainer, found = plan.settings, plan.settings.trainer, Counter[Call]()
-    drawn, images = trainer.prompts_per_iteration, settings.sampler.batch_size
+    settings, sizes, found = plan.settings, plan.sizes, Counter[Call]()
+    images = settings.sampler.batch_size
     sampling = Call("sampling", images, settings.sampler.guidance_scale != 1)
     updates = _updates(plan, iteration)
     for rank in range(plan.processes):
-        groups = ranks.share(drawn, rank, plan.processes)
-        chunks = ceil(len(groups) * trainer.samples_per_prompt / images)
+        groups = sizes.share(rank, plan.processes)
+        chunks = ceil(len(sizes.samples(groups)) / images)
         if not settings.objective.offline:
             found[sampling] += chunks * plan.steps[0]
             for call in _scoring(plan):
@@ -66,8 +65,8 @@ def calls(plan: Plan, iteration: int) -> Counter[Call]:
             pairs = len(set(members) & set(groups)) * plan.samples * plan.steps[2]
             for call in each:
                 found[call] += ceil(pairs / call.rows)
-        measured = kl_pairs(drawn * trainer.samples_per_prompt, range(plan.steps[1])) if plan.steps[1] else []
-        spread = sum(sample // trainer.samples_per_prompt in groups for sample, _ in measured)
+        measured = kl_pairs(sizes.images, range(plan.steps[1])) if plan.steps[1] else []
+        spread = sum(sizes.group(sample) in groups for sample, _ in measured)
         if spread and not settings.objective.offline:
             found[sampling._replace(phase="kl_ref", rows=spread)] += 2
         if _due(settings.evaluation.every, iteration):
@@ -82,16 +81,15 @@ def calls(plan: Plan, iteration: int) -> Counter[Call]:
 
 def paddings(plan: Plan) -> Iterator[Padding]:
     """Where sampling and updates compute padding. Pairs are those of the run's first iterations."""
-    trainer = plan.settings.trainer
-    drawn, each = trainer.prompts_per_iteration, plan.samples * plan.steps[2]
-    owned = [set(ranks.share(drawn, rank, plan.processes)) for rank in range(plan.processes)]
+    sizes, each = plan.sizes, plan.samples * plan.steps[2]
+    owned = [set(sizes.share(rank, plan.processes)) for rank in range(plan.processes)]
     if not plan.settings.objective.offline:
-        images = [len(groups) * trainer.samples_per_prompt for groups in owned]
+        images = [len(sizes.samples(groups)) for groups in owned]
         yield from _padding("sampler.batch_size", plan.settings.sampler.batch_size, images)
-    dealt = [_updates(plan, iteration) for iteration in range(min(trainer.iterations, DEALT))]
+    dealt = [_updates(plan, iteration) for iteration in range(min(plan.settings.trainer.iterations, DEALT))]
     parts = [members for updates in dealt for members, _ in updates]
     pairs = [len(groups.intersection(part)) * each for part in parts for groups in owned]
-    yield from _padding("trainer.micro_batch", trainer.micro_batch, pairs)
+    yield from _padding("trainer.micro_batch", sizes.micro_batch, pairs)
 
 
 def _padding(place: str, size: int, counts: list[int]) -> Iterator[Padding]:
@@ -117,12 +115,12 @@ def _updates(plan: Plan, iteration: int) -> list[tuple[list[int], list[Call]]]:
 
     A coupled objective first computes its matrix; before any update its log-probabilities are known.
     """
-    trainer, objective = plan.settings.trainer, plan.objective
-    update = Call("updates", trainer.micro_batch, plan.guidance != 1, grad=True)
+    sizes, objective = plan.sizes, plan.objective
+    update = Call("updates", sizes.micro_batch, plan.guidance != 1, grad=True)
     found = []
-    for epoch in range(trainer.epochs):
+    for epoch in range(sizes.epochs):
         order = generator(Purpose.MINIBATCHES, plan.settings.seed, iteration, epoch)
-        for groups in minibatches(trainer.prompts_per_iteration, trainer.minibatches, order):
+        for groups in sizes.deal(order):
             known = not found and not objective.denoising_errors and "kl" not in objective.needs
             passes = [update]
             if not (objective.separable or known):

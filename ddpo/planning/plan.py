@@ -8,6 +8,7 @@ import torch
 from ddpo import config, plugins, prompts
 from ddpo.config import Config, checks
 from ddpo.objectives import Objective
+from ddpo.parallel.sizes import Sizes
 from ddpo.runs import build
 
 AUTO: dict[str, Literal["bf16", "fp32"]] = {"GPU": "bf16", "CPU": "fp32"}
@@ -32,9 +33,13 @@ class Plan:
     policy: Any = None
 
     @property
+    def sizes(self) -> Sizes:
+        return checks.sizes(self.settings)
+
+    @property
     def samples(self) -> int:
-        """Of a prompt, those that are trained on."""
-        every, extremes = self.settings.trainer.samples_per_prompt, self.settings.advantage.keep_extremes
+        """Samples per prompt that are trained on."""
+        every, extremes = self.sizes.samples_per_prompt, self.settings.advantage.keep_extremes
         return every if extremes is None else min(every, 2 * extremes)
 
     @property
@@ -49,6 +54,7 @@ def plan(settings: Config, processes: int = 1) -> Plan:
     checks.check(settings, processes)
     if settings.model.dtype == "auto":
         settings = config.in_precision(settings, AUTO["GPU"])
+    build.advantage(settings)
     objective, count, policy = build.objective(settings), settings.sampler.num_steps, _outline(settings)
     dense = build.sampler(settings, policy).steps.stochastic if policy else torch.ones(count) > 0
     columns = settings.objective.draws or count

@@ -1,8 +1,8 @@
-"""Find a reward, a prompt set, an objective, a model, a sampler or a configuration by its name.
+"""Find a reward, a prompt set, an objective, a sampler, an advantage, a model or a configuration by name.
 
 One file is one thing, and its name is the file's: `rewards/jpeg.py` holds the function `jpeg`, importable as
 `ddpo.rewards.jpeg` because the module `ddpo/rewards.py` sets its `__path__` to `folders("rewards")`. A user's
-folder has the shape of our repository (rewards/ prompts/ objectives/ models/, each optional); an installed
+folder holds folders of such files (rewards/ prompts/ objectives/ and so on, each optional); an installed
 package adds names with entry points of the group `ddpo.rewards` and so on. Nothing here imports torch.
 """
 
@@ -22,7 +22,7 @@ from ddpo.plugins import python_objects
 PROMPT_SUFFIXES = (".txt", ".jsonl", ".csv", ".py")
 """What a prompt file may be; `ddpo.prompts` reads them."""
 
-USER_KINDS = ("rewards", "prompts", "objectives", "models", "samplers")
+USER_KINDS = ("rewards", "prompts", "objectives", "models", "samplers", "advantages")
 SUFFIXES = {**dict.fromkeys(USER_KINDS, (".py",)), "prompts": PROMPT_SUFFIXES, "configs": (".yaml",)}
 """Each kind of thing that has a name, and the files that hold it."""
 
@@ -32,7 +32,7 @@ HERE = Path(__file__).parents[1]
 
 def folders(kind: str) -> list[str]:
     """The folders that hold files of this kind, without repetition: ours first, then the users'."""
-    if kind in ("objectives", "models", "samplers"):
+    if kind in ("objectives", "models", "samplers", "advantages"):
         ours = HERE / kind
     else:
         bundled = HERE / "bundled" / kind  # in a wheel; in a checkout they stand beside ddpo/
@@ -45,8 +45,7 @@ def folders(kind: str) -> list[str]:
 def add_folder(folder: str | Path) -> None:
     """Find names in this folder of a user's too: in this process at once, in its children by DDPO_PLUGINS.
 
-    Raises UserError when there is no such folder, or it has none of rewards/ prompts/ objectives/ models/
-    samplers/.
+    Raises UserError when there is no such folder, or it has none of the folders of USER_KINDS.
     """
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():

@@ -13,9 +13,9 @@ from jaxtyping import Bool
 from peft import LoraConfig
 from torch import Tensor
 
-from ddpo import config, objectives, plugins, prompts, rewards, samplers
-from ddpo.advantages import ADVANTAGES
-from ddpo.config import Config
+from ddpo import advantages, config, objectives, plugins, prompts, rewards, samplers
+from ddpo.advantages import Advantage
+from ddpo.config import Config, checks
 from ddpo.errors import UserError
 from ddpo.models import DTYPES, Policy, _precision
 from ddpo.models._precision import Precision
@@ -25,10 +25,10 @@ from ddpo.prompts import PromptSet
 from ddpo.rewards import Reward
 from ddpo.rollout import pairs
 from ddpo.rollout.sample import Sampler
-from ddpo.scoring import ranking
+from ddpo.scoring.ranking import Ranking
 from ddpo.scoring.scorer import Scorer
-from ddpo.training.credit import PerReward
-from ddpo.training.selection import Subset
+from ddpo.training.credit import Mixture
+from ddpo.training.selection import Columns, Subset
 from ddpo.training.trainer import Trainer
 
 log = logging.getLogger("ddpo")
@@ -82,7 +82,7 @@ def objective(settings: Config) -> Objective:
             f"objective.offline: {found.name} needs the steps by which images were sampled; "
             "files have none; take dpo"
         )
-    updates = trainer.minibatches * trainer.epochs
+    updates = checks.sizes(settings).updates
     if found.on_policy and updates > 1 and ranks.state().is_main_process:
         log.warning(
             "%s is on-policy: of the %d updates a rollout, only the first is unbiased", found.name, updates
@@ -107,6 +107,14 @@ def _two_or_more(samples: int, who: str) -> None:
             f"trainer.samples_per_prompt: {samples} leaves nothing to compare with, "
             f"and {who} compares within a prompt; take 2 or more"
         )
+
+
+def advantage(settings: Config) -> Callable[[], Advantage]:
+    """Makes one with empty memory. Raises UserError where the configuration gives it nothing to compare."""
+    name = settings.advantage.name
+    if getattr(advantages.load(name), "compares", False):
+        _two_or_more(settings.trainer.samples_per_prompt, f"advantage {name}")
+    return partial(advantages.build, name, **settings.advantage.options)
 
 
 def subset(settings: Config, stochastic: Bool[Tensor, " T"]) -> Subset:
@@ -162,50 +170,75 @@ def all_rewards(settings: Config, model: Policy) -> list[Reward]:
     return reward_list(both, model.device, settings.model.dtype)
 
 
+def mixture(settings: Config, judges: Sequence[Reward]) -> Mixture:
+    """What samples are credited with. Raises UserError for a reward that has nothing to compare."""
+    own = settings.advantage
+    for judge in judges:
+        if rewards.groupwise(judge.score) and (judge.weight or judge.gates):
+            _two_or_more(settings.trainer.samples_per_prompt, f"reward {judge.name}")
+    return Mixture(
+        judges,
+        advantage(settings),
+        per_reward=own.per_reward,
+        clip=own.clip,
+        keep_extremes=own.keep_extremes,
+        max_missing=settings.trainer.max_missing,
+        recorded=settings.objective.offline,
+    )
+
+
+def optimizer(
+    settings: Config, parameters: list[torch.nn.Parameter]
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW and the schedule of its learning rate."""
+    own = settings.trainer
+    adamw = torch.optim.AdamW(
+        parameters, own.lr, betas=own.betas, eps=own.adam_eps, weight_decay=own.weight_decay
+    )
+    warms_up = own.warmup_steps and own.lr_schedule == "constant"
+    schedule = get_scheduler(
+        "constant_with_warmup" if warms_up else own.lr_schedule,
+        adamw,
+        num_warmup_steps=own.warmup_steps,
+        num_training_steps=own.iterations * checks.sizes(settings).updates,
+    )
+    return adamw, schedule
+
+
 def trainer(settings: Config) -> Trainer:
     """Everything that `Trainer.iterate` needs."""
-    wanted = settings.trainer
-    loss = objective(settings)
-    training_prompts = prompt_set(settings)
-    folder = Path(str(settings.prompts.path)).expanduser().parent if settings.objective.offline else None
+    own, offline = settings.trainer, settings.objective.offline
+    loss, training_prompts = objective(settings), prompt_set(settings)
+    folder = Path(str(settings.prompts.path)).expanduser().parent if offline else None
     if folder is not None:
         pairs.check(training_prompts, folder)
     model = policy(settings)
     parameters = list(model.parameters().values())
     steps = sampler(settings, model)
     judges = reward_list(settings.rewards, model.device, settings.model.dtype)
-    for judge in judges:
-        if rewards.groupwise(judge.score) and (judge.weight or judge.gates):
-            _two_or_more(wanted.samples_per_prompt, f"reward {judge.name}")
-    kind = ranking.Ranking if folder else Scorer
-    scorer = kind(judges, timeout_s=wanted.reward_timeout_s, group_size=wanted.samples_per_prompt)
-    advantage = partial(ADVANTAGES[settings.advantage.name], **settings.advantage.options)
-    weights = {judge.name: judge.weight for judge in judges if judge.weight}
-    updates = wanted.minibatches * wanted.epochs
-    optimizer = torch.optim.AdamW(
-        parameters, wanted.lr, betas=(wanted.betas[0], wanted.betas[1]), eps=wanted.adam_eps,
-        weight_decay=wanted.weight_decay,
-    )  # fmt: skip
-    warms_up = wanted.warmup_steps and wanted.lr_schedule == "constant"
-    schedule = get_scheduler(
-        "constant_with_warmup" if warms_up else wanted.lr_schedule, optimizer,
-        num_warmup_steps=wanted.warmup_steps, num_training_steps=wanted.iterations * updates,
-    )  # fmt: skip
+    adamw, schedule = optimizer(settings, parameters)
     ema = EMAModel(parameters, decay=settings.ema.decay) if settings.ema.decay else None
     if ema is not None:
         model.snapshots["average"] = dict(zip(model.parameters(), ema.shadow_params, strict=True))
-    return Trainer(
-        policy=model, sampler=steps, prompts=training_prompts,
-        scorer=scorer, objective=loss,
-        advantage=PerReward(advantage, weights) if settings.advantage.per_reward else advantage(),
-        optimizer=optimizer, lr_scheduler=schedule,
-        ema=ema,
-        prompts_per_iteration=wanted.prompts_per_iteration, samples_per_prompt=wanted.samples_per_prompt,
-        minibatches=wanted.minibatches, epochs=wanted.epochs, micro_batch=wanted.micro_batch,
-        max_grad_norm=wanted.max_grad_norm, advantage_clip=settings.advantage.clip, seed=settings.seed,
+    columns = Columns(
         subset=Subset() if loss.denoising_errors else subset(settings, steps.steps.stochastic),
-        guidance_scale=settings.objective.guidance_scale,
         draws=settings.objective.draws or settings.sampler.num_steps,
-        keep_extremes=settings.advantage.keep_extremes, max_missing=wanted.max_missing,
+        guidance_scale=settings.objective.guidance_scale,
+    )
+    scorer = Scorer(judges, timeout_s=own.reward_timeout_s, group_size=own.samples_per_prompt)
+    return Trainer(
+        policy=model,
+        sampler=steps,
+        prompts=training_prompts,
+        scorer=Ranking() if offline else scorer,
+        mixture=mixture(settings, judges),
+        objective=loss,
+        optimizer=adamw,
+        lr_scheduler=schedule,
+        ema=ema,
+        sizes=checks.sizes(settings),
+        max_grad_norm=own.max_grad_norm,
+        seed=settings.seed,
+        columns=columns,
         pairs_folder=folder,
-    )  # fmt: skip
+    )

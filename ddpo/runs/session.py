@@ -25,7 +25,6 @@ from ddpo.records.tracking import Trackers
 from ddpo.runs import build
 from ddpo.runs import folder as run_folder
 from ddpo.runs.finished import Run
-from ddpo.training.credit import standing
 
 log = logging.getLogger("ddpo")
 
@@ -65,7 +64,7 @@ class Session:
             self.sets = build.evaluation_sets(self.settings)
             device = self.trainer.policy.device
             judges = build.reward_list(self.settings.eval_rewards, device, self.settings.model.dtype)
-            self.judges = [*self.trainer.scorer.rewards, *judges]
+            self.judges = [*self.trainer.mixture.rewards, *judges]
             provenance = run_folder.provenance(self.trainer.prompts.hash, self.judges, self.settings)
             if continues:
                 run_folder.check_origin(self.folder, provenance)
@@ -80,7 +79,7 @@ class Session:
             flat, project = schema.flat(self.settings), self.settings.log.project
             self.trackers = Trackers(wanted, self.folder, flat, project)
         self._asked_to_stop = False
-        self._mark()
+        self._row: dict[str, Any] = {}
 
     def _settled(self, dtype: Precision) -> Config:
         """The settings with rank 0's choice for `model.dtype: auto`, on all ranks; config.yaml keeps it."""
@@ -120,7 +119,7 @@ class Session:
 
         A kill between them leaves a line too many, which a resume cuts, never one too few.
         """
-        self._mark()
+        self._row = {}
         row = self._row = self.trainer.iterate()
         if self.due(self.settings.evaluation.every):
             row |= self.evaluate()
@@ -138,12 +137,6 @@ class Session:
             if self.due(self.settings.checkpoint.every) or is_best:
                 self.save()
 
-    def _mark(self) -> None:
-        """Remember where an iteration begins, for one that stops halfway."""
-        trainer = self.trainer
-        self._begun = (trainer.iteration, trainer.lr_scheduler.last_epoch, trainer.advantage.state_dict())
-        self._row: dict[str, Any] = {}
-
     @contextmanager
     def in_flight(self) -> Iterator[None]:
         """A mistake that shows during training, or a full disk, stops it and says how to go on.
@@ -157,11 +150,8 @@ class Session:
         except OSError as error:
             raise Stopped(f"{_words(error)}; once that is mended, {self._way_on()}") from error
         except (Stopped, UserError) as error:
-            iteration, steps, statistics = self._begun
-            if self.trainer.iteration == iteration:
-                self.trainer.advantage.load_state_dict(statistics)
-                if self.trainer.lr_scheduler.last_epoch != steps:
-                    raise Stopped(f"{error} (the weights had begun to move; {self._way_on()})") from error
+            if not self.trainer.rewind():
+                raise Stopped(f"{error} (the weights had begun to move; {self._way_on()})") from error
             try:
                 with ranks.together():
                     if self._row:  # the iteration was done, and what came after it failed
@@ -233,7 +223,7 @@ class Session:
         names = [judge.name for judge in self.judges]
         values = {name: torch.tensor([shot.scores[name] for shot in shots]) for name in names}
         means = {name: column.nanmean().item() for name, column in values.items()}
-        mean = standing(trainer.scorer, values)
+        mean = trainer.mixture.standing(values)
         if math.isnan(mean):
             log.warning("iteration %d cannot be the best: its evaluation has no value", trainer.iteration)
         if mean > (self.best["mean"] if self.best else float("-inf")):
@@ -242,21 +232,12 @@ class Session:
 
     def save(self) -> None:
         """A checkpoint of everything that the next iteration depends on, unless this one has its own."""
-        trainer, parameters = self.trainer, self.trainer.policy.parameters()
-        if not self.main or self._saved == trainer.iteration:
+        iteration = self.trainer.iteration
+        if not self.main or self._saved == iteration:
             return
-        moments = checkpoint.optimizer_tensors(trainer.optimizer, parameters)
-        tensors = {"parameters": parameters, "optimizer": moments}
-        state: dict[str, Any] = {
-            "iteration": trainer.iteration, "images_seen": trainer.images_seen,
-            "skipped_in_a_row": trainer.skipped_in_a_row, "advantage": trainer.advantage.state_dict(),
-            "lr_scheduler": trainer.lr_scheduler.state_dict(), "best": self.best,
-        }  # fmt: skip
-        if trainer.ema is not None:
-            tensors["ema"] = dict(zip(parameters, trainer.ema.shadow_params, strict=True))
-            state["ema_steps"] = trainer.ema.optimization_step
-        checkpoint.save(self.folder / "checkpoints" / f"{trainer.iteration:06d}", tensors, state)
-        self._saved = trainer.iteration
+        state = {**self.trainer.state(), "best": self.best}
+        checkpoint.save(self.folder / "checkpoints" / f"{iteration:06d}", state.pop("tensors"), state)
+        self._saved = iteration
         best = self.best["iteration"] if self.best else None
         checkpoint.keep(self.folder, self.settings.checkpoint.keep_last, best)
 
@@ -270,27 +251,11 @@ class Session:
                 folder = self.folder / "checkpoints" / name
                 tensors, state = newest[1] if newest else checkpoint.load(folder)
                 try:
-                    self.apply(tensors, state)
+                    self.trainer.restore({**state, "tensors": tensors})
                 except UserError as error:
                     raise UserError(f"{folder} is of another model: {error}") from error
+                self._saved, self.best = self.trainer.iteration, state["best"]
         log.info("going on from iteration %d of %s", self.trainer.iteration, self.folder)
-
-    def apply(self, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
-        """Put a checkpoint's content in place."""
-        trainer, parameters = self.trainer, self.trainer.policy.parameters()
-        checkpoint.restore_parameters(parameters, tensors["parameters"])
-        checkpoint.restore_optimizer(trainer.optimizer, parameters, tensors["optimizer"])
-        trainer.advantage.load_state_dict(state["advantage"])
-        trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        for group, lr in zip(trainer.optimizer.param_groups, trainer.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = lr
-        trainer.iteration, trainer.images_seen = state["iteration"], state["images_seen"]
-        self._saved = trainer.iteration
-        trainer.skipped_in_a_row, self.best = state["skipped_in_a_row"], state["best"]
-        if trainer.ema is not None:
-            for name, average in zip(parameters, trainer.ema.shadow_params, strict=True):
-                average.copy_(tensors["ema"][name])
-            trainer.ema.optimization_step = state["ema_steps"]
 
     def finish(self) -> None:
         """lora/ and the model card."""

@@ -1,27 +1,28 @@
 """Preferences in the place of rewards: which image of a pair was chosen."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from ddpo.rewards import Values
-from ddpo.scoring.scorer import Scorer
+from ddpo.rewards import Metadata, Values
+
+PREFERENCE = "preference"
+"""The name of what is trained on where pairs are recorded."""
 
 
-class Ranking(Scorer):
-    """What takes the place of rewards: 1 for an image that was chosen, 0 for one that was rejected."""
+class Ranking:
+    """A peer of `Scorer` that asks no reward: 1 for the image that was chosen, 0 for the rejected one.
 
-    _count = 0
+    The images of recorded pairs come in the order chosen, rejected, chosen, ...
+    """
 
-    def submit(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self) -> None:
+        self._count = 0
+
+    def submit(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> None:
         self._count += len(images)
 
     def collect(self) -> Values:
         count, self._count = self._count, 0
-        return {"preference": 1.0 - torch.arange(count) % 2}
-
-    def weighted(self, values: Values) -> Float[Tensor, " B"]:
-        return values["preference"]
+        return {PREFERENCE: 1.0 - torch.arange(count) % 2}

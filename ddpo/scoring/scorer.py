@@ -6,11 +6,11 @@ from threading import Semaphore, Thread
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ddpo.errors import UserError
-from ddpo.rewards import Metadata, Reward, Values, groupwise, total
+from ddpo.rewards import Metadata, Reward, Values, groupwise
 
 Chunk = tuple[Float[Tensor, "B 3 height width"], Sequence[str], Metadata]
 
@@ -90,12 +90,3 @@ class Scorer:
             for name, values in future.result().items():
                 columns[name].append(values)
         return {name: torch.cat(parts) for name, parts in columns.items()}
-
-    def weighted(self, values: Values) -> Float[Tensor, " B"]:
-        """The sum that is trained on; anything but a finite number is "no value"."""
-        reward = total(self.rewards, values)
-        return torch.where(reward.isfinite(), reward, torch.nan)
-
-    def gated(self, values: Values) -> dict[str, Bool[Tensor, " B"]]:
-        """For each reward with a gate, the images outside it."""
-        return {reward.name: reward.outside(values[reward.name]) for reward in self.rewards if reward.gates}

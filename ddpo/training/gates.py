@@ -8,12 +8,12 @@ from ddpo.training.terms.log_probs import LogProbs
 from ddpo.training.update import Pass
 
 WIDEST_GATE = 1e-2
-"""However wide the clip range, a ratio further from 1 before any update is a mistake."""
+"""However wide the trust region, a ratio further from 1 before any update is a mistake."""
 
 
-def gate_limit(clip_range: float | None, half_precision: bool) -> float:
-    """|ratio - 1| that the ratio gate lets pass: a tenth of the clip range, and not less than rounding."""
-    return max(min(0.1 * (clip_range or 0.0), WIDEST_GATE), 1e-5 if half_precision else 1e-6)
+def gate_limit(ratio_bound: float | None, half_precision: bool) -> float:
+    """|ratio - 1| that the ratio gate lets pass: a tenth of the trust region, and not less than rounding."""
+    return max(min(0.1 * (ratio_bound or 0.0), WIDEST_GATE), 1e-5 if half_precision else 1e-6)
 
 
 def first_pass_deviation(work: Pass) -> float:

@@ -42,16 +42,19 @@ def peak_gb(device: torch.device) -> float:
 
 @dataclass
 class Measured:
-    """Running statistics of every pair scored in an iteration's updates; read once, at its end."""
+    """Running statistics of every pair scored in an iteration's updates; read once, at its end.
 
-    clip_range: float | None
+    ratio_bound  |ratio - 1| above which a pair counts into clip_frac; None: none does
+    """
+
+    ratio_bound: float | None
     sums: dict[str, Tensor] = field(default_factory=dict)
     max_dev: float = 0.0
 
     def add(self, logp: Float[Tensor, " N"], logp_old: Float[Tensor, " N"]) -> None:
         difference = logp.detach() - logp_old
         ratio = difference.exp()
-        outside = (ratio - 1).abs() > (self.clip_range or torch.inf)
+        outside = (ratio - 1).abs() > (self.ratio_bound or torch.inf)
         rows = {
             "ratio": ratio,
             "outside": outside,

@@ -1,7 +1,7 @@
 """Which steps and which samples of an iteration are trained on."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,11 +32,25 @@ class Subset:
         return chosen
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a rollout's matrix are scored in the update, and under which guidance.
+
+    subset          the denoising steps that are trained on, for objectives on log-probabilities
+    draws           (timestep, noise) pairs per image and pass, for objectives on denoising errors
+    guidance_scale  None: the sampler's, that of the policy that drew the images
+    """
+
+    subset: Subset = field(default_factory=Subset)
+    draws: int = 1
+    guidance_scale: float | None = None
+
+
 def extremes(reward: Float[Tensor, " B"], group: Int[Tensor, " B"], keep: int) -> Bool[Tensor, " B"]:
-    """The `keep` best and worst samples of each group: rewards are surest there (Shen & Zhang 2024)."""
+    """The k best and k worst samples of each group: rewards are surest there (Shen & Zhang 2024)."""
     chosen = torch.zeros_like(reward, dtype=torch.bool)
     for g in group.unique():
-        rows = ((group == g) & ~reward.isnan()).nonzero().flatten()
+        rows = (group == g).nonzero().flatten()
         ranked = rows[reward[rows].argsort(stable=True)]
         chosen[ranked[:keep]] = chosen[ranked[-keep:]] = True
     return chosen

@@ -6,33 +6,34 @@ nothing random is carried from one to the next.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddpo.advantages import Advantage
 from ddpo.errors import Stopped
 from ddpo.images import GUARDS
 from ddpo.models import Policy
 from ddpo.objectives import Batch, Objective
 from ddpo.parallel import ranks
 from ddpo.parallel.seeds import Purpose, generator
+from ddpo.parallel.sizes import Sizes
 from ddpo.prompts import Prompt, PromptSet
+from ddpo.records import checkpoint
 from ddpo.rewards import Values
 from ddpo.rollout import pairs as offline
 from ddpo.rollout.sample import Sampler, sample, stored_steps
 from ddpo.rollout.trajectory import Trajectory, join
-from ddpo.scoring.scorer import Scorer
-from ddpo.training.batching import minibatches
-from ddpo.training.credit import PerReward, lowered
+from ddpo.scoring import Scoring
+from ddpo.training.credit import Credit, Mixture
 from ddpo.training.gates import first_pass_deviation, gate_limit
 from ddpo.training.measures import Measured, Metrics, kl_pairs, peak_gb
-from ddpo.training.selection import Subset, extremes
+from ddpo.training.selection import Columns
 from ddpo.training.terms import Terms
 from ddpo.training.terms.denoising_errors import DenoisingErrors
 from ddpo.training.terms.log_probs import LogProbs
@@ -42,66 +43,64 @@ MAX_SKIPPED = 3
 """Iterations in a row without one good optimiser step after which a run stops."""
 
 
+class _Begun(NamedTuple):
+    """Where an iteration begins: optimizer steps of the whole run, the memory of the advantage."""
+
+    steps: int
+    statistics: dict[str, Any]
+
+
 @dataclass
 class Trainer:
-    """Everything that one iteration needs. Sizes are global: they do not depend on the number of ranks.
+    """Everything that one iteration needs.
 
-    subset          the denoising steps that are trained on
-    guidance_scale  of the update, where it is not the sampler's
-    draws           columns of denoising errors, for objectives on these
-    keep_extremes   only so many best and worst samples of a group are trained on
-    max_missing     share of an iteration's images without a value of some reward above which it stops
-    pairs_folder    where recorded pairs lie, which then take the place of rollouts
+    mixture       what samples are credited with, given their rewards
+    columns       which steps, or draws of noise, are trained on
+    pairs_folder  where recorded pairs lie, which then take the place of rollouts
+    progress      called with a phase, how much of it is done, and of how much
+    iteration     those that are done
+    gated         the checks around the first update have passed in this process
     """
 
     policy: Policy
     sampler: Sampler
     prompts: PromptSet
-    scorer: Scorer
+    scorer: Scoring
+    mixture: Mixture
     objective: Objective
-    advantage: Advantage | PerReward
     optimizer: torch.optim.Optimizer
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler
     ema: EMAModel | None
-    prompts_per_iteration: int
-    samples_per_prompt: int
-    minibatches: int
-    epochs: int
-    micro_batch: int
+    sizes: Sizes
     max_grad_norm: float
-    advantage_clip: float
     seed: int
-    subset: Subset = field(default_factory=Subset)
-    guidance_scale: float | None = None
-    draws: int = 1
-    keep_extremes: int | None = None
-    max_missing: float = 0.5
+    columns: Columns = field(default_factory=Columns)
     pairs_folder: Path | None = None
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None
-    iteration: int = 0
-    images_seen: int = 0
-    skipped_in_a_row: int = 0
-    gated: bool = False
+    iteration: int = field(default=0, init=False)
+    skipped_in_a_row: int = field(default=0, init=False)
+    gated: bool = field(default=False, init=False)
+    _begun: _Begun | None = field(default=None, init=False)
 
     def iterate(self) -> Metrics:
         """One iteration; its metrics. Raises Stopped, with the weights as before, when the run must end."""
         started = time.perf_counter()
+        self._begun = _Begun(self.lr_scheduler.last_epoch, self.mixture.state())
         key = (Purpose.GLOBAL, self.seed, self.iteration, ranks.state().process_index)
         torch.manual_seed(generator(*key).initial_seed())
         prompts = self.draw()
         trajectory, values, guards, times = self.rollout(prompts)
         batch, outcome = self.outcome(prompts, trajectory, values)
-        measured = Measured(self.objective.options.get("clip_range"))
-        work = Pass(
-            self.terms(trajectory, epoch=0), batch, self.objective, self.micro_batch, measured, moved=False
-        )
+        measured, terms = Measured(self.objective.ratio_bound), self.terms(trajectory, epoch=0)
+        work = Pass(terms, batch, self.objective, self.sizes.micro_batch, measured, moved=False)
         self.gate(work)
         before_update = time.perf_counter()
-        updated = {**self.update(work), **self.objective.metrics(batch.rows(self.present(batch)))}
+        trained = batch.rows(batch.present.nonzero().flatten())
+        updated = {**self.update(work), **self.objective.metrics(trained)}
         times["time/update"] = time.perf_counter() - before_update
         updated["kl_ref"] = self.kl_to_reference(trajectory)
         self.iteration += 1
-        self.images_seen += len(prompts)
+        self._begun = None
         times["time/total"] = time.perf_counter() - started
         return {
             "iteration": self.iteration, "images_seen": self.images_seen,
@@ -116,18 +115,17 @@ class Trainer:
         A prompt that comes twice, where one pass ends and the next begins or in a set smaller than an
         iteration, makes two groups.
         """
-        first, size = self.iteration * self.prompts_per_iteration, len(self.prompts)
-        positions = range(first, first + self.prompts_per_iteration)
+        first, size = self.iteration * self.sizes.prompts_per_iteration, len(self.prompts)
+        positions = range(first, first + self.sizes.prompts_per_iteration)
         keys = {number: (Purpose.PROMPTS, self.seed, number) for number in {p // size for p in positions}}
         orders = {n: torch.randperm(size, generator=generator(*key)).tolist() for n, key in keys.items()}
         drawn = [self.prompts[orders[p // size][p % size]] for p in positions]
-        return [prompt for prompt in drawn for _ in range(self.samples_per_prompt)]
+        return [prompt for prompt in drawn for _ in range(self.sizes.samples_per_prompt)]
 
     def rollout(self, prompts: list[Prompt]) -> tuple[Trajectory, Values, Metrics, Metrics]:
         """This rank's trajectories (whole groups), every rank's rewards, the guards' means, seconds."""
         state, started = ranks.state(), time.perf_counter()
-        groups = ranks.share(self.prompts_per_iteration, state.process_index, state.num_processes)
-        mine = [g * self.samples_per_prompt + i for g in groups for i in range(self.samples_per_prompt)]
+        mine = self.sizes.samples(self.sizes.share(state.process_index, state.num_processes))
         parts, guards = [], dict.fromkeys(GUARDS, 0.0)
         with ranks.together(), torch.no_grad():
             for part in self.trajectories([prompts[i] for i in mine], mine):
@@ -153,76 +151,55 @@ class Trainer:
         keys = [(Purpose.NOISE, self.seed, self.iteration, number) for number in numbers]
         wanted = {"logp_ref": "logp_ref", "kl": "output_ref"}
         reference = [wanted[need] for need in self.objective.needs if need in wanted]
-        return sample(self.policy, self.sampler, prompts, keys, reference, self.guidance_scale)
+        return sample(self.policy, self.sampler, prompts, keys, reference, self.columns.guidance_scale)
 
     def terms(self, trajectory: Trajectory, epoch: int) -> Terms:
         """What the objective is a function of; each pass over the images has denoising errors of its own."""
-        scale = self.sampler.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        own = self.columns.guidance_scale
+        scale = self.sampler.guidance_scale if own is None else own
         sampler = replace(self.sampler, guidance_scale=scale)
         if not self.objective.denoising_errors:
             return LogProbs(self.policy, sampler, trajectory)
-        groups = [sample // self.samples_per_prompt for sample in trajectory.samples]
+        groups = [self.sizes.group(sample) for sample in trajectory.samples]
         keys = [(Purpose.DENOISING, self.seed, self.iteration, epoch, group) for group in groups]
         reference = "errors_ref" in self.objective.needs
-        return DenoisingErrors(self.policy, sampler, trajectory, keys, self.draws, reference)
-
-    def present(self, batch: Batch) -> Int[Tensor, " N"]:
-        """Rows of the samples that take part in the update."""
-        return (~batch.advantage.isnan()).nonzero().flatten()
+        return DenoisingErrors(self.policy, sampler, trajectory, keys, self.columns.draws, reference)
 
     def outcome(self, prompts: list[Prompt], trajectory: Trajectory, values: Values) -> tuple[Batch, Metrics]:
-        """The global batch (samples without a reward have a NaN advantage) and what the rewards were."""
-        values = {name: torch.where(v.isfinite(), v, torch.nan) for name, v in values.items()}
-        summed, gates = self.scorer.weighted(values).double(), self.scorer.gated(values)
-        present, group = ~summed.isnan(), torch.arange(len(summed)) // self.samples_per_prompt
-        missing, lost = {name: int(v.isnan().sum()) for name, v in values.items()}, int((~present).sum())
-        if lost > self.max_missing * len(summed):
-            each = ", ".join(f"from {name} for {count}" for name, count in missing.items() if count)
-            share = f"{lost} of {len(summed)} images got no value, above trainer.max_missing"
-            raise Stopped(f"rewards: {share} {self.max_missing:g} (NaN {each})")
-        gated = torch.stack([torch.zeros_like(present), *gates.values()]).any(0) & present
-        texts = [prompt.text for prompt in prompts]
-        if isinstance(self.advantage, PerReward):
-            known = {name: torch.where(present, v.double(), torch.nan) for name, v in values.items()}
-            reward = advantage = self.advantage(known, texts, group, gated)
-        else:
-            reward = lowered(summed, group, gated)
-            advantage = self.advantage(reward, texts, group)
-        advantage = advantage.clamp(-self.advantage_clip, self.advantage_clip)
-        advantage = torch.where(gated, advantage.clamp(max=0), advantage)
-        if self.keep_extremes is not None:
-            advantage[~extremes(reward, group, self.keep_extremes)] = torch.nan
-        device, found = self.policy.device, summed[present]
-        batch = self.batch(trajectory, advantage.to(device), reward.to(device), group.to(device))
-        metrics = {"reward/mean": found.mean().item(), "reward/std": found.std(correction=0).item()}
-        metrics |= {f"reward/{name}": column.nanmean().item() for name, column in values.items()}
-        metrics |= {f"missing/{name}": count for name, count in missing.items()}
-        metrics |= {f"gated/{name}": rows.double().mean().item() for name, rows in gates.items()}
-        return batch, {**metrics, "reward/missing": lost, "reward/gated": gated.double().mean().item()}
+        """The batch of all ranks, and what the rewards were."""
+        group = torch.tensor([self.sizes.group(sample) for sample in range(len(prompts))])
+        credit, metrics = self.mixture.credit(values, [prompt.key for prompt in prompts], group)
+        return self.batch(trajectory, credit, group), metrics
 
-    def batch(self, trajectory: Trajectory, advantage: Tensor, reward: Tensor, group: Tensor) -> Batch:
-        """The matrices of all ranks; beside denoising errors, a column of zeros for each draw."""
-        device, present = self.policy.device, ~reward.isnan()
-        outcomes = {
-            "advantage": advantage, "reward": reward, "group": group,
-            "all_reward": reward[present], "all_group": group[present],
-        }  # fmt: skip
-        if self.objective.denoising_errors:
-            nothing = torch.zeros(len(reward), self.draws, dtype=torch.float64, device=device)
-            every = torch.ones(self.draws, dtype=torch.bool, device=device)
-            return Batch(logp_old=nothing, stochastic=every, **outcomes)
-        noise = generator(Purpose.TIMESTEPS, self.seed, self.iteration)
+    def batch(self, trajectory: Trajectory, credit: Credit, group: Int[Tensor, " B"]) -> Batch:
+        """What the samples of all ranks are credited with, and the matrices that the rollout has left."""
+        device = self.policy.device
+        columns, matrices = torch.ones(self.columns.draws, dtype=torch.bool, device=device), {}
+        if not self.objective.denoising_errors:
+            noise = generator(Purpose.TIMESTEPS, self.seed, self.iteration)
+            columns = self.columns.subset(self.sampler.steps.stochastic, noise)
+            recorded = {"logp_old": trajectory.logp_old, "logp_ref": trajectory.logp_ref}
+            matrices = {
+                name: _from_all_ranks(matrix, device)
+                for name, matrix in recorded.items()
+                if matrix is not None
+            }
         return Batch(
-            logp_old=_from_all_ranks(trajectory.logp_old, device),
-            logp_ref=None if trajectory.logp_ref is None else _from_all_ranks(trajectory.logp_ref, device),
-            stochastic=self.subset(self.sampler.steps.stochastic, noise), **outcomes,
-        )  # fmt: skip
+            advantage=credit.advantage.to(device),
+            reward=credit.reward.to(device),
+            group=group.to(device),
+            present=credit.present.to(device),
+            stochastic=columns,
+            matrices=matrices,
+            all_reward=credit.reward[credit.valued].to(device),
+            all_group=group[credit.valued].to(device),
+        )
 
     def gate(self, work: Pass) -> None:
         """Before the first update: a step scored again must have the log-probability that was recorded."""
         if self.gated:
             return
-        limit = gate_limit(self.objective.options.get("clip_range"), self.policy.half_precision)
+        limit = gate_limit(self.objective.ratio_bound, self.policy.half_precision)
         worst = first_pass_deviation(work)
         if not worst <= limit:
             raise Stopped(
@@ -234,14 +211,13 @@ class Trainer:
     def update(self, work: Pass) -> Metrics:
         """`epochs` passes of `minibatches` steps; one whose loss or gradient is not finite is left out."""
         parameters = list(self.policy.parameters().values())
-        present = set(self.present(work.batch).tolist())
+        present = work.batch.present.tolist()
         losses, norms, skipped, lr = [], [], 0, 0.0
-        for epoch in range(self.epochs):
+        for epoch in range(self.sizes.epochs):
             work.terms = self.terms(work.terms.trajectory, epoch)
             order = generator(Purpose.MINIBATCHES, self.seed, self.iteration, epoch)
-            for number, groups in enumerate(minibatches(self.prompts_per_iteration, self.minibatches, order)):
-                size = self.samples_per_prompt
-                scored = [i for g in groups for i in range(g * size, (g + 1) * size) if i in present]
+            for number, groups in enumerate(self.sizes.deal(order), 1 + epoch * self.sizes.minibatches):
+                scored = [sample for sample in self.sizes.samples(groups) if present[sample]]
                 if not scored:  # nothing to learn from; AdamW would still move the weights
                     skipped += 1
                     continue
@@ -259,7 +235,7 @@ class Trainer:
                 else:
                     skipped += 1
                 self.optimizer.zero_grad()
-                self.progress("update", epoch * self.minibatches + number + 1, self.epochs * self.minibatches)
+                self.progress("update", number, self.sizes.updates)
         self._stop_if_broken(skipped, bool(losses))
         return {
             "loss": sum(losses) / max(len(losses), 1), **work.measured.result(),
@@ -292,7 +268,7 @@ class Trainer:
         columns = self.sampler.steps.stochastic.nonzero().flatten().tolist()
         if not columns or trajectory.latents.shape[1] == 1:  # nothing was sampled, or without a density
             return math.nan
-        spread = kl_pairs(self.prompts_per_iteration * self.samples_per_prompt, columns)
+        spread = kl_pairs(self.sizes.images, columns)
         mine = {sample: row for row, sample in enumerate(trajectory.samples)}
         pairs = [(mine[sample], column) for sample, column in spread if sample in mine]
         found: list[float] = []
@@ -304,6 +280,53 @@ class Trainer:
                 found = step.kl(stored_steps(*arguments)).tolist()
         everyone = ranks.gather(found)
         return sum(everyone) / len(everyone)
+
+    @property
+    def images_seen(self) -> int:
+        """Images that the rewards have scored, or recorded ones, since the start of the run."""
+        return self.iteration * self.sizes.images
+
+    def rewind(self) -> bool:
+        """Take back what an iteration that broke off has changed, so that it can begin again.
+
+        False where an optimizer step has moved the weights, which stays.
+        """
+        if self._begun is None:
+            return True
+        self.mixture.restore(self._begun.statistics)
+        return self.lr_scheduler.last_epoch == self._begun.steps
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next iteration depends on; all but `tensors`, by kind and name, is JSON."""
+        parameters = self.policy.parameters()
+        moments = checkpoint.optimizer_tensors(self.optimizer, parameters)
+        tensors = {"parameters": dict(parameters), "optimizer": moments}
+        state: dict[str, Any] = {
+            "iteration": self.iteration,
+            "images_seen": self.images_seen,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "advantage": self.mixture.state(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+        }
+        if self.ema is not None:
+            tensors["ema"] = dict(zip(parameters, self.ema.shadow_params, strict=True))
+            state["ema_steps"] = self.ema.optimization_step
+        return {**state, "tensors": tensors}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up a state. Raises UserError where it is of another model."""
+        tensors, parameters = state["tensors"], self.policy.parameters()
+        checkpoint.restore_parameters(parameters, tensors["parameters"])
+        checkpoint.restore_optimizer(self.optimizer, parameters, tensors["optimizer"])
+        self.mixture.restore(state["advantage"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        for group, lr in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = lr
+        self.iteration, self.skipped_in_a_row = state["iteration"], state["skipped_in_a_row"]
+        if self.ema is not None:
+            for name, average in zip(parameters, self.ema.shadow_params, strict=True):
+                average.copy_(tensors["ema"][name])  # in place: it is the policy's snapshot "average", too
+            self.ema.optimization_step = state["ema_steps"]
 
 
 def _from_all_ranks(matrix: Float[Tensor, "b T"], device: torch.device) -> Float[Tensor, "B T"]:

@@ -9,7 +9,7 @@ whatever the number of steps and samples. Gradients of all chunks and ranks are 
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -60,9 +60,17 @@ class Pass:
         """Rows of the global batch."""
         return torch.tensor(self.terms.trajectory.samples, device=rows.device)[rows]
 
-    def measure(self, found: Mapping[str, Float[Tensor, " N"]], logp_old: Float[Tensor, " N"]) -> None:
-        if "logp" in found:
-            self.measured.add(found["logp"], logp_old)
+    def measure(
+        self,
+        terms: Mapping[str, Float[Tensor, " N"]],
+        rows: Int[Tensor, " N"],
+        columns: Int[Tensor, " N"],
+        genuine: int,
+    ) -> None:
+        """Ratios of the first `genuine` pairs of a chunk, whose `rows` are those of the global batch."""
+        if "logp" in terms:
+            old = self.batch.logp_old[rows, columns]
+            self.measured.add(terms["logp"][:genuine], old[:genuine])
 
     def backward(self, samples: Sequence[int]) -> float:
         """Accumulate this rank's share of the gradient over `samples`; return its share of the loss."""
@@ -73,12 +81,12 @@ class Pass:
         pairs = len(samples) * len(self.terms.columns(self.batch))
         loss = torch.zeros((), device=self.terms.policy.device)
         for rows, columns, genuine in self.chunks(samples):
-            found = {name: vector[:genuine] for name, vector in self.terms(rows, columns).items()}
-            batch = self.batch.pairs(self.globally(rows[:genuine]), columns[:genuine])
-            as_columns = {name: vector[:, None] for name, vector in found.items()}
+            terms, place = self.terms(rows, columns), self.globally(rows)
+            batch = self.batch.pairs(place[:genuine], columns[:genuine])
+            as_columns = {name: vector[:genuine, None] for name, vector in terms.items()}
             share = self._loss(as_columns, batch) * (genuine / pairs)
             (share * self.loss_scale).backward()
-            self.measure(found, batch.logp_old[:, 0])
+            self.measure(terms, place, columns, genuine)
             loss += share.detach()
         return loss.item()
 
@@ -102,9 +110,7 @@ class Pass:
                 (weights[name] * value)[:genuine].sum() for name, value in now.items() if value.requires_grad
             ]
             (self.loss_scale / level * torch.stack(shares).sum()).backward()
-            self.measure(
-                {name: value[:genuine] for name, value in now.items()}, self.batch.logp_old[place][:genuine]
-            )
+            self.measure(now, *place, genuine)
         for parameter in self.terms.policy.parameters().values():
             if parameter.grad is not None:
                 parameter.grad *= level
@@ -115,14 +121,22 @@ class Pass:
         largest = max(matrix.abs().max().item() for matrix in coefficients)
         if not self.terms.policy.half_precision or not 0 < largest < math.inf:
             return 1.0
-        return 2.0 ** round(math.log2(largest * self.batch.logp_old.numel()))
+        return 2.0 ** round(math.log2(largest * math.prod(self._shape)))
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """Of a matrix: the samples of all ranks, and the columns."""
+        return len(self.batch.reward), len(self.batch.stochastic)
 
     @torch.no_grad()
     def _matrices(self, samples: Sequence[int]) -> dict[str, Float[Tensor, "B T"]]:
         """All terms of `samples`, of all ranks; log-probabilities before any update are the recorded ones."""
         if not self.moved and self.terms.names == ("logp",):
             return {"logp": self.batch.logp_old.clone()}
-        matrices = {name: torch.zeros_like(self.batch.logp_old) for name in self.terms.names}
+        device = self.terms.policy.device
+        matrices = {
+            name: torch.zeros(self._shape, dtype=torch.float64, device=device) for name in self.terms.names
+        }
         with ranks.together():
             for rows, columns, genuine in self.chunks(samples):
                 place = self.globally(rows[:genuine]), columns[:genuine]
@@ -131,9 +145,9 @@ class Pass:
         ranks.sum_(list(matrices.values()))  # every rank's rows are zero on the others
         return matrices
 
-    def _loss(self, found: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
-        matrix, *others = found
-        return self.objective(found[matrix], replace(batch, **{name: found[name] for name in others}))
+    def _loss(self, terms: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
+        others = {name: matrix for name, matrix in terms.items() if name != self.terms.argument}
+        return self.objective(terms[self.terms.argument], batch.with_matrices(**others))
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float, loss_scale: float = 1.0) -> float:

@@ -1,7 +1,7 @@
 """Objectives: DDPO by hand in every clipping case, and what every objective that is found must hold to."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,10 +25,15 @@ def batch(
     logp_old: Tensor, advantage: Tensor, stochastic: list[bool] | None = None, groups: int = 2
 ) -> Batch:
     reward, group = 3 * advantage + 1, torch.arange(len(advantage)) // max(len(advantage) // groups, 1)
+    matrices = {
+        "logp_old": logp_old, "logp_ref": logp_old - 0.01, "kl": torch.full_like(logp_old, 0.02),
+        "errors_ref": logp_old + 0.01,
+    }  # fmt: skip
     return Batch(
-        logp_old=logp_old, advantage=advantage, reward=reward, group=group,
-        stochastic=torch.tensor(stochastic or [True] * logp_old.shape[1]), logp_ref=logp_old - 0.01,
-        kl=torch.full_like(logp_old, 0.02), errors_ref=logp_old + 0.01, all_reward=reward, all_group=group,
+        advantage=advantage, reward=reward, group=group,
+        present=torch.ones(len(reward), dtype=torch.bool),
+        stochastic=torch.tensor(stochastic or [True] * logp_old.shape[1]), matrices=matrices,
+        all_reward=reward, all_group=group,
     )  # fmt: skip
 
 
@@ -215,6 +220,85 @@ def test_pairs_of_a_batch_keep_their_own_steps_mark() -> None:
     assert chosen.stochastic.tolist() == [True]
     assert torch.equal(chosen.logp_old, given.logp_old[[3, 0, 7], [1, 3, 2]][:, None])
     assert torch.equal(chosen.advantage, given.advantage[[3, 0, 7]])
+
+
+def reads(name: str) -> Callable[[Tensor, Batch], Tensor]:
+    """An objective's function that reads one matrix, and declares nothing."""
+    return lambda matrix, batch: batch.mean(matrix - batch.matrix(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "denoising_errors", "message"),
+    [
+        ("logp_ref", False, r'reads batch\.logp_ref, .*; declare it: @declare\(needs=\("logp_ref",\)\)'),
+        ("kl", False, r'reads batch\.kl, .*; declare it: @declare\(needs=\("kl",\)\)'),
+        ("errors_ref", True, r'reads batch\.errors_ref, .*; declare it: @declare\(needs=\("errors_ref",\)\)'),
+        ("logp_old", True, r"reads batch\.logp_old, which denoising errors do not have; .*errors_ref"),
+        (
+            "errors_ref",
+            False,
+            r"reads batch\.errors_ref, .* do not have; there may be logp_ref, kl",
+        ),
+    ],
+)
+def test_a_missing_matrix_names_the_objective_and_the_remedy(
+    name: str, denoising_errors: bool, message: str
+) -> None:
+    logp, given = random_batch()
+    left = {key: matrix for key, matrix in given.matrices.items() if key != name}
+    objective = Objective("own", reads(name), {}, denoising_errors=denoising_errors)
+    assert objective(logp, given).isfinite()
+    with pytest.raises(UserError, match=f"objective own {message}") as told:
+        objective(logp, replace(given, matrices=left))
+    assert "\n" not in str(told.value)
+    report = Objective("own", plain("ddpo_sf").function, {}, report=lambda batch: {"x": batch.kl.mean()})
+    with pytest.raises(UserError, match=r"objective own reads batch\.kl"):
+        report.metrics(replace(given, matrices={}))
+
+
+def test_a_batch_says_what_it_was_made_of() -> None:
+    """Rows, pairs and blocks carry every matrix along, those of a plugin too, and `present`."""
+    logp, given = random_batch()
+    given = replace(given.with_matrices(own=logp), present=torch.arange(8) % 2 == 0)
+    rows, columns = torch.tensor([3, 0]), torch.tensor([1, 4])
+    assert given.rows(rows).present.tolist() == [False, True]
+    assert torch.equal(given.rows(rows).matrix("own"), logp[rows])
+    assert torch.equal(given.pairs(rows, columns).matrix("own"), logp[rows, columns][:, None])
+    blocks, batch = given.blocks(logp, 5)
+    torch.testing.assert_close(batch.matrix("own"), blocks)
+    torch.testing.assert_close(blocks[:, 0], logp.sum(1))
+
+
+BOUNDS = {"ddpo": 1e-4, "grpo": 1e-4, "dpok": 1e-4, "p3o": 1e-4, "prdp": 1e-6, "d3po": 0.1}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_trust_region_is_declared(name: str) -> None:
+    """The ratio gate and clip_frac go by it; an option is none by its name alone."""
+    assert objectives.build(name).ratio_bound == BOUNDS.get(name)
+    if name in BOUNDS:
+        assert objectives.build(name, clip_range=0.25).ratio_bound == 0.25
+    undeclared = Objective("own", objectives.build("ddpo").function, {"clip_range": 0.1})
+    assert undeclared.ratio_bound is None
+
+
+@pytest.mark.parametrize(
+    ("declaration", "message"),
+    [
+        ('trust_region="clip"', "own declares trust_region='clip', .* options; did you mean clip_range?"),
+        ('needs=("logp_reff",)', "own needs 'logp_reff', .* log-probabilities; did you mean logp_ref?"),
+        ('needs=("kl",), denoising_errors=True', "own needs 'kl', .* denoising errors; known: errors_ref"),
+    ],
+)
+def test_a_declaration_that_means_nothing_is_refused(
+    declaration: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(
+        f"from ddpo.objectives import declare\n\n@declare({declaration})\n"
+        "def own(logp, batch, *, clip_range: float = 0.1):\n    return batch.mean(logp)\n"
+    )
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        objectives.build(f"{tmp_path / 'own.py'}")
 
 
 DROPPED_IN = '''

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpo import objectives
-from ddpo.advantages import Group
+from ddpo import advantages, objectives
 from ddpo.errors import UserError
 from ddpo.objectives import Batch, Objective
 
@@ -50,8 +49,10 @@ def tilted() -> Tensor:
 def outcomes(logp_old: Tensor, logp_ref: Tensor, reward: Tensor, groups: int = 1) -> Batch:
     group = torch.arange(len(reward)) * groups // len(reward)
     return Batch(
-        logp_old=logp_old, logp_ref=logp_ref, advantage=reward - reward.mean(), reward=reward, group=group,
-        stochastic=torch.ones(logp_old.shape[1], dtype=torch.bool), all_reward=reward, all_group=group,
+        advantage=reward - reward.mean(), reward=reward, group=group,
+        present=torch.ones(len(reward), dtype=torch.bool),
+        stochastic=torch.ones(logp_old.shape[1], dtype=torch.bool),
+        matrices={"logp_old": logp_old, "logp_ref": logp_ref}, all_reward=reward, all_group=group,
     )  # fmt: skip
 
 
@@ -263,11 +264,11 @@ def test_dpok_by_hand() -> None:
     logp = torch.tensor([[1.05], [1.3], [0.7], [0.95]], dtype=torch.float64).log()
     advantage = torch.tensor([1.0, 1.0, 1.0, -2.0], dtype=torch.float64)
     kl = torch.tensor([[0.1], [0.2], [0.3], [0.4]], dtype=torch.float64, requires_grad=True)
-    batch = replace(outcomes(old, old, advantage), advantage=advantage, kl=kl)
+    batch = replace(outcomes(old, old, advantage), advantage=advantage).with_matrices(kl=kl)
     dpok = objectives.build("dpok", clip_range=0.1, reward_weight=10.0, kl_coef=0.5)
     loss = dpok(logp, batch)
     assert loss.item() == pytest.approx((-10 * (1.05 + 1.1 + 0.9 - 2 * 0.95) + 0.5 * 1.0) / 4)
-    found = gradient(dpok, logp, replace(batch, kl=kl.detach())).flatten().tolist()
+    found = gradient(dpok, logp, batch.with_matrices(kl=kl.detach())).flatten().tolist()
     assert found == pytest.approx([-10 * 1.05 / 4, 0, 0, 20 * 0.95 / 4])
     assert torch.autograd.grad(loss, kl)[0].flatten().tolist() == pytest.approx([0.5 / 4] * 4)
 
@@ -275,10 +276,10 @@ def test_dpok_by_hand() -> None:
 @pytest.mark.parametrize("name", ["ddpo", "grpo", "prdp"])
 def test_kl_weight_adds_the_mean_kl(name: str) -> None:
     logp, batch = noisy()
-    batch = replace(batch, kl=random(8, 4).abs(), stochastic=torch.tensor([True, True, True, False]))
+    batch = replace(batch, stochastic=torch.tensor([True, True, True, False]))
+    batch = batch.with_matrices(kl=random(8, 4).abs())
     plain, weighted = objectives.build(name), objectives.build(name, kl_weight=0.3)
     assert "kl" in weighted.needs and "kl" not in plain.needs and weighted.separable == plain.separable
-    assert batch.kl is not None
     extra = 0.3 * batch.kl[:, :3].mean()
     assert weighted(logp, batch).item() == pytest.approx(plain(logp, batch).item() + extra.item())
 
@@ -359,14 +360,15 @@ def slope_of_the_mean(objective: Objective, x: Tensor, mean: float, batch: Batch
     matrix = (
         errors if objective.denoising_errors else -0.5 * errors - math.log(WIDTH * math.sqrt(2 * math.pi))
     )
-    if batch.kl is not None:
-        batch = replace(batch, kl=(0.5 * ((center - MEAN) / WIDTH).square()).expand(COUNT, 1))
+    if "kl" in batch.matrices:
+        batch = batch.with_matrices(kl=(0.5 * ((center - MEAN) / WIDTH).square()).expand(COUNT, 1))
     return torch.autograd.grad(objective(matrix, batch), center)[0].item()
 
 
 def at_the_reference(x: Tensor, reward: Tensor) -> Batch:
     logp = (-0.5 * ((x - MEAN) / WIDTH).square() - math.log(WIDTH * math.sqrt(2 * math.pi)))[:, None]
-    return replace(outcomes(logp, logp, reward), kl=torch.zeros(COUNT, 1, dtype=torch.float64))
+    kl = torch.zeros(COUNT, 1, dtype=torch.float64)
+    return outcomes(logp, logp, reward).with_matrices(kl=kl)
 
 
 def test_small_steps_agree() -> None:
@@ -425,8 +427,8 @@ def test_dpo_by_hand() -> None:
     dpo = objectives.build("dpo", beta=20.0)
     margins = [(0.20 - 0.25) - (0.30 - 0.28), (0.25 - 0.24) - 0.0]
     expected = sum(math.log1p(math.exp(20 * m)) for m in margins) / 2
-    assert dpo(errors, replace(batch, errors_ref=reference)).item() == pytest.approx(expected)
-    at_reference = gradient(dpo, reference, replace(batch, errors_ref=reference))
+    assert dpo(errors, batch.with_matrices(errors_ref=reference)).item() == pytest.approx(expected)
+    at_reference = gradient(dpo, reference, batch.with_matrices(errors_ref=reference))
     torch.testing.assert_close(at_reference, torch.tensor([[-5.0, -5.0], [5.0, 5.0]]).double())
 
 
@@ -437,7 +439,7 @@ def test_dpo_by_hand() -> None:
 def test_no_pair_is_no_gradient(name: str) -> None:
     """One image a prompt, as after NaN rewards: defined, and nothing to learn."""
     logp, batch = noisy(3, 4, 3)
-    batch = replace(batch, errors_ref=logp)
+    batch = batch.with_matrices(errors_ref=logp)
     loss = objectives.build(name)(leaf := logp.clone().requires_grad_(), batch)
     assert loss.item() == 0 and torch.autograd.grad(loss, leaf)[0].abs().max() == 0
 
@@ -449,7 +451,7 @@ def test_a_shift_of_rewards_changes_nothing(name: str) -> None:
     shifted = batch.reward + torch.tensor([5.0, -7.0]).double()[batch.group]
     found = []
     for reward in (batch.reward, shifted):
-        advantage = Group()(reward, [""] * 8, batch.group)
+        advantage = advantages.build("group")(reward, [""] * 8, batch.group)
         given = replace(batch, reward=reward, advantage=advantage)
         found.append(gradient(objectives.build(name), logp, given))
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
@@ -476,11 +478,9 @@ def test_blocks(name: str) -> None:
         def add_up(matrix: Tensor, blocks: list[list[int]] = blocks) -> Tensor:
             return torch.stack([matrix[:, columns].sum(1) for columns in blocks], 1)
 
-        assert batch.logp_ref is not None
-        by_hand = replace(
-            batch, logp_old=add_up(batch.logp_old), logp_ref=add_up(batch.logp_ref),
-            stochastic=torch.ones(len(blocks), dtype=torch.bool),
-        )  # fmt: skip
+        matrices = {"logp_old": add_up(batch.logp_old), "logp_ref": add_up(batch.logp_ref)}
+        every = torch.ones(len(blocks), dtype=torch.bool)
+        by_hand = replace(batch, matrices=matrices, stochastic=every)
         expected = objectives.build(name)(add_up(logp), by_hand)
         assert found(logp, batch).item() == pytest.approx(expected.item())
         slopes = gradient(found, logp, batch)

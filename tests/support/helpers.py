@@ -6,6 +6,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,23 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from ddpo import objectives, samplers
+from ddpo import advantages, objectives, samplers
 from ddpo.__main__ import main
-from ddpo.advantages import Group
 from ddpo.config import Config
 from ddpo.config import Reward as RewardConfig
 from ddpo.models._tiny import tiny
 from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.objectives import Batch, Objective
+from ddpo.parallel.sizes import Sizes
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.records import metrics
 from ddpo.rewards import Reward
 from ddpo.rollout.sample import Sampler, sample, stored_steps
 from ddpo.rollout.trajectory import Trajectory, join
 from ddpo.scoring.scorer import Scorer
+from ddpo.training.credit import Mixture
 from ddpo.training.measures import Measured
+from ddpo.training.selection import Columns
 from ddpo.training.terms import Terms
 from ddpo.training.terms.denoising_errors import DenoisingErrors
 from ddpo.training.terms.log_probs import LogProbs
@@ -92,15 +96,17 @@ def work_on(
     count = len(trajectory.samples)
     reward, group = torch.linspace(-1, 2, count, dtype=torch.float64).roll(3) ** 3, torch.arange(count) // 2
     terms: Terms = LogProbs(policy, sampler, trajectory)
-    logp_old, logp_ref, stochastic = trajectory.logp_old, trajectory.logp_ref, sampler.steps.stochastic
+    stochastic = sampler.steps.stochastic
+    recorded = {"logp_old": trajectory.logp_old, "logp_ref": trajectory.logp_ref}
+    matrices = {name: matrix for name, matrix in recorded.items() if matrix is not None}
     if objective.denoising_errors:
-        logp_old, stochastic = torch.zeros(count, 3, dtype=torch.float64), torch.ones(3, dtype=torch.bool)
-        logp_ref = None
+        stochastic, matrices = torch.ones(3, dtype=torch.bool), {}
         keys = [(9, sample // 2) for sample in trajectory.samples]
         terms = DenoisingErrors(policy, sampler, trajectory, keys, 3, "errors_ref" in objective.needs)
     batch = Batch(
-        logp_old=logp_old, advantage=reward - reward.mean(), reward=reward, group=group,
-        stochastic=stochastic, logp_ref=logp_ref, all_reward=reward, all_group=group,
+        advantage=reward - reward.mean(), reward=reward, group=group,
+        present=torch.ones(count, dtype=torch.bool), stochastic=stochastic, matrices=matrices,
+        all_reward=reward, all_group=group,
     )  # fmt: skip
     return Pass(terms, batch, objective, micro_batch, Measured(None))
 
@@ -143,18 +149,29 @@ def make_trainer(
     lr: float = 1e-3,
     **changes: Any,
 ) -> Trainer:
-    """4 prompts of 4 samples, 4 steps, one update an iteration; any field of the trainer can be changed."""
+    """4 prompts of 4 samples, 4 steps, one update per iteration.
+
+    `changes` are fields of the trainer, and of its sizes, mixture and columns.
+    """
     parameters = list(policy.parameters().values())
     optimizer = torch.optim.AdamW(parameters, lr)
+    rewards = changes.pop("rewards", [Reward("redness", 1.0, reward)])
+    parts: dict[str, Any] = {
+        "sizes": partial(Sizes, prompts_per_iteration=4, samples_per_prompt=4),
+        "mixture": partial(Mixture, rewards, partial(advantages.build, "group")),
+        "columns": Columns,
+    }
+    for name, make in parts.items():
+        own = {f.name for f in fields(getattr(make, "func", make))} & changes.keys()
+        parts[name] = make(**{key: changes.pop(key) for key in own})
     values: dict[str, Any] = {
         "policy": policy, "sampler": sampler(policy, batch_size=16),
         "prompts": PromptSet("words", tuple(Prompt(word, {}) for word in WORDS)),
-        "scorer": Scorer([Reward("redness", 1.0, reward)]),
+        "scorer": Scorer(rewards),
         "objective": objectives.build(objective) if isinstance(objective, str) else objective,
-        "advantage": Group(), "optimizer": optimizer,
+        "optimizer": optimizer,
         "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0), "ema": None,
-        "prompts_per_iteration": 4, "samples_per_prompt": 4, "minibatches": 1, "epochs": 1, "micro_batch": 16,
-        "max_grad_norm": 1.0, "advantage_clip": 5.0, "seed": 0,
+        "max_grad_norm": 1.0, "seed": 0, **parts,
     }  # fmt: skip
     return Trainer(**{**values, **changes})
 

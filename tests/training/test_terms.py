@@ -21,7 +21,6 @@ from ddpo.images import from_pil
 from ddpo.models._tiny import tiny
 from ddpo.parallel import ranks
 from ddpo.prompts import Prompt, PromptSet
-from ddpo.rewards import Reward
 from ddpo.rollout import pairs as offline
 from ddpo.rollout.sample import sample, stored_steps
 from ddpo.samplers.ddim import ddim
@@ -180,10 +179,10 @@ def test_an_iteration_trains_on_its_subset() -> None:
 
 
 def test_extremes() -> None:
-    reward = torch.tensor([3.0, 1.0, 2.0, torch.nan, 0.0, 7.0, 5.0, 6.0, 6.0, 6.0])
-    group = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
-    assert extremes(reward, group, 1).nonzero().flatten().tolist() == [0, 4, 5, 6]
-    assert extremes(reward, group, 2).sum() == 8 and not extremes(reward, group, 5)[3]
+    reward = torch.tensor([3.0, 1.0, 2.0, 0.0, 7.0, 5.0, 6.0, 6.0, 6.0])
+    group = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1])
+    assert extremes(reward, group, 1).nonzero().flatten().tolist() == [0, 3, 4, 5]
+    assert extremes(reward, group, 2).sum() == 8
     assert extremes(reward, group, 9).sum() == 9
 
 
@@ -194,9 +193,10 @@ def test_only_extremes_are_trained_on_but_all_are_compared() -> None:
     found = []
     for trainer in (all_four, filtered):
         trajectory, values, _, _ = trainer.rollout(prompts := trainer.draw())
-        found.append(trainer.outcome(prompts, trajectory, values)[0].advantage.view(4, 4))
-    kept = ~found[1].isnan()
-    assert kept.sum(1).tolist() == [2] * 4 and torch.equal(found[1][kept], found[0][kept])
+        batch, _ = trainer.outcome(prompts, trajectory, values)
+        found.append(batch.advantage.view(4, 4))
+        kept = batch.present.view(4, 4)
+    assert kept.sum(1).tolist() == [2] * 4 and torch.equal(found[1], found[0])
     for everyone, chosen in zip(found[0], kept, strict=True):
         assert {everyone.argmax().item(), everyone.argmin().item()} == set(
             chosen.nonzero().flatten().tolist()
@@ -260,7 +260,7 @@ def test_dpo_learns_from_recorded_pairs(pairs: Path) -> None:
     trainer = helpers.make_trainer(
         helpers.policy(lora=None), objectives.build("dpo", beta=200.0), samples_per_prompt=2, draws=8,
         prompts=PromptSet("pairs", tuple(Prompt(line["prompt"], line) for line in lines)),
-        pairs_folder=pairs, scorer=ranking.Ranking([Reward("redness", 1.0, forbidden)]), lr=1e-3,
+        pairs_folder=pairs, scorer=ranking.Ranking(), reward=forbidden, recorded=True, lr=1e-3,
     )  # fmt: skip
     first = trainer.iterate()
     assert first["reward/mean"] == 0.5 and first["loss"] == pytest.approx(np.log(2), rel=1e-5)

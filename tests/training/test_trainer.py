@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from ddpo import objectives, plugins
-from ddpo.advantages import PerPrompt
+from ddpo import advantages, objectives, plugins
 from ddpo.errors import Stopped, UserError
 from ddpo.objectives import Batch, Objective
 from ddpo.prompts import Prompt, PromptSet
@@ -79,8 +79,9 @@ def test_reward_statistics_are_those_of_the_images() -> None:
         seen.append(helpers.redness(images, prompts, metadata))
         return seen[-1]
 
-    scorer = Scorer([Reward("own", 2.0, reward)], threads=1)
-    row = helpers.make_trainer(helpers.policy(), scorer=scorer).iterate()
+    rewards = [Reward("own", 2.0, reward)]
+    scorer = Scorer(rewards, threads=1)
+    row = helpers.make_trainer(helpers.policy(), scorer=scorer, rewards=rewards).iterate()
     values = torch.cat(seen).double()
     assert len(values) == 16 and row["images_seen"] == 16 and row["iteration"] == 1
     assert row["reward/own"] == pytest.approx(values.mean().item(), rel=1e-6)
@@ -212,11 +213,12 @@ def test_a_minibatch_without_any_reward_is_no_step(objective: Any) -> None:
 def test_too_many_missing_rewards_stop_the_run() -> None:
     for count in (9, 16):
         trainer = helpers.make_trainer(
-            helpers.policy(), reward=missing(count), advantage=PerPrompt(min_count=1)
-        )
+            helpers.policy(), reward=missing(count),
+            make=partial(advantages.build, "per_prompt", min_count=1),
+        )  # fmt: skip
         with pytest.raises(Stopped, match=f"{count} of 16 images got no value"):
             trainer.iterate()
-        assert trainer.advantage.state_dict() == {}, "nothing that a resume would count twice"
+        assert trainer.mixture.state() == {}, "nothing that a resume would count twice"
     assert helpers.make_trainer(helpers.policy(), reward=missing(8)).iterate()["reward/missing"] == 8
 
 
@@ -328,8 +330,9 @@ def test_rewards_get_the_prompt_and_metadata_of_their_image() -> None:
         return torch.arange(len(images)).float()
 
     words = PromptSet("words", tuple(Prompt(word, {"number": i}) for i, word in enumerate(helpers.WORDS)))
-    scorer = Scorer([Reward("own", 1.0, reward)], threads=1)
-    trainer = helpers.make_trainer(helpers.policy(), prompts=words, scorer=scorer)
+    rewards = [Reward("own", 1.0, reward)]
+    scorer = Scorer(rewards, threads=1)
+    trainer = helpers.make_trainer(helpers.policy(), prompts=words, scorer=scorer, rewards=rewards)
     expected = [(prompt.text, prompt.metadata["number"]) for prompt in trainer.draw()]
     trainer.iterate()
     assert seen == expected and all(helpers.WORDS[number] == text for text, number in seen)
@@ -339,7 +342,7 @@ def test_advantages_are_clipped() -> None:
     def reward(images: Tensor, *rest: object) -> Tensor:
         return torch.tensor([100.0] + [0.0] * 15)
 
-    trainer = helpers.make_trainer(helpers.policy(), reward=reward, advantage_clip=1.2)
+    trainer = helpers.make_trainer(helpers.policy(), reward=reward, clip=1.2)
     prompts = trainer.draw()
     trajectory, values, _, _ = trainer.rollout(prompts)
     batch, _ = trainer.outcome(prompts, trajectory, values)

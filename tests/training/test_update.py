@@ -21,9 +21,9 @@ from ddpo import objectives, train
 from ddpo.commands import frame
 from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.objectives import Objective
+from ddpo.parallel.sizes import Sizes
 from ddpo.rollout.sample import Sampler
 from ddpo.rollout.trajectory import Trajectory
-from ddpo.training.batching import minibatches
 from ddpo.training.gates import first_pass_deviation
 from ddpo.training.measures import Measured
 from ddpo.training.terms.log_probs import LogProbs
@@ -79,14 +79,15 @@ def autograd(given: Pass, samples: Sequence[int]) -> tuple[float, Tensor]:
         torch.tensor(given.terms.columns(given.batch)),
     )
     rows, columns = torch.cartesian_prod(torch.tensor(list(samples)), steps).T
+    shape = len(given.batch.reward), len(given.batch.stochastic)
     found = {
-        name: torch.zeros_like(given.batch.logp_old).index_put((rows, columns), values)
+        name: torch.zeros(shape, dtype=values.dtype).index_put((rows, columns), values)
         for name, values in given.terms(rows, columns).items()
     }
     chosen = torch.tensor(list(samples))
-    first, *others = found
-    batch = replace(given.batch, **{name: found[name] for name in others}).rows(chosen)
-    loss = given.objective(found[first][chosen], batch)
+    argument = found.pop(given.terms.argument)
+    batch = given.batch.with_matrices(**found).rows(chosen)
+    loss = given.objective(argument[chosen], batch)
     return loss.item(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
 
@@ -285,17 +286,21 @@ def test_half_precision_streams_the_same_gradient(name: str) -> None:
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 9))
 def test_minibatches_hold_every_group_once(count: int, size: int, seed: int) -> None:
     groups = count * size
-    dealt = minibatches(groups, count, torch.Generator().manual_seed(seed))
+    sizes = Sizes(groups, 1, minibatches=count)
+    dealt = sizes.deal(torch.Generator().manual_seed(seed))
     assert sorted(group for part in dealt for group in part) == list(range(groups))
     assert [len(part) for part in dealt] == [size] * count
-    assert dealt == minibatches(groups, count, torch.Generator().manual_seed(seed))
+    assert dealt == sizes.deal(torch.Generator().manual_seed(seed))
     for block in range(size):
         own = range(block * count, (block + 1) * count)
         assert all(len(set(part) & set(own)) == 1 for part in dealt), "one of each block: even over ranks"
 
 
 def test_minibatches_differ_from_pass_to_pass() -> None:
-    assert len({str(minibatches(8, 4, torch.Generator().manual_seed(seed))) for seed in range(20)}) > 10
+    assert (
+        len({str(Sizes(8, 1, minibatches=4).deal(torch.Generator().manual_seed(seed))) for seed in range(20)})
+        > 10
+    )
 
 
 PLUGIN = """

@@ -1,10 +1,10 @@
 """The matrices that objectives are functions of: each entry one (sample, column) pair and one network call.
 
-`terms(rows, columns)` gives named vectors, of which the first is the objective's argument and the others are
-fields of its batch; those with a gradient are what an update carries into the network.
+`terms(rows, columns)` gives named vectors: that called `argument` is what the objective is a function of, the
+others are matrices of its batch. Those with a gradient are what an update carries into the network.
 """
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,9 +20,12 @@ class Terms(Protocol):
     policy: Policy
     trajectory: Trajectory
 
+    argument: ClassVar[str]
+    """The name of the matrix that the objective is a function of."""
+
     @property
     def names(self) -> tuple[str, ...]:
-        """Of what a call returns, in its order."""
+        """The names of what a call returns."""
         ...
 
     def columns(self, batch: Batch) -> list[int]:
@@ -30,5 +33,5 @@ class Terms(Protocol):
         ...
 
     def __call__(self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]) -> dict[str, Float[Tensor, " N"]]:
-        """Of N pairs, with gradients if they are enabled."""
+        """The terms of N pairs, with gradients if they are enabled."""
         ...

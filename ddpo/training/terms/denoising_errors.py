@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +32,8 @@ class DenoisingErrors:
     keys: Sequence[tuple[int, ...]]
     draws: int
     reference: bool
+
+    argument: ClassVar[str] = "errors"
 
     @property
     def names(self) -> tuple[str, ...]:

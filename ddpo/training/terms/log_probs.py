@@ -1,6 +1,7 @@
 """Log-probabilities of the sampled steps."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,6 +19,8 @@ class LogProbs:
     policy: Policy
     sampler: Sampler
     trajectory: Trajectory
+
+    argument: ClassVar[str] = "logp"
 
     @property
     def names(self) -> tuple[str, ...]:
