@@ -17,6 +17,8 @@ from ddpo.models._conditions import EmbeddingCache
 from ddpo.models._tiny import tiny
 from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.prompts import Prompt
+from ddpo.rewards import Reward
+from ddpo.scoring.scorer import Scorer
 
 TEXTS = ["a fox", "an owl", "a fox"]
 
@@ -313,3 +315,24 @@ def test_what_is_no_model_or_no_lora_is_refused(tmp_path: Path) -> None:
         StableDiffusion(str(tmp_path / "model"))
     with pytest.raises(UserError, match=r"model\.loras"):
         helpers.policy(loras=[str(tmp_path / "nowhere")])
+
+
+def test_a_reward_has_a_gradient_with_respect_to_the_latents() -> None:
+    """The caller disables gradients, not `decode` nor the reward: against a difference quotient."""
+    policy = helpers.policy()
+    reward = Reward("redness", 1.0, helpers.redness)
+    latents = 0.1 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents.requires_grad_()
+    value = reward(policy.decode(latents), ["", ""], [{}, {}]).sum()
+    (gradient,) = torch.autograd.grad(value, latents)
+    step = 1e-2 * gradient / gradient.norm()
+    with torch.no_grad():
+        ends = [reward(policy.decode(latents + s * step), ["", ""], [{}, {}]).sum() for s in (1, -1)]
+    assert (ends[0] - ends[1]).item() == pytest.approx(2 * (gradient * step).sum().item(), rel=0.02)
+
+
+def test_the_scorer_keeps_no_graph() -> None:
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    scorer = Scorer([Reward("redness", 1.0, helpers.redness)])
+    scorer.submit(images, ["", ""], [{}, {}])
+    assert not scorer.collect()["redness"].requires_grad
