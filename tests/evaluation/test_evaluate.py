@@ -30,7 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 OBEYED: dict[str, Flags] = {
     "sampler.name": ["ddpm"], "sampler.num_steps": ["2"], "sampler.guidance_scale": ["4"],
-    "sampler.batch_size": ["3"], "sampler.eta": ["0"], "sampler.negative_prompt": ["a cat"], "evaluation.prompts": ["activities_heldout"],
+    "sampler.batch_size": ["3"], "sampler.eta": ["0"], "sampler.negative_prompt": ["a cat"],
+    "evaluation.prompts": ["activities_heldout"],
     "evaluation.samples_per_prompt": ["2"], "evaluation.num_prompts": ["1"], "evaluation.seed": ["1000"],
     "eval_rewards": ["[{name: brightness, label: light}]"], "model.dtype": ["bf16"],
     "trainer.reward_timeout_s": ["7"],
