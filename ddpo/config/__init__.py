@@ -20,6 +20,6 @@ from ddpo.config.sections import (
 
 __all__ = [
     "REWARDS", "Advantage", "Checkpoint", "Config", "Ema", "Evaluation", "Log", "Lora", "Model", "Objective",
-    "Prompts", "Reward", "Sampler", "Trainer", "changed", "dump", "flat", "in_precision", "load", "of_run", "options",
-    "parse", "read", "resolve",
+    "Prompts", "Reward", "Sampler", "Trainer", "changed", "dump",
+    "flat", "in_precision", "load", "of_run", "options", "parse", "read", "resolve",
 ]  # fmt: skip

@@ -14,9 +14,7 @@ WHOLE = Config.model_fields.keys() - {"seed", "run_dir"}
 log = logging.getLogger(__name__)
 
 
-def arguments(
-    argv: Sequence[str], flags: Sequence[str] = ()
-) -> tuple[str | None, dict[str, str], bool]:
+def arguments(argv: Sequence[str], flags: Sequence[str] = ()) -> tuple[str | None, dict[str, str], bool]:
     """The command line taken apart: the value of --config, dotted name -> text, whether help is wanted.
 
     Raises UserError for anything but `--config X` and `--name[.name] X`; `flags` only helps the suggestions.
@@ -30,9 +28,7 @@ def arguments(
         key, equals, text = word.removeprefix("--").partition("=")
         head = key.split(".")[0]
         if not word.startswith("--"):
-            raise UserError(
-                f"{word}: an argument without a name; write --config FILE or --section.key value"
-            )
+            raise UserError(f"{word}: an argument without a name; write --config FILE or --section.key value")
         if head not in known:
             raise UserError(f"--{key}: no such option{nearest(head, known)}")
         if not equals and (not queue or queue[0].startswith("--")):

@@ -48,9 +48,7 @@ def _group(schema: Node, place: str, node: Node, values: Mapping[str, Any]) -> G
     for key, inner in node["properties"].items():
         if section := section_of(schema, inner):
             further = section["properties"].items()
-            options |= {
-                f"{key}.{name}": _option(schema, each, values[key][name]) for name, each in further
-            }
+            options |= {f"{key}.{name}": _option(schema, each, values[key][name]) for name, each in further}
         else:
             options[key] = _option(schema, inner, values[key])
     named = "thing" in node or "params" in node["properties"]

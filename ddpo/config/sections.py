@@ -43,9 +43,7 @@ WRITTEN = {*NUMBERS, list, tuple, dict, Any}
 class Part(BaseModel):
     """Options that are read from YAML and flags: no unknown ones, true is no int and 2.0 neither."""
 
-    model_config = ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True
-    )
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
 
     @field_validator("*", mode="before")
     @classmethod

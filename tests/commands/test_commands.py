@@ -78,6 +78,7 @@ PLAIN: dict[str, tuple[Flags, dict[str, Flags]]] = {
          "--dtype": ["--dtype", "bf16"], "--host": ["--host", "0.0.0.0"], "--port": ["--port", "48917"],
          "--max-mb": ["--max-mb", "1"]},
     ),
+    "schema": ([], {}),
 }  # fmt: skip
 """Command -> arguments, and for each option what is added to see a change: argparse takes the last."""
 
