@@ -64,13 +64,7 @@ def _apart(argv: list[str]) -> tuple[list[str], list[str]]:
     return folders, flags
 
 
-def _settable(group: help.Group) -> help.Group:
-    names = {key: f"{group.place}.{key}".lstrip(".") for key in group.options}
-    kept = {key: option for key, option in group.options.items() if within(names[key], SETTABLE)}
-    return group._replace(options=kept)
-
-
-def _print_help(groups: list[help.Group], folders: list[str]) -> None:
+def _print_help(options: dict[str, help.Option], folders: list[str]) -> None:
     from ddpo.records.checkpoint import all_of
 
     there = [path.name for folder in folders for path in all_of(Path(folder))] or ["000020"]
@@ -78,10 +72,11 @@ def _print_help(groups: list[help.Group], folders: list[str]) -> None:
     judges = "a list, as '[{name: clip_score}]', in the place of the run's own; each has"
     judges += " name, params, cache and label, to be set as --eval_rewards.0.label too"
     about = "Judges, which were never trained on."
-    options = {"eval_rewards": help.Option({"description": judges}, None, "a list", "")}
-    groups = [*map(_settable, groups), help.Group("", "eval_rewards", about, options)]
+    options = {name: option for name, option in options.items() if within(name, SETTABLE)}
+    node = {"description": judges}
+    options["eval_rewards"] = help.Option(None, node, "a list", "", "eval_rewards", about)
     print(f"{__doc__}\n")
-    help.print_help(groups, f"ddpo evaluate RUN_DIR [--checkpoint {checkpoints}] [--section.key value ...]")
+    help.print_help(options, f"ddpo evaluate RUN_DIR [--checkpoint {checkpoints}] [--section.key value ...]")
 
 
 if __name__ == "__main__":

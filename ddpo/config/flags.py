@@ -46,11 +46,10 @@ def change(values: dict[str, Any], texts: Mapping[str, str]) -> None:
         *path, last = key.split(".")
         inner: Any = values
         for part in path:
-            outer, place = inner, _place(key, inner, part)
-            if isinstance(outer, list) or outer.get(place) is not None:
-                inner = outer[place]
-            else:
-                inner = outer[place] = [] if place in REWARDS else {}
+            place = _place(key, inner, part)
+            if isinstance(inner, dict) and inner.get(place) is None:
+                inner[place] = [] if place in REWARDS else {}
+            inner = inner[place]
         place = _place(key, inner, last)
         whole = key in WHOLE or last == "params" or isinstance(place, int)
         text = None if texts[key] == "null" else texts[key]

@@ -1,79 +1,64 @@
-"""All that can be set in a configuration, section by section, as --help prints it."""
+"""All that can be set in a configuration, by dotted name, and --help of it."""
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ddpo.config.words import Node, bounds, section_of, type_words
+from ddpo.config.words import THING, Node, bounds, section_of, type_words
 
 
 class Option(NamedTuple):
-    """One value: its node of the JSON Schema, the value in force, its type and its range in words."""
+    """A value in force, and its node of the JSON Schema; the section's title and what it is about."""
 
-    node: Node
     value: Any
+    node: Node
     type: str
     limits: str
+    title: str = ""
+    about: str = ""
 
 
-class Group(NamedTuple):
-    """What can be set in one section, under a title; names are relative to the section's place."""
-
-    place: str
-    title: str
-    about: str
-    options: dict[str, Option]
+def options(schema: Node, values: Mapping[str, Any]) -> dict[str, Option]:
+    """What can be set in these values, which have this schema."""
+    return dict(_options(schema, schema, values, ("", "", "")))
 
 
-def groups(schema: Node, values: Mapping[str, Any]) -> list[Group]:
-    """All that can be set in these values of a model, section by section."""
-    found = [Group("", "", "", {})]
-    for name, node in schema["properties"].items():
-        places = {name: (node, values[name])}
-        if "prefixItems" in node or node.get("maxItems") == 0:
-            entries = zip(node.get("prefixItems", ()), values[name], strict=True)
-            places = {f"{name}.{i}": entry for i, entry in enumerate(entries)}
-        for place, (inner, value) in places.items():
-            section = section_of(schema, inner)
-            if section is None:
-                found[0].options[place] = _option(schema, inner, value)
-            elif value is not None:
-                found.append(_group(schema, place, section, value))
-    return found
+def _options(
+    schema: Node, node: Node, value: Any, heading: tuple[str, str, str]
+) -> Iterator[tuple[str, Option]]:
+    """Those in one node; the heading is its place, the title and the text of the section around it."""
+    place, title, about = heading
+    section, entries = section_of(schema, node), node.get("prefixItems", ())
+    if section and value is not None:
+        if place and not place.endswith(".params"):
+            named = THING in section or "params" in value
+            title = f"{place}: {value['name']}" if named else place
+            about = section.get("description", "")
+        for key, inner in section["properties"].items():
+            below = (f"{place}.{key}".lstrip("."), title, about)
+            yield from _options(schema, inner, value[key], below)
+    elif value and any(section_of(schema, entry) for entry in entries):
+        for i, entry in enumerate(entries):
+            yield from _options(schema, entry, value[i], (f"{place}.{i}", "", ""))
+    elif not section and node.get("maxItems") != 0:
+        words = type_words(schema, node), bounds(schema, node)
+        yield place, Option(value, node, *words, title, about)
 
 
-def _group(schema: Node, place: str, node: Node, values: Mapping[str, Any]) -> Group:
-    options: dict[str, Option] = {}
-    for key, inner in node["properties"].items():
-        if section := section_of(schema, inner):
-            further = section["properties"].items()
-            options |= {f"{key}.{name}": _option(schema, each, values[key][name]) for name, each in further}
-        else:
-            options[key] = _option(schema, inner, values[key])
-    named = "thing" in node or "params" in node["properties"]
-    title = f"{place}: {values['name']}" if named else place
-    return Group(place, title, node.get("description", ""), options)
-
-
-def _option(schema: Node, node: Node, value: Any) -> Option:
-    return Option(node, value, type_words(schema, node), bounds(schema, node))
-
-
-def print_help(groups: Sequence[Group], usage: str) -> None:
+def print_help(options: Mapping[str, Option], usage: str) -> None:
     """All options with their meaning, range and type; the values in force stand as the defaults."""
     parser = argparse.ArgumentParser(usage=usage)
-    for place, title, about, options in groups:
-        if not options:
-            continue
-        group = parser.add_argument_group(title or None, about or None)
-        for key, (node, value, kind, limits) in options.items():
-            choices = node.get("enum")
-            text = node.get("description", "no description").rstrip()
-            text = f"{text.rstrip('.')}; {limits}" if limits else text
-            shown = value if isinstance(value, str) else json.dumps(value, default=str)
-            words = f"{text} ({kind}, default: {shown})".replace("%", "%%")
-            metavar = f"{{{','.join(map(str, choices))}}}" if choices else "VALUE"
-            flag = "--" + f"{place}.{key}".lstrip(".")
-            group.add_argument(flag, metavar=metavar.replace("%", "%%"), help=words)
+    groups: dict[str, Any] = {"": parser.add_argument_group()}
+    for name, option in options.items():
+        if option.title not in groups:
+            groups[option.title] = parser.add_argument_group(option.title, option.about or None)
+        choices = option.node.get("enum")
+        text = option.node.get("description", "no description").rstrip()
+        text = f"{text.rstrip('.')}; {option.limits}" if option.limits else text
+        shown = option.value if isinstance(option.value, str) else json.dumps(option.value, default=str)
+        groups[option.title].add_argument(
+            f"--{name}", metavar=f"{{{','.join(map(str, choices))}}}" if choices else "VALUE",
+            help=f"{text} ({option.type}, default: {shown})".replace("%", "%%"),
+        )  # fmt: skip
     parser.print_help()

@@ -14,6 +14,7 @@ from pydantic import Field, create_model
 from pydantic.errors import PydanticUserError
 
 from ddpo import plugins
+from ddpo.config import words
 from ddpo.config.sections import REWARDS, Config, Named, Part, is_named
 from ddpo.errors import UserError, nearest
 from ddpo.plugins import python_objects
@@ -79,7 +80,7 @@ def fitted(section: type[Named], place: str, given: Any) -> type[Part]:
 def with_options(section: type[Named], name: str, thing: Thing) -> type[Part]:
     """A model of the section's own options and, flat beside them or below `params`, those of the thing."""
     own: Fields = {key: (info.annotation, info) for key, info in section.model_fields.items()}
-    options, mark = _options(thing), {**MADE, "json_schema_extra": {"thing": name}}
+    options, mark = _options(thing), {**MADE, "json_schema_extra": {words.THING: name}}
     about = (inspect.getdoc(thing) or "").partition("\n")[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # options called `copy` or `json`, as methods are

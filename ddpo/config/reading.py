@@ -76,10 +76,10 @@ def resolve(values: dict[str, Any]) -> Config:
     return Config.model_construct(**made)
 
 
-def options(config: Config) -> list[help.Group]:
-    """All that can be set in a resolved configuration, the options of what it names too."""
+def options(config: Config) -> dict[str, help.Option]:
+    """All that can be set in a resolved configuration, those of what it names too, by dotted name."""
     values = flat(config)
-    return help.groups(words.schema_of(named.model(values)), values)
+    return help.options(words.schema_of(named.model(values)), values)
 
 
 def _section(hint: Any, value: Any) -> Any:
@@ -88,11 +88,12 @@ def _section(hint: Any, value: Any) -> Any:
         return [_section(get_args(hint)[0], each) for each in value]
     if not is_named(hint) or isinstance(value, hint):
         return value
-    own = {key: inner for key, inner in value if key in hint.model_fields}
+    own: dict[str, Any] = {key: inner for key, inner in value if key in hint.model_fields}
     if "params" in own:
-        return hint.model_construct(**own | {"params": dict(own["params"])})
-    options = {key: inner for key, inner in value if key not in own}
-    return hint.model_construct(**own, options=options)
+        own["params"] = dict(own["params"])
+    else:
+        own["options"] = {key: inner for key, inner in value if key not in own}
+    return hint.model_construct(None, **own)
 
 
 def of_run(run_dir: str | Path) -> Path:

@@ -1,10 +1,10 @@
 """The JSON Schema of a configuration file, by which editors complete it and underline what is wrong."""
 
 import logging
-from typing import Any, cast
+from typing import Any, get_args
 
 from ddpo.config import named, words
-from ddpo.config.sections import REWARDS, Config, Named, is_named
+from ddpo.config.sections import Config, Named
 from ddpo.errors import UserError
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -21,16 +21,12 @@ def document() -> dict[str, Any]:
     named by its place are not known, and none is refused.
     """
     schema = words.schema_of(Config)
-    for section, info in Config.model_fields.items():
-        if section not in REWARDS[1:] and (model := _model(info.annotation)):
-            _fit(schema, section, model)
+    for section in (*named.KINDS, "sampler", "advantage"):
+        if section != "eval_rewards":  # of the same model as rewards
+            hint: Any = Config.model_fields[section].annotation
+            _fit(schema, section, *(get_args(hint) or [hint]))
     about = "What can be set in a run of ddpo"
     return {"$schema": DIALECT, **schema, "title": "ddpo configuration", "description": about}
-
-
-def _model(hint: Any) -> type[Named] | None:
-    (inner,) = getattr(hint, "__args__", (hint,))[:1]
-    return cast(type[Named], inner) if is_named(inner) else None
 
 
 def _fit(schema: dict[str, Any], section: str, model: type[Named]) -> None:
@@ -38,8 +34,8 @@ def _fit(schema: dict[str, Any], section: str, model: type[Named]) -> None:
     node, known = schema["$defs"][model.__name__], named.names(section)
     own, default = node["properties"], model.model_fields["name"].default
     is_flat = own.pop("options", None) is not None
-    about = {key: own["name"][key] for key in ("default", "description") if key in own["name"]}
-    own["name"] = {"anyOf": [{"enum": known}, {"type": "string", "pattern": ELSEWHERE}], **about}
+    own["name"].pop("type")
+    own["name"]["anyOf"] = [{"enum": known}, {"type": "string", "pattern": ELSEWHERE}]
     if is_flat:
         del node["additionalProperties"]  # said for each name below
     node["allOf"] = []
@@ -50,16 +46,12 @@ def _fit(schema: dict[str, Any], section: str, model: type[Named]) -> None:
             log.warning("%s; its options are left open", error)
             continue
         schema["$defs"] |= fitted.get("$defs", {})
-        options = {key: each for key, each in fitted["properties"].items() if key not in own}
-        required = [key for key in fitted.get("required", ()) if key in options]
-        then: dict[str, Any] = {"properties": {**dict.fromkeys(own, True), **options}}
         if is_flat:
-            then["additionalProperties"] = False
+            then = {**fitted, "properties": {**fitted["properties"], **dict.fromkeys(own, True)}}
         else:
             params = fitted["properties"]["params"]
-            then["properties"] = {"params": params}
-            required = ["params"] if schema["$defs"][f"{name}_params"].get("required") else []
-        then |= {"required": required} if required else {}
-        condition: dict[str, Any] = {"properties": {"name": {"const": name}}}
-        condition |= {} if name == default else {"required": ["name"]}
-        node["allOf"].append({"if": condition, "then": then})
+            needed = schema["$defs"][f"{name}_params"].get("required")
+            then = {"properties": {"params": params}, "required": ["params"] if needed else []}
+        condition = {"properties": {"name": {"const": name}}}
+        needed = [] if name == default else ["name"]
+        node["allOf"].append({"if": {**condition, "required": needed}, "then": then})

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -81,7 +81,7 @@ class Named(Part):
     name: str
 
 
-def is_named(hint: Any) -> bool:
+def is_named(hint: Any) -> TypeGuard[type[Named]]:
     """Whether a type is such a section."""
     return isinstance(hint, type) and issubclass(hint, Named)
 

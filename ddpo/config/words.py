@@ -13,8 +13,14 @@ from ddpo.errors import nearest
 
 Node = Mapping[str, Any]
 
+THING = "$comment"
+"""The key under which the schema of options says whose they are."""
+
 UNKNOWN = ("extra_forbidden", "invalid_key")
-TYPES = {"number": "a float", "integer": "an int", "boolean": "true or false", "string": "text"}
+TYPES = {
+    "number": "a float", "integer": "an int", "boolean": "true or false", "string": "text",
+    "object": "options, as {key: value}",
+}  # fmt: skip
 BOUNDS = {
     "minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below",
 }  # fmt: skip
@@ -54,7 +60,7 @@ def line(error: ValidationError, schema: Node) -> str:
     kind, last = first["type"], str(first["loc"][-1]) if first["loc"] else ""
     if kind in UNKNOWN:
         section = section_of(schema, nodes[-1]) or {}
-        owner = f" of {section['thing']}" if "thing" in section else ""
+        owner = f" of {section[THING]}" if THING in section else ""
         said = f"no such option{owner}{nearest(last, section.get('properties', ()))}"
         return f"{'.'.join([*path, last])}: {said}"
     if kind == "missing" and last.isdecimal():  # an element of a pair: the pair is wrong
@@ -72,7 +78,7 @@ def _complaint(schema: Node, node: Node, kind: str, error: Mapping[str, Any]) ->
     if kind == "missing":
         return f"needs a value, {kind_words}"
     if kind in OUTSIDE:
-        return f"must be {limits}, got {told}"
+        return f"must be {limits}, got {told if kind == 'string_pattern_mismatch' else value}"
     if kind == "finite_number" and "int" not in kind_words:
         return f"must be {' and '.join(filter(None, [limits, 'finite']))}, got {told}"
     choices = [str(name) for each in unions(schema, node) for name in each.get("enum", ())]
@@ -84,8 +90,7 @@ def _complaint(schema: Node, node: Node, kind: str, error: Mapping[str, Any]) ->
 def unions(schema: Node, node: Node) -> Iterator[Node]:
     """What a node may be, one after the other, with the references followed."""
     if "$ref" in node:
-        node = {**schema["$defs"][node["$ref"].rpartition("/")[2]], **node, "$ref": None}
-        del node["$ref"]
+        node = schema["$defs"][node["$ref"].rpartition("/")[2]]
     for each in node.get("anyOf", ()):
         yield from unions(schema, each)
     if "anyOf" not in node:
@@ -123,7 +128,7 @@ def _type_words(schema: Node, node: Node) -> str:
         return f"[{', '.join(_bare(type_words(schema, each)) for each in node['prefixItems'])}]"
     if isinstance(node.get("additionalProperties"), dict):
         return f"a mapping to {_bare(type_words(schema, node['additionalProperties']))}, as {{a: b}}"
-    return "options, as {key: value}" if kind == "object" else TYPES.get(kind, kind)
+    return TYPES.get(kind, str(kind))
 
 
 def _bare(words: str) -> str:
@@ -135,7 +140,8 @@ def bounds(schema: Node, node: Node) -> str:
     found: list[str] = []
     for each in unions(schema, node):
         limits = [f"{word} {_number(each[key])}" for key, word in BOUNDS.items() if key in each]
-        found += [" and ".join(limits)] if limits else ["text that is not blank"] if "pattern" in each else []
+        found += [" and ".join(limits)] if limits else []
+        found += ["text that is not blank"] if "pattern" in each else []
         found += [words for inner in each.get("prefixItems", ()) if (words := bounds(schema, inner))]
     return "; ".join(dict.fromkeys(found))
 

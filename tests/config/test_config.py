@@ -80,9 +80,7 @@ def parse(*argv: str) -> Config:
 def test_a_file_and_every_default(folder: Path) -> None:
     found = parse()
     assert found.trainer.lr == 1e-5 and found.trainer.betas == (0.8, 0.9)
-    assert found.objective == Objective(
-        name="toy", options={"clip_range": 1e-3, "mode": "a", "target": None}
-    )
+    assert found.objective == Objective(name="toy", options={"clip_range": 1e-3, "mode": "a", "target": None})
     assert found.rewards == [Reward(name="toy", weight=2.0, params={"quality": 90, "names": []})]
     assert found.sampler.options == {"eta": 1.0}
     assert found.advantage.options == {"buffer_size": 32, "min_count": 16}
@@ -173,6 +171,32 @@ def test_the_list_of_rewards_is_replaced(folder: Path) -> None:
         (["--config", "nowhere.yaml"], "--config: nowhere.yaml: no such file"),
         (["--plugins", "[nowhere]"], "plugins: nowhere: no such folder"),
         (["--plugins", "nowhere"], "plugins: expected a list of folders, as [a, b], got 'nowhere'"),
+        (["--lora.rank", "true"], "lora.rank: expected an int, got 'true'"),
+        (["--lora.rank", "8.0"], "lora.rank: expected an int, got '8.0'"),
+        (["--trainer.lr", ""], "trainer.lr: expected a float, got ''"),
+        (["--trainer.lr", ".nan"], "trainer.lr: must be above 0 and finite, got nan"),
+        (["--trainer.betas", "[true, 0.2]"], "trainer.betas: expected [float, float], got '[true, 0.2]'"),
+        (["--trainer.betas", "[0.5]"], "trainer.betas: expected [float, float], got [0.5]"),
+        (["--trainer.betas", "0.5"], "trainer.betas: expected [float, float], got 0.5"),
+        (
+            ["--model.gradient_checkpointing", "1"],
+            "model.gradient_checkpointing: expected true or false, got '1'",
+        ),
+        (
+            ["--trainer.lr_schedule", "cosin"],
+            "trainer.lr_schedule: expected one of constant, cosine, linear, got 'cosin'; "
+            "did you mean cosine?",
+        ),
+        (["--rewards.5.weight", "1"], "rewards.5.weight: no such entry; the next of the list is 1"),
+        (["--rewards.x.weight", "1"], "rewards.x.weight: no such entry; the next of the list is 1"),
+        (["--rewards", "[3]"], "rewards.0: expected options, as {key: value}, got 3"),
+        (["--rewards", "null"], "rewards: expected a list, as [{name: ...}], got null"),
+        (["--rewards.0.params", "3"], "rewards.0.params: expected options, as {key: value}, got 3"),
+        (["--rewards.0.params.names", "[[a]]"], "rewards.0.params.names.0: expected text, got ['a']"),
+        (["--objective", "{name: 3}"], "objective.name: expected text, got 3"),
+        (["--objective.name", "null"], "objective.name: expected text, got null"),
+        (["--run_dir", " "], "run_dir: must be text that is not blank, got ' '"),
+        (["--lora", "3"], "lora: expected options, as {key: value} or null, got 3"),
     ],
 )
 def test_words_of_refusal(folder: Path, argv: list[str], line: str) -> None:
@@ -188,6 +212,15 @@ def test_words_of_refusal(folder: Path, argv: list[str], line: str) -> None:
         ("objective: {options: {}}", "objective.options: no such option of ddpo"),
         ("trainer: {lr: null}", "trainer.lr: expected a float, got null"),
         ("run_dir: 3", "run_dir: expected text, got 3"),
+        ("seed: true", "seed: expected an int, got True"),
+        ("trainer: {epochs: 2.0}", "trainer.epochs: expected an int, got 2.0"),
+        ("trainer: {1: 2}", "trainer.1: no such option; known: adam_eps, betas, "),
+        ("1: 2", "1: no such option; known: advantage, "),
+        ("evaluation: {prompts: [a]}", "evaluation.prompts: expected text or null, got ['a']"),
+        ("run_dir: 2026-01-01", "run_dir: expected text, got datetime.date(2026, 1, 1)"),
+        ("rewards: {0: {name: toy}}", "rewards: expected a list, as [{name: ...}], got {"),
+        ("objective: {name: [1]}", "objective.name: expected text, got [1]"),
+        ("rewards: [{name: jpeg_compressibility, parms: {}}]", "rewards.0.parms: no such option; did you"),
         ("trainer: 3", "trainer: expected options, as {key: value}, got 3"),
         ("trainer: {lr: [}", "x.yaml, line 1: not valid YAML"),
         ("- a", "x.yaml: expected options, as {key: value}, got ['a']"),
@@ -574,3 +607,42 @@ def test_exit_codes(
 def test_a_command_that_ends_well() -> None:
     assert frame.run(lambda argv: None, []) == 0
     assert frame.run(lambda argv: 5, []) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("3", 3), ("x", "x"), ("[1]", "[1]"), ("null", None), ("1e-1", "1e-1")]
+)
+def test_the_text_of_a_flag_is_what_its_option_takes(folder: Path, text: str, value: Any) -> None:
+    """Of several types the one that YAML says, and else the text."""
+    (folder / "objectives/either.py").write_text(
+        "def either(logp, batch, *, level: int | str | None = 1): return logp.mean()\n"
+    )
+    options = parse("--objective.name", "either", "--objective.level", text).objective.options
+    assert options == {"level": value} and type(options["level"]) is type(value)
+
+
+@pytest.mark.parametrize("betas", ["[1e-1, 0.2]", "['0.1', 0.2]"])
+def test_numbers_that_yaml_takes_for_text(betas: str) -> None:
+    """1e-1, without a dot, is text for PyYAML."""
+    assert config.load(yaml.safe_load(f"trainer: {{betas: {betas}}}")).trainer.betas == (0.1, 0.2)
+    assert config.load(yaml.safe_load("trainer: {lr: 1e-4}")).trainer.lr == 1e-4
+
+
+def test_what_is_given_from_python_is_checked_at_once() -> None:
+    """As far as no name must be looked up; the options of a named thing may stand flat."""
+    with pytest.raises(UserError, match=r"^trainer\.lr: must be above 0, got -1$"):
+        Config(trainer={"lr": -1})
+    with pytest.raises(UserError, match=r"^trainr: no such option; did you mean trainer\?$"):
+        Config(trainr={})
+    built = Config(objective={"name": "grpo", "clip_range": 2e-3})
+    assert built.objective == Objective(name="grpo", options={"clip_range": 2e-3})
+    with pytest.raises(UserError, match=r"^objective\.clip_rage: no such option of grpo; did you mean"):
+        config.load(Config(objective={"name": "grpo", "clip_rage": 2e-3}))
+
+
+def test_loading_again_changes_nothing(folder: Path) -> None:
+    settings = parse()
+    assert config.load(settings) == settings and config.load(config.flat(settings)) == settings
+    other = config.in_precision(settings, "bf16")
+    assert (settings.model.dtype, other.model.dtype) == ("auto", "bf16")
+    assert config.changed(settings, other) == ["model.dtype"]

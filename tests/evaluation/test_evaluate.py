@@ -65,9 +65,7 @@ def evaluated(folder: Path) -> Callable[[Flags], tuple[dict[str, Any], Any]]:
 
 def test_every_option_of_an_evaluation_is_in_the_table(folder: Path) -> None:
     known = {option.split(".0.")[0] for option in OBEYED}
-    settable = {
-        place for place in places(config.load("run/config.yaml")) if within(place, evaluate.SETTABLE)
-    }
+    settable = {place for place in places(config.load("run/config.yaml")) if within(place, evaluate.SETTABLE)}
     assert settable <= known and {"eval_rewards", "--checkpoint"} <= known
 
 

@@ -63,6 +63,4 @@ def world(root: Path, *, run: bool) -> Iterator[Path]:
 
 def places(settings: Config) -> list[str]:
     """The dotted name of everything that can be set, from the parser itself."""
-    return [
-        f"{group.place}.{key}".lstrip(".") for group in config.options(settings) for key in group.options
-    ]
+    return [*config.options(settings)]
