@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ddpo import config, plugins
-from ddpo.config import Config, schema
+from ddpo.config import Config
+from ddpo.config.flags import change
 from ddpo.models import Policy
 from ddpo.models._tiny import tiny
 from ddpo.objectives import Batch
@@ -62,7 +63,7 @@ def settings(
             "micro_batch": micro_batch,
         },
     }  # fmt: skip
-    schema.change(Config, values, dict(changes))
+    change(values, dict(changes))
     return config.load(values)
 
 

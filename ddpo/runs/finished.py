@@ -23,13 +23,14 @@ class Run:
     def __init__(
         self, run_dir: str | Path, dtype: Literal["fp32"] | None = None, settings: Config | None = None
     ) -> None:
-        """`settings` take the place of the run's own, as `dtype` of theirs.
+        """`settings`, which are resolved, take the place of the run's own, as `dtype` of theirs.
 
         Raises UserError for what is not the folder of a run.
         """
         self.folder = Path(run_dir)
-        self.config = config.load(settings or config.of_run(run_dir))
-        self.config.model.dtype = dtype or self.config.model.dtype
+        self.config = settings or config.load(config.of_run(run_dir))
+        if dtype:
+            self.config = config.in_precision(self.config, dtype)
         self.policy = build.policy(self.config)
         self.sampler = build.sampler(self.config, self.policy)
         self.checkpoints = {path.name: path for path in checkpoint.all_of(self.folder)}

@@ -8,7 +8,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ddpo import config, prompts
-from ddpo.config import Config, checks, schema
+from ddpo.config import Config, checks
 from ddpo.evaluation import card, evidence, matched
 from ddpo.evaluation import page as report
 from ddpo.evaluation.table import table
@@ -48,7 +48,7 @@ def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
     if not ranks.state().is_main_process:
         return {}
     folder = Path(settings.run_dir)
-    more = {"versions": run_folder.versions(), "config": schema.flat(settings)}
+    more = {"versions": run_folder.versions(), "config": config.flat(settings)}
     results = matched.write(folder / "evaluation", columns, used, **more)
     page = report.write(folder)
     card.write(folder)

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ddpo import config
-from ddpo.config import Config, checks, schema
+from ddpo.config import Config, checks
 from ddpo.errors import Stopped, UserError, refusal
 from ddpo.evaluation import card, matched
 from ddpo.evaluation.table import table
@@ -35,13 +35,14 @@ def finetune(settings: Config, resume: bool = False, overwrite: bool = False) ->
     `resume` continues the run in `run_dir`, if it holds one; `overwrite` replaces it. Raises UserError before
     anything is written, Stopped when a run ends early with its state saved.
     """
+    settings = config.load(settings)
     Session(settings, resume, overwrite).train()
     ranks.gather([])  # nobody reads what is still being written
     return Run(settings.run_dir)
 
 
 class Session:
-    """A run in progress: the trainer, its folder, and what is written when."""
+    """A run in progress: the trainer, its folder, and what is written when; `settings` are resolved."""
 
     def __init__(self, settings: Config, resume: bool = False, overwrite: bool = False) -> None:
         launcher.check(settings.model.dtype)  # before accelerate itself looks at what it was asked for
@@ -49,7 +50,7 @@ class Session:
         self.best: dict[str, Any] | None = None
         self._saved = -1
         with ranks.together():  # at its end all have looked, and only then the first one writes
-            self.settings = config.load(settings)
+            self.settings = settings
             checks.check(self.settings, ranks.state().num_processes)
             self.folder = Path(self.settings.run_dir)
             run_folder.check(self.folder, resume, overwrite)
@@ -76,7 +77,7 @@ class Session:
                 if continues:
                     metrics.cut(self.folder / "metrics.jsonl", self.trainer.iteration)
             wanted = self.settings.log.trackers if self.main else []
-            flat, project = schema.flat(self.settings), self.settings.log.project
+            flat, project = config.flat(self.settings), self.settings.log.project
             self.trackers = Trackers(wanted, self.folder, flat, project)
         self._asked_to_stop = False
         self._row: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from ddpo import advantages, objectives, samplers
+from ddpo import advantages, config, objectives, samplers
 from ddpo.__main__ import main
 from ddpo.config import Config
 from ddpo.config import Reward as RewardConfig
@@ -217,7 +217,7 @@ def smoke(run_dir: Path, *flags: str) -> list[str]:
 
 def settings(run_dir: Path, **sections: Any) -> Config:
     """The same size of run, from Python."""
-    built = Config(run_dir=str(run_dir), rewards=[RewardConfig("jpeg_compressibility")])
+    built = Config(run_dir=str(run_dir), rewards=[RewardConfig(name="jpeg_compressibility")])
     built.model.pretrained, built.model.dtype = pipeline_folder(), "fp32"
     assert built.lora is not None
     built.lora.rank = 4
@@ -230,7 +230,7 @@ def settings(run_dir: Path, **sections: Any) -> Config:
             setattr(getattr(built, section), key, value)
         else:
             setattr(built, section, value)
-    return built
+    return config.load(built)
 
 
 def one_thread() -> dict[str, str]:
