@@ -93,7 +93,7 @@ def with_options(section: type[Named], name: str, thing: Thing) -> type[Part]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # options called `copy` or `json`, as methods are
         if own.pop("options", None):
-            own = {key: field for key, field in options.items() if key not in own} | own
+            own |= {key: field for key, field in options.items() if key not in own}
             return create_model(name, __base__=Part, __doc__=about, __cls_kwargs__=mark, **own)
         params = create_model(f"{name}_params", __base__=Part, __cls_kwargs__=mark, **options)
         own["params"] = (params, Field({}, validate_default=True, description="options of the reward"))
