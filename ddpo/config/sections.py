@@ -245,7 +245,7 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     log: Log = field(default_factory=Log)
     plugins: list[str] = field(default_factory=list)
-    """folders with rewards/ prompts/ objectives/ models/ of your own"""
+    """folders with rewards/ prompts/ objectives/ models/ advantages/ of your own"""
     seed: Seed = 0
     """all randomness is a function of (seed, iteration, sample)"""
     run_dir: str = "runs/default"
