@@ -133,12 +133,13 @@ class Case:
         chosen[list(columns)] = True
         advantage = torch.randn(images, generator=torch.Generator().manual_seed(0)).double().to(self.device)
         batch = Batch(
-            logp_old=found.logp_old, advantage=advantage, reward=advantage,
+            advantage=advantage, reward=advantage,
             group=torch.arange(images, device=self.device),
-            stochastic=chosen & sampler.steps.stochastic,
+            present=torch.ones(images, dtype=torch.bool, device=self.device),
+            stochastic=chosen & sampler.steps.stochastic, matrices={"logp_old": found.logp_old},
         )  # fmt: skip
         terms = LogProbs(self.policy, sampler, found)
-        measured = Measured(objective.options.get("clip_range"))
+        measured = Measured(objective.ratio_bound)
         return Pass(terms, batch, objective, micro_batch, measured, moved=False)
 
     def forget_gradients(self) -> None:

@@ -154,8 +154,8 @@ def training(bench: Bench) -> Found:
 
 def ratios(work: Pass, sampler: Sampler, trajectory: Trajectory) -> dict[str, Any]:
     """|ratio - 1| before any update: what the gate sees, its limit, and all pairs of an update."""
-    policy, clip_range = work.terms.policy, work.objective.options.get("clip_range")
-    limit = gate_limit(clip_range, policy.half_precision)
+    policy = work.terms.policy
+    limit = gate_limit(work.objective.ratio_bound, policy.half_precision)
     found = first_pass_deviation(work)
     loss = work.backward(range(len(trajectory.samples)))
     measured = {name.replace("/", "_"): value for name, value in work.measured.result().items()}

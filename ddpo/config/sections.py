@@ -324,7 +324,7 @@ class Config(Part):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     log: Log = Field(default_factory=Log)
     plugins: list[str] = Field(default_factory=list)
-    """folders with rewards/ prompts/ objectives/ models/ of your own"""
+    """folders with rewards/ prompts/ objectives/ models/ samplers/ advantages/ of your own"""
     seed: Seed = 0
     """all randomness is a function of (seed, iteration, sample)"""
     run_dir: NonBlank = "runs/default"

@@ -209,6 +209,7 @@ def trainer(settings: Config) -> Trainer:
     """Everything that `Trainer.iterate` needs."""
     own, offline = settings.trainer, settings.objective.offline
     loss, training_prompts = objective(settings), prompt_set(settings)
+    advantage(settings)  # refuses before the model is loaded
     folder = Path(str(settings.prompts.path)).expanduser().parent if offline else None
     if folder is not None:
         pairs.check(training_prompts, folder)

@@ -326,7 +326,6 @@ def test_a_path_of_prompts_takes_the_place_of_the_name(folder: Path) -> None:
         ({"trainer": {"lr": 0}}, "trainer.lr: must be above 0"),
         ({"trainer": {"lr": ".inf"}}, "trainer.lr: must be above 0"),
         ({"trainer": {"betas": [0.9, 1]}}, "trainer.betas.1: must be at least 0 and below 1, got 1"),
-        ({"trainer": {"samples_per_prompt": 1}, "advantage": {"name": "group"}}, "take 2 or more"),
         ({"sampler": {"num_steps": 0}}, "sampler.num_steps: must be at least 1"),
         ({"lora": {"alpha": 0}}, "lora.alpha: must be above 0"),
         ({"lora": {"rank": 0}}, "lora.rank: must be at least 1"),

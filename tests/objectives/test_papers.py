@@ -199,7 +199,7 @@ def test_all_pairs_are_the_group_mean_baseline(joint: bool) -> None:
     """Sum over unordered pairs of (r_i - r_j)(g_i - g_j) = G sum over i of (r_i - mean r) g_i."""
     logp, batch = noisy(6, 4, 1)
     p3o = objectives.build("p3o", kl_coef=0.0, clip_range=OFF, max_weight=1.0, joint=joint)
-    baseline = Group(std="none")(batch.reward, [""] * 6, batch.group)
+    baseline = advantages.build("group", std="none")(batch.reward, [""] * 6, batch.group)
     policy_gradient = gradient(objectives.build("ddpo_sf"), logp, replace(batch, advantage=baseline))
     pairs, samples = 15, 6  # P3O: half a mean over pairs; the policy gradient: a mean over samples
     torch.testing.assert_close(

@@ -158,7 +158,7 @@ def make_trainer(
     rewards = changes.pop("rewards", [Reward("redness", 1.0, reward)])
     parts: dict[str, Any] = {
         "sizes": partial(Sizes, prompts_per_iteration=4, samples_per_prompt=4),
-        "mixture": partial(Mixture, rewards, partial(advantages.build, "group")),
+        "mixture": partial(Mixture, rewards=rewards, make=partial(advantages.build, "group")),
         "columns": Columns,
     }
     for name, make in parts.items():

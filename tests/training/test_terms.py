@@ -294,6 +294,8 @@ def test_more_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     for flags, message in (
         (["--objective.name", "prdp", "--trainer.samples_per_prompt", "1", "--advantage.name", "batch"],
          "trainer.samples_per_prompt: 1 leaves nothing to compare with, and objective prdp compares"),
+        (["--trainer.samples_per_prompt", "1", "--advantage.name", "group"],
+         "samples_per_prompt: 1 leaves nothing to compare with, and advantage group compares"),
         (["--objective.timestep_window", "[3, 5]"], "timestep_window: (3, 5) leaves none of the 3 steps"),
         (["--objective.drop_last", "3"], "objective.drop_last: 3 leaves none of the 3 steps"),
         (["--objective.timestep_fraction", "0"], "timestep_fraction: must be above 0 and at most 1, got 0"),
@@ -301,9 +303,10 @@ def test_more_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["--objective.name", "rwr", "--objective.kl_weight", "0.1"], "kl_weight: rwr works on denoising"),
         (["--objective.name", "prdp", "--objective.bta", "1"], "bta: no such option of prdp; did you mean"),
     ):  # fmt: skip
-        assert main(["train", *helpers.smoke(tmp_path / "run", *flags)]) == 2
-        told = capsys.readouterr().err
-        assert message in told and told.count("\n") == 1, told
+        for command in ("train", "plan"):
+            assert main([command, *helpers.smoke(tmp_path / "run", *flags)]) == 2
+            told = capsys.readouterr().err
+            assert message in told and told.count("\n") == 1, told
         assert not (tmp_path / "run").exists()
 
 

@@ -1,5 +1,6 @@
 """The loop: gates, what is left out and counted, and that a reward rises."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -409,6 +410,56 @@ def test_every_objective_raises_a_reward(name: str) -> None:
         control.iterate()
     after, without = mean_reward(trainer), mean_reward(control)
     assert after > without + 0.3 * spread, (after, without, spread)
+
+
+def test_an_iteration_that_broke_off_is_taken_back() -> None:
+    """The memory of the advantage is; weights that an optimizer step has moved are not, and that is said."""
+    make = partial(advantages.build, "per_prompt", min_count=1)
+    asked: list[int] = []
+
+    def fails(logp: Tensor, batch: Batch) -> Tensor:
+        asked.append(1)
+        if len(asked) == fails_at:
+            raise ValueError("enough")
+        return batch.mean(-batch.advantage[:, None] * logp)
+
+    for fails_at, whole in ((1, True), (2, False)):
+        asked.clear()
+        trainer = helpers.make_trainer(
+            helpers.policy(), Objective("fails", fails, {}), make=make, minibatches=2
+        )
+        with pytest.raises(UserError, match="objective fails raised ValueError: enough"):
+            trainer.iterate()
+        assert trainer.mixture.state() != {} and trainer.iteration == 0
+        assert trainer.rewind() == whole and trainer.mixture.state() == {}
+    fails_at = 0
+    trainer.iterate()
+    assert trainer.rewind() and len(trainer.mixture.state()) == 4, "a whole iteration stays"
+
+
+def test_a_state_is_what_the_next_iteration_depends_on() -> None:
+    """Two iterations, or one, its state in another trainer, and one more: the same numbers and weights."""
+
+    def built() -> Trainer:
+        policy = helpers.policy()
+        ema = EMAModel(list(policy.parameters().values()), decay=0.5)
+        return helpers.make_trainer(
+            policy, make=partial(advantages.build, "per_prompt", min_count=1), ema=ema
+        )
+
+    one, other = built(), built()
+    one.iterate()
+    state = one.state()
+    tensors = {kind: {k: v.clone() for k, v in own.items()} for kind, own in state.pop("tensors").items()}
+    assert set(tensors) == {"parameters", "optimizer", "ema"}
+    keys = {"iteration", "images_seen", "skipped_in_a_row", "advantage", "lr_scheduler", "ema_steps"}
+    assert set(state) == keys, "state.json of runs that are there already"
+    other.restore({**json.loads(json.dumps(state)), "tensors": tensors})
+    rows = [trainer.iterate() for trainer in (one, other)]
+    for name in ("iteration", "images_seen", "reward/mean", "loss", "grad_norm", "kl_ref"):
+        assert rows[0][name] == rows[1][name]
+    assert torch.equal(weights(one), weights(other))
+    assert one.mixture.state() == other.mixture.state()
 
 
 def test_a_dropped_in_objective_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
