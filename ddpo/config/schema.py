@@ -21,7 +21,7 @@ def document() -> dict[str, Any]:
     named by its place are not known, and none is refused.
     """
     schema = words.schema_of(Config)
-    for section in (*named.KINDS, "sampler", "advantage"):
+    for section in named.KINDS:
         if section != "eval_rewards":  # of the same model as rewards
             hint: Any = Config.model_fields[section].annotation
             _fit(schema, section, *(get_args(hint) or [hint]))
