@@ -414,7 +414,7 @@ def test_help_says_the_range(folder: Path, capsys: pytest.CaptureFixture[str]) -
     said = " ".join(capsys.readouterr().out.split())
     assert "clip_range_high` is the upper end where" in said
     assert "null: the same; above 0 (a float or null, default: null)" in said
-    assert "gradient and of its square; at least 0 and below 1 ([float, float], default: [0.9" in said
+    assert "gradient and of its square; at least 0 and below 1 ([float, float], default: [0.8" in said
 
 
 def test_labels_tell_two_of_a_kind_apart(folder: Path) -> None:

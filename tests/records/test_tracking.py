@@ -8,7 +8,7 @@ from typing import Any
 import helpers
 import pytest
 
-from ddpo import config, finetune
+from ddpo import finetune
 from ddpo.config import checks
 from ddpo.errors import UserError
 from ddpo.records.tracking import Trackers
@@ -77,12 +77,11 @@ def test_the_project_is_obeyed(wandb: Wandb, tmp_path: Path) -> None:
     [
         (["jsonl"], "zoo", r"log\.project: 'zoo' is a project of wandb, .*--log.trackers '\[jsonl, wandb\]'"),
         (["tensorboard"], "zoo", r"--log.trackers '\[tensorboard, wandb\]'"),
-        (["wandb"], " ", r"log\.project: needs the name of a project, got ' '"),
+        (["wandb"], " ", r"log\.project: must be text that is not blank, got ' '"),
     ],
 )
 def test_a_project_that_nobody_reads_is_refused(
     wandb: Wandb, trackers: list[str], project: str, line: str, tmp_path: Path
 ) -> None:
-    settings = helpers.settings(tmp_path, log__trackers=trackers, log__project=project)
     with pytest.raises(UserError, match=line):
-        checks.check(config.load(settings))
+        checks.check(helpers.settings(tmp_path, log__trackers=trackers, log__project=project))
