@@ -86,9 +86,7 @@ def iteration(plan: Plan) -> Lines:
     yield "", cut(many(sizes.micro_batch, "pair"), found["updates"], pairs)
     if plan.processes > 1:
         shares = {len(sizes.share(process, plan.processes)) for process in range(plan.processes)}
-        each = " or ".join(
-            f"{many(n, 'group')} = {many(n * samples, 'image')}" for n in sorted(shares)
-        )
+        each = " or ".join(f"{many(n, 'group')} = {many(n * samples, 'image')}" for n in sorted(shares))
         yield "each process", f"samples {each}"
     for found in paddings(plan):
         yield "padding", in_words(found, plan.processes)
