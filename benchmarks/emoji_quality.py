@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     policy = StableDiffusion(arguments.pretrained, dtype="bf16")
-    steps = samplers.ddim(policy.schedule(arguments.num_steps, "ddim"), eta=1.0)
+    steps = samplers.build("ddim", policy.schedule, arguments.num_steps, eta=1.0)
     sampler = Sampler(steps, arguments.guidance_scale, batch_size=16)
     judges = [
         rewards.build("emoji_recognition", params={"captioner": arguments.captioner}),

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from ddpo import config, plugins
-from ddpo.config import Config, schema
+from ddpo.config import Config
+from ddpo.config.flags import change
 from ddpo.models import Policy
 from ddpo.models._tiny import tiny
 from ddpo.objectives import Batch
 from ddpo.parallel import ranks
 from ddpo.parallel.seeds import Purpose
+from ddpo.prompts import Prompt
 from ddpo.rollout.sample import Sampler, sample
 from ddpo.rollout.trajectory import Trajectory, join
 from ddpo.runs import build
@@ -61,7 +63,7 @@ def settings(
             "micro_batch": micro_batch,
         },
     }  # fmt: skip
-    schema.change(Config, values, dict(changes))
+    change(values, dict(changes))
     return config.load(values)
 
 
@@ -112,12 +114,13 @@ class Case:
     def device(self) -> torch.device:
         return self.policy.device
 
-    def prompts(self, images: int) -> list[str]:
-        return [str(i % 10) for i in range(images)]  # the outline's tokenizer knows digits
+    def prompts(self, images: int) -> list[Prompt]:
+        return [Prompt(str(i % 10)) for i in range(images)]  # the outline's tokenizer knows digits
 
     def sampler(self, **sizes: int) -> Sampler:
         return build.sampler(self.settings(**sizes), self.policy)
 
+    @torch.no_grad()
     def rollout(self, sampler: Sampler, images: int) -> Trajectory:
         """As the trainer does it, without the rewards."""
         keys = [(Purpose.NOISE, 0, 0, number) for number in range(images)]

@@ -89,7 +89,7 @@ def predict(case: Case, rows: int, grad: bool = False) -> None:
     latents = torch.randn(rows, *policy.latent_shape, device=policy.device)
     timesteps = torch.full((rows,), 500, device=policy.device)
     with torch.set_grad_enabled(grad):
-        output = policy.predict(latents, timesteps, case.prompts(rows), 5.0)
+        output = policy.predict(latents, timesteps, policy.condition(case.prompts(rows), ""), 5.0)
     if grad:
         output.square().mean().backward()
         case.forget_gradients()
@@ -98,11 +98,11 @@ def predict(case: Case, rows: int, grad: bool = False) -> None:
 def sampling(bench: Bench) -> Found:
     """Images a second with log-probabilities, decoded: measured at few and many steps, and at all of them."""
     case, sizes = bench.case, bench.sizes
-    case.policy.prepare(case.prompts(10))
     forward = counted_flops(lambda: predict(case, 1))
-    decode = counted_flops(
-        lambda: case.policy.decode(torch.zeros(1, *case.policy.latent_shape).to(case.device))
-    )
+    with torch.no_grad():
+        decode = counted_flops(
+            lambda: case.policy.decode(torch.zeros(1, *case.policy.latent_shape).to(case.device))
+        )
     yield "flops", {"forward_guided": forward, "decode": decode}
     for images in sizes.sampling:
         few, many = (case.sampler(steps=n, batch_size=images) for n in (sizes.few, sizes.many))

@@ -11,7 +11,19 @@ from ddpo.errors import UserError, nearest
 DOORS = ("train", "evaluate")
 """The commands that launchers start too, `-m ddpo.train`; the other modules are in ddpo/commands/."""
 
-COMMANDS = ("train", "plan", "evaluate", "sample", "grid", "export", "score", "serve", "check", "list")
+COMMANDS = (
+    "train",
+    "plan",
+    "evaluate",
+    "sample",
+    "grid",
+    "export",
+    "score",
+    "serve",
+    "check",
+    "list",
+    "schema",
+)
 """In the order of --help. A command is the function `main(argv)` of the module of its name."""
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from ddpo import config
 from ddpo.commands import frame
-from ddpo.config import Config, schema
+from ddpo.config import Config, help
+from ddpo.config.flags import arguments as dotted
+from ddpo.config.flags import change, within
 from ddpo.errors import UserError
 
 SETTABLE = (
@@ -32,20 +34,19 @@ def arguments(argv: list[str]) -> tuple[Config, str]:
     parser.add_argument("--checkpoint", default="last")
     folders, flags = _apart(argv)
     known, flags = parser.parse_known_args(flags)
-    source, changes, wants_help = schema.arguments(Config, flags, ["--checkpoint"])
+    source, changes, wants_help = dotted(flags, ["--checkpoint"])
     if len(folders) != 1 and not (wants_help and not folders):
         told = f"got {' and '.join(folders)}" if folders else "as in ddpo evaluate runs/demo"
         raise UserError(f"evaluate: needs the folder of one run, {told}")
     for key in [*(["config"] if source else []), *changes]:
-        if not schema.within(key, SETTABLE):
+        if not within(key, SETTABLE):
             can = ", ".join([*SETTABLE, "--checkpoint"])
             raise UserError(f"--{key}: an evaluation cannot change it; what it can set: {can}")
-    values = schema.read(config.of_run(folders[0])) if folders else {}
-    values = schema.normal(Config, values)
-    schema.change(Config, values, changes)
-    settings, groups = config.resolve(values)
+    values = config.read(config.of_run(folders[0])) if folders else {}
+    change(values, changes)
+    settings = config.resolve(values)
     if wants_help:
-        _print_help(groups, folders)
+        _print_help(config.options(settings), folders)
         raise SystemExit(0)
     settings.run_dir = folders[0]
     return settings, known.checkpoint
@@ -63,7 +64,7 @@ def _apart(argv: list[str]) -> tuple[list[str], list[str]]:
     return folders, flags
 
 
-def _print_help(groups: list[schema.Group], folders: list[str]) -> None:
+def _print_help(options: dict[str, help.Option], folders: list[str]) -> None:
     from ddpo.records.checkpoint import all_of
 
     there = [path.name for folder in folders for path in all_of(Path(folder))] or ["000020"]
@@ -71,10 +72,11 @@ def _print_help(groups: list[schema.Group], folders: list[str]) -> None:
     judges = "a list, as '[{name: clip_score}]', in the place of the run's own; each has"
     judges += " name, params, cache and label, to be set as --eval_rewards.0.label too"
     about = "Judges, which were never trained on."
-    options = {"eval_rewards": schema.Option(str, None, judges)}
-    groups = [*schema.only(groups, SETTABLE), schema.Group("", "eval_rewards", about, options)]
+    options = {name: option for name, option in options.items() if within(name, SETTABLE)}
+    node = {"description": judges}
+    options["eval_rewards"] = help.Option(None, node, "a list", "", "eval_rewards", about)
     print(f"{__doc__}\n")
-    schema.print_help(groups, f"ddpo evaluate RUN_DIR [--checkpoint {checkpoints}] [--section.key value ...]")
+    help.print_help(options, f"ddpo evaluate RUN_DIR [--checkpoint {checkpoints}] [--section.key value ...]")
 
 
 if __name__ == "__main__":

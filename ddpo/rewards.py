@@ -65,11 +65,13 @@ class Reward:
         low, high = (values if bound is None else bound for bound in (self.min, self.max))
         return (values < low) | (values > high)
 
-    @torch.no_grad()
     def __call__(
         self, images: Float[Tensor, "B 3 height width"], prompts: Sequence[str], metadata: Metadata
     ) -> Float[Tensor, " B"]:
-        """B values on the CPU in fp32. Raises UserError when the reward raises or returns anything else."""
+        """B values on the CPU in fp32, with a gradient where the caller enables one.
+
+        Raises UserError when the reward raises or returns anything else.
+        """
         try:
             found = self.score(images, prompts, metadata)
         except UserError:
@@ -77,7 +79,7 @@ class Reward:
         except Exception as error:
             raise UserError(f"reward {self.name} raised {where(error)}") from error
         try:
-            values = torch.as_tensor(found, dtype=torch.float32).detach().cpu()
+            values = torch.as_tensor(found, dtype=torch.float32).cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"reward {self.name} returned {type(found).__name__} {' '.join(repr(found).split())[:60]}; "

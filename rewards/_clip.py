@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ddpo.rewards import UserError
 
+from ._chunks import cut
 from ._embedded import folder
-from ._options import check, cut
 from ._towers import OpenClip, Transformers
 from ._weights import loading
 
@@ -38,7 +38,6 @@ class Encoder:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if known and not checkpoint and tag not in tags:
             raise UserError(f"{option}: {architecture} has no weights {tag!r}; there are: {', '.join(tags)}")
-        check(f"{option.partition('.')[0]}.batch_size", batch_size)
         with loading(option, checkpoint or name):
             if checkpoint or known or name.startswith(("hf-hub:", "local-dir:")):
                 self.towers = OpenClip(name, checkpoint, device, dtype, **preprocess)

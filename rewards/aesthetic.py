@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddpo.plugins.ranges import PositiveInt
+
 from ._affine import Affine
 from ._clip import Encoder
 from ._embedded import folder
@@ -31,7 +33,7 @@ class aesthetic:
     def __init__(
         self, *, device: torch.device | str, dtype: torch.dtype,
         pretrained: str = "openai/clip-vit-large-patch14", head: str = "trl-lib/ddpo-aesthetic-predictor",
-        batch_size: int = 16,
+        batch_size: PositiveInt = 16,
     ) -> None:  # fmt: skip
         self.encoder = Encoder(
             pretrained, option="aesthetic.pretrained", device=device, dtype=dtype, batch_size=batch_size

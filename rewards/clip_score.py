@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddpo.plugins.ranges import PositiveInt
+
 from ._clip import Encoder
 
 
@@ -26,7 +28,7 @@ class clip_score:
 
     def __init__(
         self, *, device: torch.device | str, dtype: torch.dtype,
-        pretrained: str = "openai/clip-vit-large-patch14", batch_size: int = 16,
+        pretrained: str = "openai/clip-vit-large-patch14", batch_size: PositiveInt = 16,
     ) -> None:  # fmt: skip
         self.encoder = Encoder(
             pretrained, option="clip_score.pretrained", device=device, dtype=dtype, batch_size=batch_size,

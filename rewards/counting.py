@@ -11,8 +11,8 @@ from torchvision.ops import nms
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from ddpo.images import to_pil
+from ddpo.plugins.ranges import PositiveInt
 
-from ._options import check
 from ._weights import expanded, loading
 from ._weights import pretrained as load
 
@@ -41,10 +41,9 @@ class counting:
         query: str = "a photo of a {noun}",
         threshold: float = 0.3,
         score: Literal["distance", "exact"] = "distance",
-        batch_size: int = 8,
+        batch_size: PositiveInt = 8,
     ) -> None:
         self.query, self.threshold, self.score, self.batch_size = query, threshold, score, batch_size
-        check("counting.batch_size", batch_size)
         with loading("counting.pretrained", pretrained):
             self.processor: Any = AutoProcessor.from_pretrained(expanded(pretrained))
             self.model = load(AutoModelForZeroShotObjectDetection, pretrained, device, dtype)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddpo.plugins.ranges import PositiveInt
+
 from ._clip import Encoder
 
 
@@ -26,7 +28,7 @@ class diversity:
 
     def __init__(
         self, *, device: torch.device | str, dtype: torch.dtype, pretrained: str = "facebook/dinov2-base",
-        batch_size: int = 16,
+        batch_size: PositiveInt = 16,
     ) -> None:  # fmt: skip
         self.encoder = Encoder(
             pretrained, option="diversity.pretrained", device=device, dtype=dtype, batch_size=batch_size

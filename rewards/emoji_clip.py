@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddpo.plugins.ranges import PositiveInt
+
 from ._clip import Encoder
 from ._embedded import folder
 from ._weights import loading
@@ -29,7 +31,7 @@ class emoji_clip:  # a reward is called what its file is called
     @torch.no_grad()
     def __init__(
         self, *, device: torch.device | str, dtype: torch.dtype,
-        pretrained: str = "emoji", batch_size: int = 64,
+        pretrained: str = "emoji", batch_size: PositiveInt = 64,
     ) -> None:  # fmt: skip
         option = "emoji_clip.pretrained"
         self.encoder = Encoder(

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddpo.plugins.ranges import PositiveInt
 from ddpo.rewards import UserError
 
 from ._clip import Encoder
@@ -35,7 +36,7 @@ class hps:
 
     def __init__(
         self, *, device: torch.device | str, dtype: torch.dtype, version: Literal["v2", "v2.1"] = "v2.1",
-        pretrained: str = "xswu/HPSv2", architecture: str = "ViT-H-14", batch_size: int = 8,
+        pretrained: str = "xswu/HPSv2", architecture: str = "ViT-H-14", batch_size: PositiveInt = 8,
     ) -> None:  # fmt: skip
         architecture = expanded(architecture)
         if architecture.endswith(".json"):

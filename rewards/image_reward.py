@@ -11,9 +11,11 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from ddpo.plugins.ranges import PositiveInt
+
 from ._affine import Affine
 from ._blip import blip
-from ._options import check, cut
+from ._chunks import cut
 from ._preprocess import Preprocess
 from ._weights import expanded, file, loading, tensors
 
@@ -39,9 +41,8 @@ class image_reward:
 
     def __init__(
         self, *, device: torch.device | str, dtype: torch.dtype, pretrained: str = "THUDM/ImageReward",
-        tokenizer: str = "google-bert/bert-base-uncased", batch_size: int = 8,
+        tokenizer: str = "google-bert/bert-base-uncased", batch_size: PositiveInt = 8,
     ) -> None:  # fmt: skip
-        check("image_reward.batch_size", batch_size)
         self.device, self.batch_size = torch.device(device), batch_size
         with loading("image_reward.pretrained", pretrained):
             state = tensors(file(pretrained, "ImageReward.pt"))

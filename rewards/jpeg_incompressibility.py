@@ -6,8 +6,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from ddpo.plugins.ranges import JpegQuality
+
 from ._jpeg import size_kb
-from ._options import check_jpeg
 
 
 def jpeg_incompressibility(
@@ -15,12 +16,11 @@ def jpeg_incompressibility(
     prompts: Sequence[str],
     metadata: Sequence[Mapping[str, Any]],
     *,
-    quality: int = 95,
+    quality: JpegQuality = 95,
 ) -> Float[Tensor, "B"]:
     """The size of the image as a JPEG of this quality, in kB (1000 bytes): hard to compress is good.
 
     r(x) = len(JPEG(x, quality)) / 1000 (DDPO, arXiv 2305.13301, section 5.1). Above 0.
     Only images of one size compare.
     """
-    check_jpeg("jpeg_incompressibility.quality", quality)
     return size_kb(images, quality)

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForImageClassification
 
+from ddpo.plugins.ranges import PositiveInt
 from ddpo.rewards import UserError
 
-from ._options import check
 from ._preprocess import of_transformers
 from ._weights import loading
 from ._weights import pretrained as load
@@ -31,9 +31,8 @@ class nsfw:
 
     def __init__(
         self, *, device: torch.device | str, dtype: torch.dtype,
-        pretrained: str = "Falconsai/nsfw_image_detection", label: str = "nsfw", batch_size: int = 16,
+        pretrained: str = "Falconsai/nsfw_image_detection", label: str = "nsfw", batch_size: PositiveInt = 16,
     ) -> None:  # fmt: skip
-        check("nsfw.batch_size", batch_size)
         with loading("nsfw.pretrained", pretrained):
             self.model = load(AutoModelForImageClassification, pretrained, device, dtype)
             self.preprocess = of_transformers(pretrained)

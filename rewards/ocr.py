@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddpo.images import to_uint8
+from ddpo.plugins.ranges import PositiveInt
 from ddpo.rewards import UserError
-
-from ._options import check
 
 
 class ocr:
@@ -32,9 +31,8 @@ class ocr:
         dtype: torch.dtype,
         detector: str = "PaddlePaddle/PP-OCRv5_mobile_det_safetensors",
         recognizer: str = "PaddlePaddle/PP-OCRv5_mobile_rec_safetensors",
-        batch_size: int = 8,
+        batch_size: PositiveInt = 8,
     ) -> None:
-        check("ocr.batch_size", batch_size)
         try:
             from rapidfuzz.distance.Levenshtein import distance
 

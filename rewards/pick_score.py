@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddpo.plugins.ranges import PositiveInt
+
 from ._clip import Encoder
 from ._weights import loading
 
@@ -30,7 +32,7 @@ class pick_score:
         self, *, device: torch.device | str, dtype: torch.dtype,
         pretrained: str = "yuvalkirstain/PickScore_v1",
         processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-        batch_size: int = 8,
+        batch_size: PositiveInt = 8,
     ) -> None:  # fmt: skip
         self.encoder = Encoder(
             pretrained, option="pick_score.pretrained", device=device, dtype=dtype, batch_size=batch_size,

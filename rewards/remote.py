@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddpo.images import to_uint8
+from ddpo.plugins.ranges import NonNegativeInt, PositiveInt, Seconds
 from ddpo.rewards import UserError
 
 from ._http import ask
-from ._options import check, check_server
 from ._png import png
 
 log = logging.getLogger("ddpo")
@@ -39,10 +39,8 @@ class remote:
 
     def __init__(
         self, *, device: torch.device | str, dtype: torch.dtype, url: str = "http://127.0.0.1:8000",
-        timeout_s: float = 60.0, retries: int = 3, batch_size: int = 4,
+        timeout_s: Seconds = 60.0, retries: NonNegativeInt = 3, batch_size: PositiveInt = 4,
     ) -> None:  # fmt: skip
-        check("remote.batch_size", batch_size)
-        check_server("remote", timeout_s, retries)
         try:
             known = urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname
         except ValueError:

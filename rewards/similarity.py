@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpo.images import from_pil
+from ddpo.plugins.ranges import PositiveInt
 from ddpo.rewards import UserError
 
 from ._clip import Encoder
@@ -33,7 +34,7 @@ class similarity:
 
     def __init__(
         self, *, device: torch.device | str, dtype: torch.dtype, reference: str = "",
-        pretrained: str = "facebook/dinov2-base", batch_size: int = 16,
+        pretrained: str = "facebook/dinov2-base", batch_size: PositiveInt = 16,
     ) -> None:  # fmt: skip
         self.reference = reference
         self.encoder = Encoder(

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from ddpo.images import to_pil
+from ddpo.plugins.ranges import JpegQuality, PositiveInt
 from ddpo.rewards import UserError
 
 from ._bertscore import BertScore
 from ._jpeg import jpegs
-from ._options import check, check_jpeg
 from ._vlm import EMBEDDED_QUESTION, VLM, wording
 
 QUESTION, TARGET = "Answer concisely: what is going on in this image?", "The image contains {prompt}"
@@ -54,13 +54,11 @@ class vlm_alignment:
         encoder: str = "microsoft/deberta-xlarge-mnli",
         layer: int | None = None,
         strict: bool = False,
-        jpeg_quality: int | None = 80,
-        batch_size: int = 8,
+        jpeg_quality: JpegQuality | None = 80,
+        batch_size: PositiveInt = 8,
     ) -> None:
         self.question = wording(question, pretrained, QUESTION, EMBEDDED_QUESTION)
         self.target = wording(target, encoder, TARGET, EMBEDDED_TARGET)
-        check("vlm_alignment.batch_size", batch_size)
-        check_jpeg("vlm_alignment.jpeg_quality", jpeg_quality)
         self.jpeg_quality, self.batch_size = jpeg_quality, batch_size
         self.vlm = VLM(pretrained, "vlm_alignment.pretrained", device, dtype)
         self.score = None if strict else BertScore(encoder, layer, "vlm_alignment.encoder", device)

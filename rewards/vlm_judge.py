@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddpo.images import to_pil
+from ddpo.plugins.ranges import JpegQuality, NonNegativeFloat, NonNegativeInt, PositiveInt, Seconds
 from ddpo.rewards import UserError
 
 from . import _judging
 from ._jpeg import jpegs
-from ._options import check, check_jpeg, check_server
 from ._server import Server
 
 log = logging.getLogger("ddpo")
@@ -52,20 +52,16 @@ class vlm_judge:
         base_url: str = "http://localhost:8000/v1",
         model: str = "Qwen/Qwen3-VL-2B-Instruct",
         api_key_variable: str = "",
-        concurrency: int = 8,
-        timeout_s: float = 60.0,
-        retries: int = 3,
-        backoff_s: float = 1.0,
-        jpeg_quality: int | None = None,
+        concurrency: PositiveInt = 8,
+        timeout_s: Seconds = 60.0,
+        retries: NonNegativeInt = 3,
+        backoff_s: NonNegativeFloat = 1.0,
+        jpeg_quality: JpegQuality | None = None,
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise UserError(f"vlm_judge.base_url: {base_url!r} is no address; write http://HOST:PORT/v1")
         if not low < high:
             raise UserError(f"vlm_judge.low: {low:g} is not below high, {high:g}")
-        check("vlm_judge.concurrency", concurrency)
-        check_server("vlm_judge", timeout_s, retries)
-        check("vlm_judge.backoff_s", backoff_s, 0)
-        check_jpeg("vlm_judge.jpeg_quality", jpeg_quality)
         key = os.environ.get(api_key_variable, "") if api_key_variable else ""
         if api_key_variable and not key:
             raise UserError(f"vlm_judge.api_key_variable: {api_key_variable} is not set in the environment")

@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddpo.plugins.ranges import PositiveInt
+
+from ._chunks import cut
 from ._judging import YES_NO
-from ._options import check, cut
 from ._vlm import VLM, wording
 
 EMBEDDED = "Does this figure show '{prompt}'?"
@@ -37,10 +39,9 @@ class vqa_score:
         dtype: torch.dtype,
         pretrained: str = "Qwen/Qwen3-VL-2B-Instruct",
         question: str | None = None,
-        batch_size: int = 8,
+        batch_size: PositiveInt = 8,
     ) -> None:
         self.question = wording(question, pretrained, YES_NO, EMBEDDED)
-        check("vqa_score.batch_size", batch_size)
         self.batch_size = batch_size
         self.vlm = VLM(pretrained, "vqa_score.pretrained", device, dtype)
         self.yes, self.no = self.vlm.words(*YES), self.vlm.words(*NO)

@@ -46,7 +46,7 @@ HEIGHT = {part: -depth for depth, (_, parts) in enumerate(FLOORS) for part in pa
 MAY_PRINT = {"__main__", "train", "evaluate", "commands"}
 
 PLUGINS = {
-    "rewards": {"ddpo.rewards", "ddpo.images"},
+    "rewards": {"ddpo.rewards", "ddpo.images", "ddpo.plugins.ranges"},
     "prompts": {"ddpo.prompts"},
 }
 """The folders at the top whose files are modules of ddpo, and the modules that these may import."""

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from ddpo import config, train
-from ddpo.config import schema
 from ddpo.records import tracking
 
 PAGE = Path(__file__).parent.parent / "docs" / "migration.md"
@@ -45,7 +44,7 @@ def test_every_option_of_theirs_is_there_once() -> None:
 
 def test_every_option_of_ours_exists() -> None:
     values = {"advantage": {"name": "per_prompt"}, "rewards": [{"name": "jpeg_compressibility"}]}
-    ours = schema.flat(config.load(values))
+    ours = config.flat(config.load(values))
     known = {place for place, _ in tracking.leaves(ours)} | set(ours) | {"trainer.betas"}
     known |= {"prompts.path", "log.trackers", *(flag.split()[0] for flag in train.FLAGS)}
     named = {name for row in ROWS for name in row[2]}

@@ -13,27 +13,26 @@ from functools import cache, partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import helpers
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from option_cases import Flags, places, world
 from PIL import Image
 
 from ddpo import advantages, config, plugins, train
 from ddpo.advantages import Advantage
 from ddpo.commands import plan
-from ddpo.config import Config, schema
+from ddpo.config import Config
 from ddpo.errors import UserError
 from ddpo.evaluation import matched
 from ddpo.evaluation.matched import Shot
 from ddpo.planning import plan as planning
-from ddpo.plugins.ranges import ranges
 from ddpo.runs import build
 from ddpo.runs import folder as run_folder
 from ddpo.runs import session as finetuning
-from ddpo.samplers import SAMPLERS
 from ddpo.training.credit import Mixture
 from ddpo.training.trainer import Trainer
 
@@ -52,7 +51,7 @@ TRAIN: dict[str, Flags | tuple[Flags, Flags]] = {
     "model.gradient_checkpointing": ["true"],
     "lora.rank": ["2"], "lora.alpha": ["8"], "lora.target_modules": ["[to_q]"], "lora.text_encoder": ["true"],
     "sampler.name": ["ddpm"], "sampler.num_steps": ["2"], "sampler.guidance_scale": ["3"],
-    "sampler.batch_size": ["4"], "sampler.eta": ["0.5"],
+    "sampler.batch_size": ["4"], "sampler.eta": ["0.5"], "sampler.negative_prompt": ["a blurry picture"],
     "prompts.name": ["activities"], "prompts.path": ["words.txt"], "prompts.dataset": ["data"],
     "prompts.split": (["--prompts.dataset", "data"], ["--prompts.split", "test"]),
     "prompts.column": (["--prompts.dataset", "data"], ["--prompts.column", "text"]),
@@ -180,7 +179,7 @@ def facts(run: finetuning.Session) -> str:
         model.unet.is_gradient_checkpointing, sorted(model.parameters()),
         [(name, weight.double().sum().item(), weight.shape) for name, weight in weights.items()],
         [(f.name, getattr(trainer.sampler.steps, f.name)) for f in fields(trainer.sampler.steps)],
-        trainer.sampler.guidance_scale, trainer.sampler.batch_size,
+        trainer.sampler.guidance_scale, trainer.sampler.batch_size, trainer.sampler.negative_prompt,
         trainer.prompts.name, trainer.prompts.hash, [each.name for each in run.sets],
         [(r.name, r.weight, r.version, r.min, r.max, worth(r)) for r in run.judges],
         trainer.scorer.timeout_s, trainer.scorer.group_size, type(trainer.scorer).__name__,
@@ -246,7 +245,7 @@ NAMED = [
     (section, name)
     for section, names in {
         "objective": plugins.names("objectives"),
-        "sampler": [*SAMPLERS],
+        "sampler": plugins.names("samplers"),
         "advantage": plugins.names("advantages"),
     }.items()
     for name in names
@@ -259,24 +258,16 @@ def test_the_options_of_what_is_named_arrive(section: str, name: str, folder: Pa
     argv = helpers.smoke(Path("new"), f"--{section}.name", name)
     plain, *_ = train.arguments(argv)
     for option, value in getattr(plain, section).options.items():
-        (group,) = [
-            g for g in config.resolve(schema.normal(Config, schema.flat(plain)))[1] if g.place == section
-        ]
-        hint = group.options[option].hint
-        other = next(str(v).lower() for v in candidates(hint) if v != value)
+        node = config.options(plain)[f"{section}.{option}"].node
+        other = next(str(v).lower() for v in candidates(node) if v != value)
         settings, *_ = train.arguments([*argv, f"--{section}.{option}", other])
         assert made(section, settings) != made(section, plain), f"{section}.{option} of {name}"
 
 
-def candidates(hint: Any) -> list[Any]:
-    """Two values of a type, within its ranges."""
-    kinds = {hint, *get_args(hint)} | {kind for each in get_args(hint) for kind in get_args(each)}
-    if literals := [kind for kind in kinds if isinstance(kind, str)]:
-        return literals
-    if bool in kinds:
-        return [True, False]
-    numbers = [2, 3] if int in kinds else [0.75, 0.5, 2.0, 3.0]
-    return [value for value in numbers if all(limit.holds(value) for limit in ranges(hint))]
+def candidates(node: dict[str, Any]) -> list[Any]:
+    """Two values that an option may have, by its JSON Schema."""
+    values = [*node.get("enum", ()), True, False, 0.75, 0.5, 2, 3, 2.5, 3.5]
+    return [value for value in values if Draft202012Validator(node).is_valid(value)]
 
 
 def made(section: str, settings: Config) -> str:

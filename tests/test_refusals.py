@@ -127,7 +127,7 @@ def test_adapters_ask_no_other_library_for_leave(
     for library in (transformers.integrations.peft, diffusers.loaders.peft):
         monkeypatch.setattr(library, "check_peft_version", lambda **_: picky.too_old())
     policy = helpers.policy(train_text_encoder=True, moved=0.1)
-    with policy.reference():
-        policy.prepare(["a fox"])
+    with policy.weights("base"):
+        policy.condition(helpers.as_prompts(["a fox"]))
     policy.save(tmp_path)
     helpers.policy(loras=[str(tmp_path)])

@@ -96,7 +96,7 @@ def compare(session: Session, task: str, name: str) -> dict[str, dict[str, float
     """Of every judge: means before and after at the same seeds, two pictures a prompt, and the difference."""
     asked = (session.trainer.policy, session.trainer.sampler, prompts.load(name), 2, session.judges)
     if (task, name) not in BASE:
-        with session.trainer.policy.reference():
+        with session.trainer.policy.weights("base"):
             BASE[task, name] = matched.all_shots(*asked)
     tuned, found = matched.all_shots(*asked), {}
     for judge in session.judges:

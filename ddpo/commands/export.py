@@ -12,9 +12,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run_dir", help="folder of a run")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
     parser.add_argument(
-        "--format", choices=["diffusers", "kohya", "merged"], required=True,
+        "--format", required=True, metavar="diffusers|kohya|merged",
         help="diffusers: a LoRA for load_lora_weights; kohya: a LoRA for A1111, Forge and ComfyUI; "
-        "merged: the whole pipeline for from_pretrained",
+        "merged: the whole pipeline for from_pretrained; a model of a plugin may have others",
     )  # fmt: skip
     parser.add_argument(
         "--checkpoint", default="tuned", help="000020, best or last; default: tuned, the last"
@@ -25,8 +25,8 @@ def main(argv: list[str]) -> None:
 
     check(arguments.to)
     run = Run(arguments.run_dir, dtype="fp32")
-    run.use(arguments.checkpoint)
-    print(export(run, arguments.format, arguments.to))
+    with run.policy.weights(run.remember(arguments.checkpoint)):
+        print(export(run, arguments.format, arguments.to))
     print(f"saved {arguments.to}")
 
 

@@ -10,10 +10,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 from ddpo.errors import DISK_FULL, Stopped, Told, UserError, refusal
-from ddpo.plugins.ranges import ranges
 
 # Threads of one computation wait for each other asleep, not spinning: on cores that other programs use, too,
 # two that spin take turns for nothing. It counts from when torch is imported, which is later than here.
@@ -30,21 +29,21 @@ class Parser(argparse.ArgumentParser):
 
     def add_number(self, flag: str, hint: Any, *, help: str = "", **more: Any) -> None:
         """An argument that is a number of one of the types of `ranges`, whose words --help repeats."""
-        kind, limits = get_args(hint)[0], list(ranges(hint))
+        from pydantic import TypeAdapter, ValidationError  # here: most commands need no number
+
+        from ddpo.config import words
+
+        adapter: TypeAdapter[Any] = TypeAdapter(hint)
+        schema = adapter.json_schema()
 
         def number(text: str) -> Any:
             try:
-                value = kind(text)
-            except ValueError as error:
-                wanted = "a whole number" if kind is int else "a number"
-                raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r:.60}") from error
-            for limit in limits:
-                if not limit.holds(value):
-                    raise argparse.ArgumentTypeError(f"must be {limit.words}, got {value}")
-            return value
+                return adapter.validate_strings(text)
+            except ValidationError as error:
+                raise argparse.ArgumentTypeError(words.line(error, schema)) from error
 
-        words = "; ".join([*filter(None, [help]), *(limit.words for limit in limits)])
-        self.add_argument(flag, type=number, help=words, **more)
+        said = "; ".join(filter(None, [help, words.bounds(schema, schema)]))
+        self.add_argument(flag, type=number, help=said, **more)
 
 
 def mapping(text: str) -> dict[str, Any]:

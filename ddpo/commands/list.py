@@ -1,4 +1,4 @@
-"""List what there is, one line each: `ddpo list rewards`, objectives, models, advantages, configs, ..."""
+"""List what there is, one line each: `ddpo list rewards`, objectives, models, samplers, configs, ..."""
 
 import sys
 

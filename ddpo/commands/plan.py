@@ -162,6 +162,7 @@ def memory(parts: dict[str, int], cpu_parts: dict[str, int], interpreter: float)
     yield "largest calls", largest
     yield "peak on a GPU", f"{size(parts['peak'])} allocated; the driver and torch's cache take more"
     cpu = needs.on_cpu(cpu_parts, interpreter)
+    yield "embeddings", f"{size(parts['embeddings'])} of prompts, kept in the main memory"
     yield "peak on a CPU", f"{size(cpu)}, of which Python and its libraries {size(interpreter)}"
     yield "not counted", "the models of the rewards"
 

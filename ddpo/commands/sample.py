@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     from ddpo.runs.finished import Run
 
     run = Run(arguments.run_dir)
-    run.use(arguments.checkpoint)  # a mistake in it should not come after the base model's pictures
+    run.remember(arguments.checkpoint)  # a mistake in it should not come after the base model's pictures
     seeds = range(arguments.seed, arguments.seed + arguments.count)
     rows = [(prompt, column) for prompt in arguments.prompt for column in ("base", arguments.checkpoint)]
     cells = [run.sample([prompt] * len(seeds), list(seeds), column) for prompt, column in rows]

@@ -16,6 +16,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--metadata", type=frame.mapping, default={}, help="a prompt file's fields as JSON")
     arguments = parser.parse_args(argv)
     wanted, dtype = single_reward.wanted(arguments.reward, arguments)
+    import torch
     from PIL import Image
 
     from ddpo import rewards
@@ -41,7 +42,9 @@ def main(argv: list[str]) -> None:
             sizes = ", ".join(f"{f} {p.width}x{p.height}" for f, p in zip(files, pictures, strict=True))
             raise UserError(f"{reward.name} compares the images, which must be of one size: {sizes}")
         asked = [arguments.prompt] * len(files), [arguments.metadata] * len(files)
-        for value, file in zip(reward(from_pil(pictures).to(device), *asked).tolist(), files, strict=True):
+        with torch.no_grad():
+            values = reward(from_pil(pictures).to(device), *asked).tolist()
+        for value, file in zip(values, files, strict=True):
             print(f"{value:.6g}\t{file}", flush=True)
 
 

@@ -1,7 +1,8 @@
 """What can be set, and how it is read: `Config` and its sections, `parse`, `load` and `dump`."""
 
-from ddpo.config.reading import REWARDS, changed, dump, in_precision, load, of_run, parse, resolve
+from ddpo.config.reading import changed, dump, flat, in_precision, load, of_run, options, parse, read, resolve
 from ddpo.config.sections import (
+    REWARDS,
     Advantage,
     Checkpoint,
     Config,
@@ -19,6 +20,6 @@ from ddpo.config.sections import (
 
 __all__ = [
     "REWARDS", "Advantage", "Checkpoint", "Config", "Ema", "Evaluation", "Log", "Lora", "Model", "Objective",
-    "Prompts", "Reward", "Sampler", "Trainer", "changed", "dump", "in_precision", "load", "of_run", "parse",
-    "resolve",
+    "Prompts", "Reward", "Sampler", "Trainer", "changed", "dump",
+    "flat", "in_precision", "load", "of_run", "options", "parse", "read", "resolve",
 ]  # fmt: skip

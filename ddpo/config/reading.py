@@ -5,26 +5,19 @@ A section with a `name` takes, flat beside its own fields, the keyword-only para
 `parse` and `load`, which fill in every default; importing this module is cheap.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ValidationError
 
 from ddpo import plugins
-from ddpo.config import schema, yaml_text
-from ddpo.config.sections import Config
-from ddpo.errors import UserError, nearest
-from ddpo.plugins import python_objects
+from ddpo.config import flags as command_line
+from ddpo.config import help, named, words, yaml_text
+from ddpo.config.sections import Config, is_named
+from ddpo.errors import UserError
 
 PROMPT_SOURCES = {"name", "path", "dataset"}
-REWARDS = ("rewards", "eval_rewards")
-KINDS = {
-    "model": "models",
-    "objective": "objectives",
-    "advantage": "advantages",
-    "rewards": "rewards",
-    "eval_rewards": "rewards",
-}
 
 
 def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[str] = ()) -> Config:
@@ -34,19 +27,19 @@ def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[s
     the caller has taken the flags out of `argv`. Raises UserError with the place, the value and the nearest
     valid one.
     """
-    source, changes, wants_help = schema.arguments(Config, argv, flags)
+    source, changes, wants_help = command_line.arguments(argv, flags)
     if source is None and not wants_help:
         names = ", ".join(plugins.names("configs"))
         raise UserError(f"--config: needs a YAML file, or the name of a bundled one: {names}")
-    values = schema.normal(Config, schema.read(_file(source)) if source else {})
-    named = {source for source in PROMPT_SOURCES if f"prompts.{source}" in changes}
-    if named and isinstance(values.get("prompts"), dict):  # it takes the place of the file's
-        values["prompts"] = {k: v for k, v in values["prompts"].items() if k not in PROMPT_SOURCES - named}
-    schema.change(Config, values, changes)
-    config, groups = resolve(values)
+    values = read(_file(source)) if source else {}
+    chosen = {source for source in PROMPT_SOURCES if f"prompts.{source}" in changes}
+    if chosen and isinstance(values.get("prompts"), dict):  # it takes the place of the file's
+        values["prompts"] = {k: v for k, v in values["prompts"].items() if k not in PROMPT_SOURCES - chosen}
+    command_line.change(values, changes)
+    config = resolve(values)
     if wants_help:
         usage = f"{command} --config FILE_OR_NAME [--section.key value ...]"
-        schema.print_help(groups, " ".join([usage, *(f"[{flag}]" for flag in flags)]))
+        help.print_help(options(config), " ".join([usage, *(f"[{flag}]" for flag in flags)]))
         raise SystemExit(0)
     return config
 
@@ -56,25 +49,51 @@ def load(source: str | Path | Mapping[str, Any] | Config) -> Config:
 
     Every option is resolved: the named things' defaults are filled in. Raises UserError as `parse` does.
     """
-    if isinstance(source, str | Path):
-        given = schema.read(_file(source))
-    else:
-        given = schema.flat(source)
-        for section in REWARDS:
-            for entry in given[section] if isinstance(given.get(section), list) else ():
-                if isinstance(entry, dict) and callable(entry.get("name")):
-                    entry["name"] = python_objects.Given(entry["name"])
-    return resolve(schema.normal(Config, given))[0]
+    return resolve(read(_file(source)) if isinstance(source, str | Path) else flat(source))
 
 
-def resolve(values: dict[str, Any]) -> tuple[Config, list[schema.Group]]:
-    """The configuration of nested values, as `schema.normal` gives them, and all that can be set in it."""
+def read(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError with the line of what is no YAML."""
+    values = yaml_text.read(str(file), plugins.text_of(file)) or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected options, as {{key: value}}, got {values!r}")
+    return {str(key): value for key, value in values.items()}
+
+
+def resolve(values: dict[str, Any]) -> Config:
+    """The configuration of nested YAML values."""
     prompts = values.get("prompts")
-    given = [key for key in sorted(PROMPT_SOURCES) if isinstance(prompts, dict) and prompts.get(key)]
-    if len(given) > 1:
-        raise UserError(f"prompts: {' and '.join(given)} are given; keep one, which the others would hide")
+    sources = [key for key in sorted(PROMPT_SOURCES) if isinstance(prompts, dict) and prompts.get(key)]
+    if len(sources) > 1:
+        raise UserError(f"prompts: {' and '.join(sources)} are given; keep one, which the others would hide")
     _add_plugins(values)
-    return schema.resolve(Config, values, _find)
+    model = named.model(values)
+    try:
+        valid = model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(words.line(error, words.schema_of(model))) from error
+    made = {name: _section(Config.model_fields[name].annotation, value) for name, value in valid}
+    return Config.model_construct(**made)
+
+
+def options(config: Config) -> dict[str, help.Option]:
+    """All that can be set in a resolved configuration, those of what it names too, by dotted name."""
+    values = flat(config)
+    return help.options(words.schema_of(named.model(values)), values)
+
+
+def _section(hint: Any, value: Any) -> Any:
+    """What was read with the options of the named thing, as the section of `Config`."""
+    if isinstance(value, tuple):
+        return [_section(get_args(hint)[0], each) for each in value]
+    if not is_named(hint) or isinstance(value, hint):
+        return value
+    own: dict[str, Any] = {key: inner for key, inner in value if key in hint.model_fields}
+    if "params" in own:
+        own["params"] = dict(own["params"])
+    else:
+        own["options"] = {key: inner for key, inner in value if key not in own}
+    return hint.model_construct(None, **own)
 
 
 def of_run(run_dir: str | Path) -> Path:
@@ -87,18 +106,28 @@ def of_run(run_dir: str | Path) -> Path:
 
 
 def dump(config: Config) -> str:
-    """The configuration as YAML, every option resolved: `load` of it equals `load(config)`."""
-    return yaml_text.write(schema.flat(load(config)))
+    """The configuration as YAML: `load` of it equals `load(config)`."""
+    return yaml_text.write(flat(config))
+
+
+def flat(value: Any) -> Any:
+    """A configuration as nested dicts and lists of plain values, in the shape of its YAML file."""
+    if isinstance(value, BaseModel):
+        own = {key: flat(inner) for key, inner in value if key != "options"}
+        return own | flat(getattr(value, "options", {}))
+    if isinstance(value, Mapping):
+        return {key: flat(inner) for key, inner in value.items()}
+    return [flat(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def in_precision(config: Config, dtype: Literal["auto", "fp32", "bf16", "fp16"]) -> Config:
     """The same with another `model.dtype`."""
-    return replace(config, model=replace(config.model, dtype=dtype))
+    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
 
 
 def changed(old: Config, new: Config) -> list[str]:
     """The dotted names whose values differ, as `trainer.lr`; a list of rewards counts as one."""
-    return list(_differences("", schema.flat(old), schema.flat(new)))
+    return list(_differences("", flat(old), flat(new)))
 
 
 def _differences(place: str, old: Any, new: Any) -> Iterator[str]:
@@ -116,37 +145,16 @@ def _file(source: str | Path) -> Path:
         if not path.is_file():
             raise UserError(f"--config: {source}: no such file")
         return path
-    return Path(str(_load("configs", str(source), "--config: ")))
-
-
-def _load(kind: str, name: str, place: str = "") -> object:
     try:
-        return plugins.load(kind, name)
+        return Path(str(named.load("configs", str(source))))
     except UserError as error:
-        raise UserError(place + str(error).removeprefix(f"{kind}: ")) from error
+        raise UserError(f"--config: {error}") from error
 
 
 def _add_plugins(values: Mapping[str, Any]) -> None:
     """Before any name is looked up."""
     folders = values.get("plugins", [])
-    folders = yaml_text.read("--plugins", folders) if isinstance(folders, str) else folders
     if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
         raise UserError(f"plugins: expected a list of folders, as [a, b], got {folders!r}")
     for folder in folders:
         plugins.add_folder(folder)
-
-
-def _find(section: str, name: str) -> Callable[..., object] | None:
-    """What `name` names in this section; its keyword-only parameters are the section's open options.
-
-    None for a reward that another process was given from Python: a run of it can still be read.
-    """
-    if section in REWARDS and name.startswith(python_objects.MARK) and python_objects.find(name) is None:
-        return None
-    if section in KINDS:
-        return cast(Callable[..., object], _load(KINDS[section], name))
-    from ddpo.samplers import SAMPLERS  # torch comes with it, and `import ddpo.config` must not bring it
-
-    if name not in SAMPLERS:
-        raise UserError(f"nothing is called {name!r}{nearest(name, SAMPLERS)}")
-    return SAMPLERS[name]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ddpo.evaluation import stats
@@ -33,6 +34,7 @@ class Shot:
     scores: dict[str, float]
 
 
+@torch.no_grad()
 def shoot(
     policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seeds: Sequence[int],
     rewards: Sequence[Reward], per_prompt: int = 1, timeout_s: float | None = None,
@@ -45,8 +47,8 @@ def shoot(
     keys = [(Purpose.EVALUATION, seed) for seed in seeds]
     scorer, images = Scorer(rewards, timeout_s=timeout_s, group_size=per_prompt), list[Image.Image]()
     scores: dict[str, list[float]] = {name: [] for name in [reward.name for reward in rewards] + [*GUARDS]}
-    for part in sample(policy, sampler, [prompt.text for prompt in prompts], keys):
-        scorer.submit(part.images, part.prompts, [prompts[i].metadata for i in part.samples])
+    for part in sample(policy, sampler, prompts, keys):
+        scorer.submit(part.images, [p.text for p in part.prompts], [p.metadata for p in part.prompts])
         images += to_pil(part.images)
         for name, guard in GUARDS.items():
             scores[name] += guard(part.images).tolist()

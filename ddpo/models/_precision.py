@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from ddpo.models import Policy
+from ddpo.prompts import Prompt
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -53,6 +54,7 @@ def timed(policies: Sequence[Policy]) -> list[float]:
 def _pass(policy: Policy) -> None:
     latents = torch.zeros(ROWS, *policy.latent_shape, device=policy.device)
     timesteps = torch.zeros(ROWS, dtype=torch.long, device=policy.device)
-    policy.predict(latents, timesteps, [""] * ROWS, 1.0).sum().backward()
+    condition = policy.condition([Prompt("")] * ROWS)
+    policy.predict(latents, timesteps, condition, 1.0).sum().backward()
     for parameter in policy.parameters().values():
         parameter.grad = None

@@ -4,21 +4,24 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
+from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float, Int
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from ddpo.errors import UserError
-from ddpo.models import DTYPES, _adapters
+from ddpo.errors import UserError, nearest
+from ddpo.models import DTYPES, Trial, _adapters, _exports
+from ddpo.models._conditions import EmbeddingCache, TextCondition
 from ddpo.models._outline import outline
-from ddpo.models._pipelines import check_targets, load, merge_lora, no_pipeline, old_spelling, place_of
+from ddpo.models._pipelines import check_targets, load, merge_lora, no_pipeline, place_of
+from ddpo.models._snapshots import Snapshots, swapped
+from ddpo.prompts import Prompt
 from ddpo.samplers import NoiseSchedule
+from ddpo.samplers._diffusers import variance_preserving
 
 FEW_TOKENS = 1024
 """Up to here plain attention is quicker in half precision on a CPU; the fused one is elsewhere."""
@@ -37,6 +40,8 @@ class StableDiffusion:
     lora        None trains the whole UNet
     """
 
+    export_formats = ("diffusers", "kohya", "merged")
+
     def __init__(
         self,
         pretrained: str | StableDiffusionPipeline = "emoji",
@@ -48,7 +53,7 @@ class StableDiffusion:
         gradient_checkpointing: bool = False,
     ) -> None:
         self.device, self.dtype = torch.device(device), DTYPES[dtype]
-        self.half_precision = dtype != "fp32"
+        self.half_precision, self.loras = dtype != "fp32", tuple(loras)
         pipeline = load(pretrained, self.dtype) if isinstance(pretrained, str) else pretrained.to(self.dtype)
         for file in loras:
             merge_lora(pipeline, file)
@@ -58,19 +63,20 @@ class StableDiffusion:
         size = self.unet.config.sample_size
         self.latent_shape = (self.unet.config.in_channels, size, size)
         self.image_size = size * 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self.num_timesteps = pipeline.scheduler.config.num_train_timesteps
-        self._embeds: dict[str, Float[Tensor, "L D"]] = {}
-        for module in (self.unet, self.vae, self.text_encoder):
+        self.modules: Sequence[nn.Module] = (self.unet, self.text_encoder, self.vae)
+        self.snapshots: Snapshots = {}
+        self._cache = EmbeddingCache(self._encode)
+        self._warned: set[str] = set()
+        for module in self.modules:
             module.requires_grad_(False).eval()
         if self.half_precision and self.device.type == "cpu" and size**2 <= FEW_TOKENS:
             self.unet.set_attn_processor(AttnProcessor())
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        self._frozen: list[Tensor] | None = None
         self._adapted: dict[str, Any] = {}  # the modules that carry an adapter
         if lora is None:
             self.unet.float().requires_grad_(True)
-            self._frozen = [parameter.detach().clone() for parameter in self.unet.parameters()]
+            self.snapshots["base"] = {k: v.detach().clone() for k, v in self.parameters().items()}
         else:
             check_targets(self.unet, lora.target_modules)
             if lora.target_modules:
@@ -88,7 +94,6 @@ class StableDiffusion:
                 module.eval()  # an adapter is added in training mode, its dropout alive
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
-        self.prepare([""])
 
     @staticmethod
     def outline(pretrained: str, dtype: str, whole: bool) -> StableDiffusionPipeline | None:
@@ -106,66 +111,50 @@ class StableDiffusion:
             if parameter.requires_grad
         }
 
-    def schedule(self, num_steps: int, sampler: str) -> NoiseSchedule:
-        """As diffusers' own schedulers visit them. Raises UserError where the scheduler clips predictions."""
-        config = self.pipeline.scheduler.config
-        if config.get("clip_sample", False) or config.get("thresholding", False):
-            raise UserError(
-                "model.pretrained: its scheduler clips predicted images, so that a step is no longer the "
-                "Gaussian whose log-probability is trained on; "
-                "set clip_sample and thresholding to false in its scheduler_config"
-            )
-        total = config.num_train_timesteps
-        if not 1 <= num_steps <= total:
-            raise UserError(f"sampler.num_steps: {num_steps} is not between 1 and the model's {total}")
-        scheduler = cast(DDIMScheduler, DDIMScheduler.from_config(config, clip_sample=False))
-        scheduler.set_timesteps(num_steps)
-        timesteps, alphas = scheduler.timesteps.long(), scheduler.alphas_cumprod.double()
-        # ddpm visits its own timesteps and ends at the data; ddim steps evenly, to its final alpha
-        if sampler == "ddpm":
-            following, final = torch.cat([timesteps[1:], torch.tensor([-1])]), alphas.new_ones(())
-        else:
-            following, final = timesteps - total // num_steps, scheduler.final_alpha_cumprod.double()
-        alpha_next = torch.where(following >= 0, alphas[following.clamp(min=0)], final)
-        return NoiseSchedule(timesteps, alphas[timesteps], alpha_next, config.prediction_type)
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return variance_preserving(self.pipeline.scheduler.config)
 
-    def prepare(self, prompts: Sequence[str]) -> None:
-        new = [text for text in dict.fromkeys(prompts) if text not in self._embeds]
+    def condition(self, prompts: Sequence[Prompt], negative_prompt: str | None = None) -> TextCondition:
+        """Each distinct text is encoded once; the cache keeps what a frozen text encoder says of it."""
+        texts = [prompt.text for prompt in prompts]
+        first = [] if negative_prompt is None else [negative_prompt]
+        distinct = list(dict.fromkeys([*first, *texts]))
+        self._warn_of_long(distinct)
+        encoded = self._encode(distinct) if self.train_text_encoder else self._cache(distinct).to(self.device)
+        return TextCondition(
+            encoded[[distinct.index(text) for text in texts]],
+            None if negative_prompt is None else encoded[:1],
+        )
+
+    def _warn_of_long(self, texts: Sequence[str]) -> None:
         limit = self.pipeline.tokenizer.model_max_length
-        for text in new:
+        for text in set(texts) - self._warned:
             length = len(self.pipeline.tokenizer(text).input_ids)
             if length > limit:
                 log.warning("prompt of %d tokens is cut to the model's %d: %.80s", length, limit, text)
-        with torch.no_grad():
-            for i in range(0, len(new), 64):
-                self._embeds.update(zip(new[i : i + 64], self._encode(new[i : i + 64]), strict=True))
+        self._warned.update(texts)
 
-    def _encode(self, prompts: Sequence[str]) -> Float[Tensor, "N L D"]:
+    def _encode(self, texts: Sequence[str]) -> Float[Tensor, "N L D"]:
         tokens = self.pipeline.tokenizer(
-            list(prompts), padding="max_length", truncation=True,
+            list(texts), padding="max_length", truncation=True,
             max_length=self.pipeline.tokenizer.model_max_length, return_tensors="pt",
         )  # fmt: skip
         with self._autocast():
             return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
 
-    def _condition(self, prompts: Sequence[str]) -> Float[Tensor, "N L D"]:
-        """Prompt embeddings: from the table, or, where the text encoder is trained, through it."""
-        if not self.train_text_encoder:
-            return torch.stack([self._embeds[text] for text in prompts])
-        distinct = list(dict.fromkeys(prompts))
-        return self._encode(distinct)[[distinct.index(text) for text in prompts]]
-
     def predict(
         self,
         latents: Float[Tensor, "N C H W"],
         timesteps: Int[Tensor, " N"],
-        prompts: Sequence[str],
+        condition: TextCondition,
         guidance_scale: float,
     ) -> Float[Tensor, "N C H W"]:
         """epsilon(x, "") + guidance_scale * (epsilon(x, c) - epsilon(x, "")): both halves in one call."""
         if guidance_scale == 1.0:
-            return self._unet(latents, timesteps, self._condition(prompts))
-        embeds = self._condition([*[""] * len(prompts), *prompts])
+            return self._unet(latents, timesteps, condition.embeds)
+        assert condition.negative is not None
+        embeds = torch.cat([condition.negative.expand_as(condition.embeds), condition.embeds])
         both = self._unet(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), embeds)
         unconditional, conditional = both.chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)
@@ -174,23 +163,13 @@ class StableDiffusion:
         with self._autocast():
             return self.unet(latents.to(self.dtype), timesteps, embeds, return_dict=False)[0].float()
 
-    def noised(
-        self, latents: Float[Tensor, "N C H W"], noise: Float[Tensor, "N C H W"], timesteps: Int[Tensor, " N"]
-    ) -> tuple[Float[Tensor, "N C H W"], Float[Tensor, "N C H W"]]:
-        scheduler = cast(DDIMScheduler, DDIMScheduler.from_config(self.pipeline.scheduler.config))
-        index = cast(torch.IntTensor, timesteps)  # the type that diffusers' stubs ask for
-        velocity = scheduler.get_velocity(latents, noise, index)
-        targets = {"epsilon": noise, "v_prediction": velocity, "sample": latents}
-        target = targets[self.pipeline.scheduler.config["prediction_type"]]
-        return scheduler.add_noise(latents, noise, index), target
-
     def encode(self, images: Float[Tensor, "N 3 height width"]) -> Float[Tensor, "N C H W"]:
-        with torch.no_grad(), self._autocast():
+        with self._autocast():
             posterior = self.vae.encode((2 * images - 1).to(self.dtype)).latent_dist
         return posterior.mode().float() * self.vae.config.scaling_factor
 
     def decode(self, latents: Float[Tensor, "N C H W"]) -> Float[Tensor, "N 3 height width"]:
-        with torch.no_grad(), self._autocast():
+        with self._autocast():
             scaled = latents.to(self.dtype) / self.vae.config.scaling_factor
             images = self.vae.decode(scaled, return_dict=False)[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
@@ -200,59 +179,58 @@ class StableDiffusion:
         return torch.autocast(self.device.type, self.dtype, enabled=self.half_precision)
 
     @contextmanager
-    def reference(self) -> Iterator[None]:
-        """The adapter switched off; after full fine-tuning, the weights from before it."""
-        if self._frozen is not None:
-            trained = [parameter.data for parameter in self.unet.parameters()]
-            for parameter, frozen in zip(self.unet.parameters(), self._frozen, strict=True):
-                parameter.data = frozen
+    def weights(self, name: str) -> Iterator[None]:
+        """The base of an adapter is the adapter switched off; everything else is a snapshot."""
+        if name == "present":
+            yield
+        elif name == "base" and self._adapted:
+            for module in self._adapted.values():
+                _adapters.switch(module, on=False)
             try:
                 yield
             finally:
-                for parameter, data in zip(self.unet.parameters(), trained, strict=True):
-                    parameter.data = data
-            return
-        for module in self._adapted.values():
-            _adapters.switch(module, on=False)
-        try:
-            yield
-        finally:
-            for module in self._adapted.values():
-                _adapters.switch(module, on=True)
-
-    @property
-    def trains_whole_unet(self) -> bool:
-        return self._frozen is not None
-
-    def lora_weights(self) -> dict[str, dict[str, Tensor]]:
-        """`unet` and, where it is trained, `text_encoder`: LoRA weights in peft's names, their scale in them.
-
-        lora_B is multiplied by alpha / rank, so that a reader who knows of no alpha is right, too.
-        """
-        found = {}
-        for kind, module in self._adapted.items():
-            adapter = module.peft_config[_adapters.NAME]
-            found[kind] = {
-                name if kind == "unet" else old_spelling(name): value.detach()
-                * (adapter.lora_alpha / adapter.r if "lora_B" in name else 1.0)
-                for name, value in get_peft_model_state_dict(module).items()
-            }
-        return found
+                for module in self._adapted.values():
+                    _adapters.switch(module, on=True)
+        else:
+            with swapped(self.parameters(), self.snapshots, name):
+                yield
 
     def save(self, folder: Path) -> None:
         """pytorch_lora_weights.safetensors with its metadata, or the whole UNet."""
-        if self.trains_whole_unet:
+        if self._adapted:
+            _exports.save_lora(self._adapted, folder)
+        else:
             self.unet.save_pretrained(folder / "unet")
-            return
-        weights = self.lora_weights()
-        metadata = {}
-        for kind, module in self._adapted.items():
-            adapter = module.peft_config[_adapters.NAME].to_dict()
-            adapter["lora_alpha"] = adapter["r"]  # the scale is in the weights
-            adapter["target_modules"] = sorted(adapter["target_modules"])  # a set has an order a process
-            metadata[f"{kind}_lora_adapter_metadata"] = adapter
-        layers = {f"{kind}_lora_layers": layer for kind, layer in weights.items()}
-        StableDiffusionPipeline.save_lora_weights(folder, **layers, **metadata)
+
+    def check_format(self, file_format: str) -> None:
+        if file_format not in self.export_formats:
+            known = f"Stable Diffusion is exported as {', '.join(self.export_formats)}"
+            raise UserError(f"--format: {file_format!r}: {known}{nearest(file_format, self.export_formats)}")
+        why = ""
+        if not self._adapted:
+            why = "this run (lora: null) trained the whole UNet"
+        elif self.loras:
+            why = f"it would lack the LoRAs under it, model.loras: {', '.join(self.loras)}"
+        if why and file_format != "merged":
+            raise UserError(f"--format: {file_format} is a LoRA, and {why}; take merged")
+
+    def export(self, file_format: str, folder: Path, name: str) -> None:
+        if file_format == "merged":
+            _exports.save_merged(self.pipeline, folder)
+        elif file_format == "diffusers":
+            self.save(folder)
+        else:  # Stable Diffusion 2 has a larger text encoder
+            version_2 = self.unet.config.cross_attention_dim == 1024
+            _exports.save_kohya(self._adapted, folder, name, version_2)
+
+    def read_back(
+        self, file_format: str, folder: Path, pretrained: str, trial: Trial
+    ) -> tuple[Float[Tensor, "B 3 height width"], dict[str, Tensor]]:
+        """By diffusers alone."""
+        return _exports.read_back(file_format, folder, pretrained, trial, self.device)
+
+    def merged_weights(self) -> dict[str, Tensor]:
+        return _exports.merged_weights(self.pipeline)
 
 
 stable_diffusion = StableDiffusion

@@ -1,5 +1,6 @@
 """What a computation needs in memory, counted without running it: its tensors have sizes and no content."""
 
+import gc
 import weakref
 from collections.abc import Callable, Mapping
 from math import ceil
@@ -11,19 +12,24 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from ddpo.models._conditions import CACHE_BYTES
 from ddpo.planning import memory
 from ddpo.planning.plan import Plan
+from ddpo.prompts import Prompt
 
 imaginary = FakeTensorMode(allow_non_fake_inputs=True)
 """Within it, operations give tensors without content, those of real tensors too."""
 
 
 class Alive(TorchDispatchMode):
-    """Within it, counts the bytes of the tensors that operations make and that are still alive: `peak`."""
+    """Within it, counts the bytes of the tensors that operations make.
+
+    Those that are still alive are `now`, the most at one time is `peak`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = self._now = 0
+        self.peak = self.now = 0
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -37,12 +43,12 @@ class Alive(TorchDispatchMode):
         key = storage._cdata
         if key not in self._sizes:
             self._sizes[key] = storage.nbytes()
-            self._now += self._sizes[key]
-            self.peak = max(self.peak, self._now)
+            self.now += self._sizes[key]
+            self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
-        self._now -= self._sizes.pop(key)
+        self.now -= self._sizes.pop(key)
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
@@ -53,6 +59,14 @@ def peak_bytes(compute: Callable[[], object]) -> int:
     with imaginary, Alive() as alive:
         compute()
     return alive.peak
+
+
+def kept_bytes(compute: Callable[[], object]) -> int:
+    """What of the tensors made by `compute` is still alive when it has returned."""
+    with imaginary, Alive() as alive:
+        compute()
+        gc.collect()
+    return alive.now
 
 
 HEAP = 1.4
@@ -70,12 +84,13 @@ def footprint(plan: Plan) -> dict[str, int]:
     latents, images         what the sampled chunks leave behind; with a KL, the reference's means too
     sampling, decoding, update      the peak within a call of each kind; an update's has the gradients
     working, peak           the most of the last five at one time, and all together
+    embeddings              of prompts, kept in the main memory, which the peak leaves out
     """
     policy, settings = plan.policy, plan.settings
     trainer, whole, chunk = settings.trainer, settings.lora is None, settings.sampler.batch_size
     trained = sum(parameter.nbytes for parameter in policy.parameters().values())
-    modules = (policy.unet, policy.text_encoder, policy.vae)
-    frozen = sum(parameter.nbytes for module in modules for parameter in module.parameters()) - trained
+    networks = {id(p): p.nbytes for module in policy.modules for p in module.parameters()}
+    frozen = sum(networks.values()) - trained
     share = ceil(trainer.prompts_per_iteration / plan.processes) * trainer.samples_per_prompt
     stored, kept = ceil(share / chunk) * chunk, plan.steps[0] * (1 + ("kl" in plan.objective.needs)) + 1
 
@@ -84,26 +99,34 @@ def footprint(plan: Plan) -> dict[str, int]:
 
     def call(rows: int, grad: bool) -> None:
         pairs = plan.samples * plan.steps[2]
-        texts = [str(i // pairs) if policy.train_text_encoder else "" for i in range(rows)]
-        timesteps, scale = torch.zeros(rows, dtype=torch.long), settings.sampler.guidance_scale
-        scale = plan.guidance if grad else scale
+        prompts = [Prompt(str(i // pairs if grad else i // plan.samples)) for i in range(rows)]
+        timesteps = torch.zeros(rows, dtype=torch.long)
+        scale = plan.guidance if grad else settings.sampler.guidance_scale
+
+        def output() -> torch.Tensor:
+            condition = policy.condition(prompts, None if scale == 1 else settings.sampler.negative_prompt)
+            return policy.predict(noise(rows), timesteps, condition, scale)
+
         with torch.set_grad_enabled(grad):
-            output = policy.predict(noise(rows), timesteps, texts, scale)
+            result = output()
             if grad and "errors_ref" in plan.objective.needs:
                 with torch.no_grad():
-                    policy.predict(noise(rows), timesteps, texts, scale)
+                    output()
         if grad:
-            output.sum().backward()
+            result.sum().backward()
 
-    with memory.imaginary:
+    with torch.no_grad():
+        embedding = memory.kept_bytes(lambda: policy.condition([Prompt("fox")], None))
+    with memory.imaginary, torch.no_grad():
         a_latent, an_image = noise(1).nbytes, policy.decode(noise(1)).nbytes
     found = {
         "weights": frozen + trained * whole,
         "training": trained * (3 + bool(settings.ema.decay)),
         "latents": stored * kept * a_latent,
         "images": stored * an_image,
+        "embeddings": min(CACHE_BYTES, _prompts_drawn(plan) * embedding),
         "sampling": memory.peak_bytes(lambda: call(chunk, False)),
-        "decoding": memory.peak_bytes(lambda: policy.decode(noise(chunk))),
+        "decoding": memory.peak_bytes(lambda: torch.no_grad()(policy.decode)(noise(chunk))),
         "update": memory.peak_bytes(lambda: call(trainer.micro_batch, True)),
     }
     sampled = found["images"] + max(found["sampling"], found["decoding"], found["latents"])  # joined: twice
@@ -111,6 +134,13 @@ def footprint(plan: Plan) -> dict[str, int]:
     return {**found, "peak": found["weights"] + found["training"] + found["working"]}
 
 
+def _prompts_drawn(plan: Plan) -> int:
+    """Different ones, at most, in the whole run."""
+    drawn = plan.settings.trainer.iterations * plan.settings.trainer.prompts_per_iteration
+    return min(drawn, plan.prompts[0]) if plan.prompts[0] else drawn
+
+
 def on_cpu(footprint: Mapping[str, int], interpreter: float) -> float:
     """Peak resident bytes of a process on a CPU, given what it takes before a model is there."""
-    return interpreter + FIRST_CALLS + footprint["peak"] + (HEAP - 1) * footprint["working"]
+    held = footprint["peak"] + footprint["embeddings"]
+    return interpreter + FIRST_CALLS + held + (HEAP - 1) * footprint["working"]

@@ -1,4 +1,4 @@
-"""Find a reward, a prompt set, an objective, an advantage, a model or a configuration by its name.
+"""Find a reward, a prompt set, an objective, a sampler, an advantage, a model or a configuration by name.
 
 One file is one thing, and its name is the file's: `rewards/jpeg.py` holds the function `jpeg`, importable as
 `ddpo.rewards.jpeg` because the module `ddpo/rewards.py` sets its `__path__` to `folders("rewards")`. A user's
@@ -22,7 +22,7 @@ from ddpo.plugins import python_objects
 PROMPT_SUFFIXES = (".txt", ".jsonl", ".csv", ".py")
 """What a prompt file may be; `ddpo.prompts` reads them."""
 
-USER_KINDS = ("rewards", "prompts", "objectives", "models", "advantages")
+USER_KINDS = ("rewards", "prompts", "objectives", "models", "samplers", "advantages")
 SUFFIXES = {**dict.fromkeys(USER_KINDS, (".py",)), "prompts": PROMPT_SUFFIXES, "configs": (".yaml",)}
 """Each kind of thing that has a name, and the files that hold it."""
 
@@ -32,7 +32,7 @@ HERE = Path(__file__).parents[1]
 
 def folders(kind: str) -> list[str]:
     """The folders that hold files of this kind, without repetition: ours first, then the users'."""
-    if kind in ("objectives", "models", "advantages"):
+    if kind in ("objectives", "models", "samplers", "advantages"):
         ours = HERE / kind
     else:
         bundled = HERE / "bundled" / kind  # in a wheel; in a checkout they stand beside ddpo/

@@ -131,6 +131,14 @@ def restore_optimizer(
 
 def restore_parameters(parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
     """Copy saved tensors into parameters of the same names. Raises UserError when names or shapes differ."""
+    check_parameters(parameters, tensors)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def check_parameters(parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
+    """Raises UserError when names or shapes differ."""
     if set(tensors) != set(parameters):
         different = sorted(set(tensors) ^ set(parameters))
         raise UserError(f"{len(different)} trained weights differ by name, the first is {different[0]}")
@@ -138,6 +146,3 @@ def restore_parameters(parameters: Parameters, tensors: Mapping[str, Tensor]) ->
         saved, present = tuple(tensors[name].shape), tuple(parameter.shape)
         if saved != present:
             raise UserError(f"{name} has shape {saved} in the checkpoint and {present} in the model")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])

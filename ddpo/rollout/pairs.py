@@ -38,14 +38,14 @@ def recorded(
     policy: Policy, prompts: Sequence[Prompt], folder: Path, batch_size: int
 ) -> Iterator[Trajectory]:
     """The images of (chosen, rejected, chosen, ...) as trajectories of their x_0 alone, chunk by chunk."""
-    policy.prepare([prompt.text for prompt in prompts])
     for indices, genuine in chunks(len(prompts), batch_size):
         files = [folder / str(prompts[i].metadata[COLUMNS[i % 2]]) for i in indices]
         images = from_pil([_picture(file, policy.image_size) for file in files])
-        latents = policy.encode(images.to(policy.device))[:genuine, None]
+        with torch.no_grad():
+            latents = policy.encode(images.to(policy.device))[:genuine, None]
         nothing = torch.zeros(genuine, 0, dtype=torch.float64, device=policy.device)
-        texts = [prompts[i].text for i in indices[:genuine]]
-        yield Trajectory(indices[:genuine], texts, latents, nothing, images[:genuine])
+        chosen = [prompts[i] for i in indices[:genuine]]
+        yield Trajectory(indices[:genuine], chosen, latents, nothing, images[:genuine])
 
 
 def _picture(file: Path, size: int) -> Image.Image:

@@ -7,27 +7,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddpo.prompts import Prompt
+
 
 @dataclass
 class Trajectory:
     """B denoising trajectories of T steps.
 
     samples    B numbers of these samples within the iteration (0 <= number < global batch), in order
-    prompts    B texts
+    prompts    B of them
     latents    (B, T + 1, C, H, W) in fp32: x_T first, x_0 last
     logp_old   (B, T), mean over latent dimensions, 0 at steps without a density
     logp_ref   likewise under the reference, if an objective needs it
-    mean_ref   (B, T, C, H, W) means of the steps' Gaussians under the reference, likewise
+    output_ref (B, T, C, H, W) the network's output under the reference, likewise
     images     (B, 3, H, W) in [0, 1]
     """
 
     samples: list[int]
-    prompts: list[str]
+    prompts: list[Prompt]
     latents: Float[Tensor, "B T1 C H W"]
     logp_old: Float[Tensor, "B T"]
     images: Float[Tensor, "B 3 height width"]
     logp_ref: Float[Tensor, "B T"] | None = None
-    mean_ref: Float[Tensor, "B T C H W"] | None = None
+    output_ref: Float[Tensor, "B T C H W"] | None = None
 
 
 def join(parts: Sequence[Trajectory]) -> Trajectory:
@@ -44,5 +46,5 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
         logp_old=torch.cat([part.logp_old for part in parts]),
         images=parts[0].images[:0],
         logp_ref=together("logp_ref"),
-        mean_ref=together("mean_ref"),
+        output_ref=together("output_ref"),
     )

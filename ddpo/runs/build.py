@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from peft import LoraConfig
 from torch import Tensor
 
-from ddpo import advantages, config, objectives, plugins, prompts, rewards
+from ddpo import advantages, config, objectives, plugins, prompts, rewards, samplers
 from ddpo.advantages import Advantage
 from ddpo.config import Config, checks
 from ddpo.errors import UserError
@@ -25,7 +25,6 @@ from ddpo.prompts import PromptSet
 from ddpo.rewards import Reward
 from ddpo.rollout import pairs
 from ddpo.rollout.sample import Sampler
-from ddpo.samplers import SAMPLERS
 from ddpo.scoring.ranking import Ranking
 from ddpo.scoring.scorer import Scorer
 from ddpo.training.credit import Mixture
@@ -64,14 +63,10 @@ def precision(settings: Config) -> Precision:
 
 
 def sampler(settings: Config, model: Policy) -> Sampler:
-    """Raises UserError for a sampler or an eta that cannot be."""
-    wanted = settings.sampler
-    schedule = model.schedule(wanted.num_steps, wanted.name)
-    try:
-        steps = SAMPLERS[wanted.name](schedule, **wanted.options)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return Sampler(steps.to(model.device), wanted.guidance_scale, wanted.batch_size)
+    """Raises UserError for an invalid sampler, number of steps or eta."""
+    own = settings.sampler
+    steps = samplers.build(own.name, model.schedule, own.num_steps, **own.options)
+    return Sampler(steps.to(model.device), own.guidance_scale, own.batch_size, own.negative_prompt)
 
 
 def objective(settings: Config) -> Objective:
@@ -223,6 +218,9 @@ def trainer(settings: Config) -> Trainer:
     steps = sampler(settings, model)
     judges = reward_list(settings.rewards, model.device, settings.model.dtype)
     adamw, schedule = optimizer(settings, parameters)
+    ema = EMAModel(parameters, decay=settings.ema.decay) if settings.ema.decay else None
+    if ema is not None:
+        model.snapshots["average"] = dict(zip(model.parameters(), ema.shadow_params, strict=True))
     columns = Columns(
         subset=Subset() if loss.denoising_errors else subset(settings, steps.steps.stochastic),
         draws=settings.objective.draws or settings.sampler.num_steps,
@@ -238,7 +236,7 @@ def trainer(settings: Config) -> Trainer:
         objective=loss,
         optimizer=adamw,
         lr_scheduler=schedule,
-        ema=EMAModel(parameters, decay=settings.ema.decay) if settings.ema.decay else None,
+        ema=ema,
         sizes=checks.sizes(settings),
         max_grad_norm=own.max_grad_norm,
         seed=settings.seed,

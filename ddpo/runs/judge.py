@@ -8,7 +8,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ddpo import config, prompts
-from ddpo.config import Config, checks, schema
+from ddpo.config import Config, checks
 from ddpo.evaluation import card, evidence, matched
 from ddpo.evaluation import page as report
 from ddpo.evaluation.table import table
@@ -34,20 +34,21 @@ def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
     everyone: list[Precision] = ranks.gather([build.precision(settings)])
     settings = config.in_precision(settings, everyone[0])  # rank 0's, where it is to be chosen
     run = Run(settings.run_dir, settings=settings)
-    settings, used = run.config, run.use(wanted)
+    settings, used = run.config, run.remember(wanted)
     rewards = build.all_rewards(settings, run.policy)
     columns: dict[str, dict[str, list[matched.Shot]]] = {}
     for each in tqdm(build.evaluation_sets(settings), desc="evaluating", disable=None):
         per_prompt, timeout_s = settings.evaluation.samples_per_prompt, settings.trainer.reward_timeout_s
         seed = settings.evaluation.seed
         arguments = (run.policy, run.sampler, each, per_prompt, rewards, timeout_s, seed)
-        with run.policy.reference():
-            base = matched.all_shots(*arguments)
-        columns[each.name] = {"base": base, "tuned": matched.all_shots(*arguments)}
+        columns[each.name] = {}
+        for column, weights in (("base", "base"), ("tuned", used)):
+            with run.policy.weights(weights):
+                columns[each.name][column] = matched.all_shots(*arguments)
     if not ranks.state().is_main_process:
         return {}
     folder = Path(settings.run_dir)
-    more = {"versions": run_folder.versions(), "config": schema.flat(settings)}
+    more = {"versions": run_folder.versions(), "config": config.flat(settings)}
     results = matched.write(folder / "evaluation", columns, used, **more)
     page = report.write(folder)
     card.write(folder)
@@ -66,11 +67,9 @@ def grid(run_dir: str, prompt_source: str | None, count: int, seed: int) -> Imag
     columns: dict[str, list[matched.Shot]] = {}
     timeout_s = run.config.trainer.reward_timeout_s
     arguments = (run.policy, run.sampler, chosen, [seed] * len(chosen), rewards, 1, timeout_s)
-    with run.policy.reference():
-        columns["base"] = matched.shoot(*arguments)
-    for name in run.checkpoints:
-        run.use(name)
-        columns[f"iteration {int(name)}"] = matched.shoot(*arguments)
+    for name in ("base", *run.checkpoints):
+        with run.policy.weights(run.remember(name)):
+            columns[name if name == "base" else f"iteration {int(name)}"] = matched.shoot(*arguments)
     rows = list(zip(*columns.values(), strict=True))
     captions = [["  ".join(f"{shot.scores[r.name]:.3f}" for r in rewards) for shot in row] for row in rows]
     cells = [[shot.image for shot in row] for row in rows]

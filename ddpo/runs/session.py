@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ddpo import config
-from ddpo.config import Config, checks, schema
+from ddpo.config import Config, checks
 from ddpo.errors import Stopped, UserError, refusal
 from ddpo.evaluation import card, matched
 from ddpo.evaluation.table import table
@@ -35,13 +35,14 @@ def finetune(settings: Config, resume: bool = False, overwrite: bool = False) ->
     `resume` continues the run in `run_dir`, if it holds one; `overwrite` replaces it. Raises UserError before
     anything is written, Stopped when a run ends early with its state saved.
     """
+    settings = config.load(settings)
     Session(settings, resume, overwrite).train()
     ranks.gather([])  # nobody reads what is still being written
     return Run(settings.run_dir)
 
 
 class Session:
-    """A run in progress: the trainer, its folder, and what is written when."""
+    """A run in progress: the trainer, its folder, and what is written when; `settings` are resolved."""
 
     def __init__(self, settings: Config, resume: bool = False, overwrite: bool = False) -> None:
         launcher.check(settings.model.dtype)  # before accelerate itself looks at what it was asked for
@@ -49,7 +50,7 @@ class Session:
         self.best: dict[str, Any] | None = None
         self._saved = -1
         with ranks.together():  # at its end all have looked, and only then the first one writes
-            self.settings = config.load(settings)
+            self.settings = settings
             checks.check(self.settings, ranks.state().num_processes)
             self.folder = Path(self.settings.run_dir)
             run_folder.check(self.folder, resume, overwrite)
@@ -76,7 +77,7 @@ class Session:
                 if continues:
                     metrics.cut(self.folder / "metrics.jsonl", self.trainer.iteration)
             wanted = self.settings.log.trackers if self.main else []
-            flat, project = schema.flat(self.settings), self.settings.log.project
+            flat, project = config.flat(self.settings), self.settings.log.project
             self.trackers = Trackers(wanted, self.folder, flat, project)
         self._asked_to_stop = False
         self._row: dict[str, Any] = {}
@@ -188,7 +189,7 @@ class Session:
             return
         seeds = [len(prompts) * i // count for i in range(count)]
         chosen = [prompts[i] for i in seeds]
-        with self.averaged():
+        with self.trainer.policy.weights(self.shown):
             arguments = (self.trainer.policy, self.trainer.sampler, chosen, seeds, self.judges[:1])
             shots = matched.shared(*arguments, timeout_s=self.settings.trainer.reward_timeout_s)
         with ranks.together():
@@ -216,7 +217,7 @@ class Session:
         The iteration with the highest `standing` is the best.
         """
         trainer, per_prompt = self.trainer, self.settings.evaluation.samples_per_prompt
-        with self.averaged():
+        with self.trainer.policy.weights(self.shown):
             arguments = (trainer.policy, trainer.sampler, self.sets[-1], per_prompt, self.judges)
             timeout_s, seed = self.settings.trainer.reward_timeout_s, self.settings.evaluation.seed
             shots = matched.all_shots(*arguments, timeout_s, seed)
@@ -260,7 +261,7 @@ class Session:
     def finish(self) -> None:
         """lora/ and the model card."""
         if self.main:
-            with self.averaged(), whole(self.folder / "lora") as aside:
+            with self.trainer.policy.weights(self.shown), whole(self.folder / "lora") as aside:
                 self.trainer.policy.save(aside)
             card.write(self.folder)
             self.trackers.finish()
@@ -268,19 +269,10 @@ class Session:
             text = "done: %s holds the %s; see what changed with: ddpo evaluate %s"
             log.info(text, self.folder / "lora", what, self.folder)
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within it the weights are their running average, where one is kept."""
-        ema, parameters = self.trainer.ema, list(self.trainer.policy.parameters().values())
-        if ema is None:
-            yield
-            return
-        ema.store(parameters)
-        ema.copy_to(parameters)
-        try:
-            yield
-        finally:
-            ema.restore(parameters)
+    @property
+    def shown(self) -> str:
+        """Whose weights are shown, judged and saved: their running average, where one is kept."""
+        return "average" if "average" in self.trainer.policy.snapshots else "present"
 
     @contextmanager
     def bars(self, total: int) -> Iterator[tqdm]:

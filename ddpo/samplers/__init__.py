@@ -1,25 +1,49 @@
-"""One reverse step of a diffusion model as a Gaussian: moments, sample, log-probability, KL divergence.
+"""What a sampler is: the T reverse steps of a diffusion model, each a distribution, found by file name.
+
+    def ddim(schedule: NoiseSchedule, num_steps: int, *, eta: float = 1.0) -> Steps
 
 Without clipping, the mean of a DDIM or DDPM step is linear in the current latents and in the network's output
 m,
 
     x_s ~ N(mean, std^2),    mean = x_coefficient * x_t + output_coefficient * m,
 
-whatever the output means (epsilon, v or x_0). So a sampler is three tables, one row a step, and everything
-else is the same few lines for all samplers. Tables are computed in fp64 and kept in fp32; index 0 is the
-noisiest step.
+whatever the output means (epsilon, v, x_0 or a velocity). So a Gaussian sampler is three tables, one row per
+step, and everything else is the same few lines for all of them. The sampler chooses the timesteps that it
+visits; the model's `NoiseSchedule` says how much noise there is. Tables are computed in fp64 and kept in
+fp32; index 0 is the noisiest step. Adding a sampler is adding one file here, or in the `samplers` folder of a
+plugin.
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
-from ddpo.samplers.ddim import ddim
-from ddpo.samplers.ddpm import ddpm
-from ddpo.samplers.gaussian import Reduction, Steps, kl, log_prob, mean, sample
-from ddpo.samplers.noise import NoiseSchedule, Prediction
+from ddpo import plugins
+from ddpo.errors import UserError, where
+from ddpo.samplers._gaussian import Gaussian, Reduction, Steps, gaussian_steps
+from ddpo.samplers._noise import NoiseSchedule, Prediction
 
-__all__ = [
-    "SAMPLERS", "NoiseSchedule", "Prediction", "Reduction", "Steps",
-    "ddim", "ddpm", "kl", "log_prob", "mean", "sample",
-]  # fmt: skip
+__all__ = ["Gaussian", "NoiseSchedule", "Prediction", "Reduction", "Steps", "build", "gaussian_steps"]
 
-SAMPLERS: dict[str, Callable[..., Steps]] = {"ddim": ddim, "ddpm": ddpm}
+__path__ = [*__path__, *plugins.folders("samplers")[1:]]
+
+
+def build(name: str, schedule: NoiseSchedule, num_steps: int, **options: Any) -> Steps:
+    """The steps of the sampler of that name on the noise levels of a model.
+
+    Raises UserError for options and numbers of steps that the sampler or the schedule refuses, and for a
+    sampler that raises or returns anything but steps.
+    """
+    sampler = cast(Callable[..., Steps], plugins.load("samplers", name))
+    try:
+        steps = sampler(schedule, num_steps, **options)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"sampler {name} raised {where(error)}") from error
+    if not isinstance(steps, Steps) or len(steps) != num_steps:
+        returned = f"{len(steps)} steps" if isinstance(steps, Steps) else type(steps).__name__
+        raise UserError(
+            f"sampler {name} returned {returned} for sampler.num_steps {num_steps}; "
+            "return that many, as gaussian_steps makes them"
+        )
+    return steps

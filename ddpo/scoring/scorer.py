@@ -62,7 +62,7 @@ class Scorer:
         device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
         def score() -> None:
-            with self._slots:
+            with self._slots, torch.no_grad():  # a new thread begins with gradients enabled
                 try:
                     if device is not None:  # a new thread begins on the first GPU, whatever the rank's is
                         torch.cuda.set_device(device)

@@ -16,7 +16,6 @@ from diffusers.training_utils import EMAModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddpo import samplers
 from ddpo.errors import Stopped
 from ddpo.images import GUARDS
 from ddpo.models import Policy
@@ -28,7 +27,7 @@ from ddpo.prompts import Prompt, PromptSet
 from ddpo.records import checkpoint
 from ddpo.rewards import Values
 from ddpo.rollout import pairs as offline
-from ddpo.rollout.sample import Sampler, sample, step_means
+from ddpo.rollout.sample import Sampler, sample, stored_steps
 from ddpo.rollout.trajectory import Trajectory, join
 from ddpo.scoring import Scoring
 from ddpo.training.credit import Credit, Mixture
@@ -128,10 +127,10 @@ class Trainer:
         state, started = ranks.state(), time.perf_counter()
         mine = self.sizes.samples(self.sizes.share(state.process_index, state.num_processes))
         parts, guards = [], dict.fromkeys(GUARDS, 0.0)
-        with ranks.together():
+        with ranks.together(), torch.no_grad():
             for part in self.trajectories([prompts[i] for i in mine], mine):
-                metadata = [prompts[mine[i]].metadata for i in part.samples]
-                self.scorer.submit(part.images, part.prompts, metadata)
+                metadata = [prompt.metadata for prompt in part.prompts]
+                self.scorer.submit(part.images, [prompt.text for prompt in part.prompts], metadata)
                 for name, guard in GUARDS.items():
                     guards[name] += guard(part.images).double().sum().item() / len(prompts)
                 part.samples = [mine[i] for i in part.samples]
@@ -150,21 +149,21 @@ class Trainer:
         if self.pairs_folder is not None:
             return offline.recorded(self.policy, prompts, self.pairs_folder, self.sampler.batch_size)
         keys = [(Purpose.NOISE, self.seed, self.iteration, number) for number in numbers]
-        wanted = {"logp_ref": "logp_ref", "kl": "mean_ref"}
+        wanted = {"logp_ref": "logp_ref", "kl": "output_ref"}
         reference = [wanted[need] for need in self.objective.needs if need in wanted]
-        texts = [prompt.text for prompt in prompts]
-        return sample(self.policy, self.sampler, texts, keys, reference, self.columns.guidance_scale)
+        return sample(self.policy, self.sampler, prompts, keys, reference, self.columns.guidance_scale)
 
     def terms(self, trajectory: Trajectory, epoch: int) -> Terms:
         """What the objective is a function of; each pass over the images has denoising errors of its own."""
         own = self.columns.guidance_scale
         scale = self.sampler.guidance_scale if own is None else own
+        sampler = replace(self.sampler, guidance_scale=scale)
         if not self.objective.denoising_errors:
-            return LogProbs(self.policy, replace(self.sampler, guidance_scale=scale), trajectory)
+            return LogProbs(self.policy, sampler, trajectory)
         groups = [self.sizes.group(sample) for sample in trajectory.samples]
         keys = [(Purpose.DENOISING, self.seed, self.iteration, epoch, group) for group in groups]
         reference = "errors_ref" in self.objective.needs
-        return DenoisingErrors(self.policy, scale, trajectory, keys, self.columns.draws, reference)
+        return DenoisingErrors(self.policy, sampler, trajectory, keys, self.columns.draws, reference)
 
     def outcome(self, prompts: list[Prompt], trajectory: Trajectory, values: Values) -> tuple[Batch, Metrics]:
         """The batch of all ranks, and what the rewards were."""
@@ -275,11 +274,10 @@ class Trainer:
         found: list[float] = []
         if pairs:
             chosen = torch.tensor(pairs, device=self.policy.device)
-            arguments = (self.policy, self.sampler, trajectory.latents, trajectory.prompts, *chosen.unbind(1))
-            mean = step_means(*arguments)
-            with self.policy.reference():
-                mean_ref = step_means(*arguments)
-            found = samplers.kl(mean, mean_ref, self.sampler.steps.std[chosen[:, 1]]).tolist()
+            arguments = (self.policy, self.sampler, trajectory, *chosen.unbind(1))
+            step = stored_steps(*arguments)
+            with self.policy.weights("base"):
+                found = step.kl(stored_steps(*arguments)).tolist()
         everyone = ranks.gather(found)
         return sum(everyone) / len(everyone)
 
@@ -326,7 +324,8 @@ class Trainer:
             group["lr"] = lr
         self.iteration, self.skipped_in_a_row = state["iteration"], state["skipped_in_a_row"]
         if self.ema is not None:
-            self.ema.shadow_params = [tensors["ema"][name].to(p.device) for name, p in parameters.items()]
+            for name, average in zip(parameters, self.ema.shadow_params, strict=True):
+                average.copy_(tensors["ema"][name])  # in place: it is the policy's snapshot "average", too
             self.ema.optimization_step = state["ema_steps"]
 
 

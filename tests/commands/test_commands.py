@@ -78,6 +78,7 @@ PLAIN: dict[str, tuple[Flags, dict[str, Flags]]] = {
          "--dtype": ["--dtype", "bf16"], "--host": ["--host", "0.0.0.0"], "--port": ["--port", "48917"],
          "--max-mb": ["--max-mb", "1"]},
     ),
+    "schema": ([], {}),
 }  # fmt: skip
 """Command -> arguments, and for each option what is added to see a change: argparse takes the last."""
 
@@ -117,7 +118,7 @@ def test_a_command_obeys(
         (["sample", "run", "--prompt", "x", "--count", "0"], "--count: must be at least 1, got 0"),
         (["sample", "run", "--prompt", "x", "--checkpoint", "7"], "no checkpoint 7; there are: 000001"),
         (["grid", "nowhere"], "nowhere is not the folder of a run"),
-        (["grid", "run", "--seed", "1.5"], "--seed: expected a whole number, got '1.5'"),
+        (["grid", "run", "--seed", "1.5"], "--seed: expected an int, got '1.5'"),
         (["export", "nowhere", "--to", "o", "--format", "kohya"], "nowhere is not the folder of a run"),
         (["score", "--reward", "brightness", "--dtype", "bf16", "a.png"], "brightness is a function"),
         (["serve", "--reward", "brightness", "--dtype", "fp32"], "brightness is a function"),

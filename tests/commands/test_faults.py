@@ -1,7 +1,6 @@
 """A mistake found before the run costs one line that names it, exit code 2, and writes nothing."""
 
 import shutil
-from dataclasses import fields
 from pathlib import Path
 
 import helpers
@@ -53,7 +52,7 @@ MISTAKES = {
     "type": (["--trainer.epochs", "two"], "trainer.epochs: expected an int, got 'two'"),
     "range": (
         ["--trainer.reward_timeout_s", "0"],
-        "trainer.reward_timeout_s: must be above 0 and finite, got 0",
+        "trainer.reward_timeout_s: must be above 0, got 0",
     ),
     "model folder": (
         ["--model.pretrained", "./nowhere"],
@@ -108,7 +107,7 @@ MISTAKES = {
     ),
     "tracker": (
         ["--log.trackers", "[wand]"],
-        "log.trackers.0: no such tracker as 'wand'; did you mean wandb?",
+        "log.trackers.0: expected one of jsonl, tensorboard, wandb, got 'wand'; did you mean wandb?",
     ),
     "config bytes": (["--config", "@/bytes.yaml"], "@/bytes.yaml is not UTF-8 text"),
     "config text": (["--config", "@/text.yaml"], "@/text.yaml, line 1: not valid YAML"),
@@ -138,7 +137,7 @@ def test_mistakes_leave_nothing(
 
 
 def test_a_misspelt_key_is_refused_in_every_section(capsys: pytest.CaptureFixture[str]) -> None:
-    for section in {field.name for field in fields(Config)} - {"plugins", "seed", "run_dir"}:
+    for section in set(Config.model_fields) - {"plugins", "seed", "run_dir"}:
         place = f"{section}.0.nonsense" if section.endswith("rewards") else f"{section}.nonsense"
         given = ["--eval_rewards", "[{name: jpeg_compressibility}]", f"--{place}", "1"]
         assert main(["train", "--config", "smoke", *given]) == 2
@@ -162,7 +161,7 @@ def test_a_command_without_its_arguments(capsys: pytest.CaptureFixture[str]) -> 
         (["sample"], "sample: the following arguments are required: run_dir, --prompt; see ddpo sample"),
         (
             ["grid", "x", "--seed", "one"],
-            "grid: argument --seed: expected a whole number, got 'one'; see ddpo",
+            "grid: argument --seed: expected an int, got 'one'; see ddpo",
         ),
         (["train", "--resume"], "--resume: needs the folder of a run, or auto"),
         (["trian"], "trian: no such command; did you mean train?"),

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 from zoo_serve import serving
 
-from ddpo import rewards
+from ddpo import config, rewards
 from ddpo.commands import frame, serve
 from ddpo.errors import UserError
 from ddpo.rewards import Reward
@@ -158,15 +158,16 @@ def test_the_version_names_the_source_and_the_server(url: str) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "range_"),
     [
-        ("batch_size", 0, "1 or more"), ("batch_size", -1, "1 or more"), ("retries", -1, "0 or more"),
-        ("timeout_s", 0, "0.001 to 86400"), ("timeout_s", float("nan"), "0.001 to 86400"),
-        ("timeout_s", float("inf"), "0.001 to 86400"),
+        ("batch_size", 0, "at least 1"), ("batch_size", -1, "at least 1"), ("retries", -1, "at least 0"),
+        ("timeout_s", 0, "at least 0.001 and at most 86400"),
+        ("timeout_s", float("nan"), "at least 0.001 and at most 86400 and finite"),
+        ("timeout_s", float("inf"), "at least 0.001 and at most 86400 and finite"),
     ],
 )  # fmt: skip
 def test_options_out_of_range(option: str, value: float, range_: str) -> None:
     """Before any server is asked."""
-    with pytest.raises(UserError, match=rf"^remote\.{option}: {value}; take {range_}$"):
-        client("http://127.0.0.1:9", **{option: value})
+    with pytest.raises(UserError, match=rf"^rewards\.0\.params\.{option}: must be {range_}, got {value}$"):
+        config.load({"rewards": [{"name": "remote", "params": {option: value}}]})
 
 
 def test_a_reward_that_compares_gets_its_group_whole() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ddpo import config, evaluate
 from ddpo.__main__ import main
-from ddpo.config import schema
+from ddpo.config.flags import within
 from ddpo.evaluation import card, matched, page
 from ddpo.evaluation.matched import Shot
 from ddpo.records import tracking
@@ -30,7 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 OBEYED: dict[str, Flags] = {
     "sampler.name": ["ddpm"], "sampler.num_steps": ["2"], "sampler.guidance_scale": ["4"],
-    "sampler.batch_size": ["3"], "sampler.eta": ["0"], "evaluation.prompts": ["activities_heldout"],
+    "sampler.batch_size": ["3"], "sampler.eta": ["0"], "sampler.negative_prompt": ["a cat"],
+    "evaluation.prompts": ["activities_heldout"],
     "evaluation.samples_per_prompt": ["2"], "evaluation.num_prompts": ["1"], "evaluation.seed": ["1000"],
     "eval_rewards": ["[{name: brightness, label: light}]"], "model.dtype": ["bf16"],
     "trainer.reward_timeout_s": ["7"],
@@ -65,9 +66,7 @@ def evaluated(folder: Path) -> Callable[[Flags], tuple[dict[str, Any], Any]]:
 
 def test_every_option_of_an_evaluation_is_in_the_table(folder: Path) -> None:
     known = {option.split(".0.")[0] for option in OBEYED}
-    settable = {
-        place for place in places(config.load("run/config.yaml")) if schema.within(place, evaluate.SETTABLE)
-    }
+    settable = {place for place in places(config.load("run/config.yaml")) if within(place, evaluate.SETTABLE)}
     assert settable <= known and {"eval_rewards", "--checkpoint"} <= known
 
 
@@ -87,7 +86,7 @@ def test_an_evaluation_obeys(option: str, evaluated: Any) -> None:
         same = {name for name in pictures if pictures[name] == old[name]}
         assert same == {name for name in pictures if name.endswith("_base.png")}
     else:
-        assert changed and all(schema.within(key, [option, "eval_rewards", "sampler"]) for key in changed)
+        assert changed and all(within(key, [option, "eval_rewards", "sampler"]) for key in changed)
         shown = yaml.safe_load(value) if option in flat else None
         assert option not in flat or flat[option] == shown
 
@@ -104,7 +103,7 @@ def test_how_the_work_is_cut_changes_no_picture(evaluated: Any) -> None:
 
 def test_an_evaluation_refuses_all_else_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = config.load("run/config.yaml")
-    others = [place for place in places(settings) if not schema.within(place, evaluate.SETTABLE)]
+    others = [place for place in places(settings) if not within(place, evaluate.SETTABLE)]
     assert {"seed", "trainer.lr", "run_dir", "rewards.0.weight", "prompts.name"} <= {*others}
     before = Path("run/evaluation").exists()
     for option in [*others, "config", "objective", "model"]:

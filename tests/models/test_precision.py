@@ -107,8 +107,8 @@ def test_fused_and_plain_attention_agree() -> None:
     timesteps = torch.tensor([1, 200, 400, 700, 999])
     outputs, gradients = [], []
     for policy in (fused, plain):
-        policy.prepare(["a fox"])
-        outputs.append(policy.predict(latents, timesteps, ["a fox"] * 5, 3.0))
+        condition = policy.condition(helpers.as_prompts(["a fox"] * 5), "")
+        outputs.append(policy.predict(latents, timesteps, condition, 3.0))
         outputs[-1].square().sum().backward()
         gradients.append(helpers.flat_gradient(policy))
     assert helpers.difference(outputs[0].detach(), outputs[1].detach()) < 1e-5

@@ -285,7 +285,10 @@ def test_the_trust_region_is_declared(name: str) -> None:
 @pytest.mark.parametrize(
     ("declaration", "message"),
     [
-        ('trust_region="clip_rang"', "trust_region='clip_rang', .*; did you mean clip_range?"),
+        (
+            'trust_region="clip_rang"',
+            "own.py declares trust_region='clip_rang', .*; did you mean clip_range?",
+        ),
         ('needs=("logp_reff",)', "own.py needs 'logp_reff', .* log-probabilities; did you mean logp_ref?"),
         ('needs=("kl",), denoising_errors=True', "own.py needs 'kl', .* denoising errors; known: errors_ref"),
     ],

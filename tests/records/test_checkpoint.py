@@ -178,12 +178,14 @@ def test_the_average_is_used_and_put_back(straight: Path, tmp_path: Path, prompt
     assert sorted(value.double().sum().item() for value in saved.values()) == pytest.approx(averages)
     run = Run(straight)
     for column, name in (("tuned", "000004"), ("000002", "000002")):
-        run.use(column)
         kept = content(straight / "checkpoints" / name)[0]
-        assert all(torch.equal(value, kept[f"ema/{key}"]) for key, value in run.policy.parameters().items())
+        with run.policy.weights(run.remember(column)):
+            assert all(
+                torch.equal(value, kept[f"ema/{key}"]) for key, value in run.policy.parameters().items()
+            )
     running = session(copy(straight, tmp_path), prompts, resume=True)
     parameters, third = running.trainer.policy.parameters(), content(straight / "checkpoints" / "000003")[0]
-    with pytest.raises(KeyError), running.averaged():
+    with pytest.raises(KeyError), running.trainer.policy.weights(running.shown):
         assert all(torch.equal(value, third[f"ema/{key}"]) for key, value in parameters.items())
         raise KeyError
     assert all(torch.equal(value, third[f"parameters/{key}"]) for key, value in parameters.items())

@@ -29,7 +29,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from ddpo import plugins, rewards
+from ddpo import config, plugins, rewards
 from ddpo.commands import frame, score
 from ddpo.errors import UserError
 from ddpo.images import GUARDS, from_pil
@@ -564,8 +564,8 @@ def test_any_batch_size_any_type(name: str, zoo: dict[str, Any]) -> None:
     half = rewards.build(name, 1.0, params, dtype=torch.bfloat16).score(images, prompts, [{}] * 5)
     assert half.dtype == torch.float32 and not half.equal(whole)
     assert (half - whole).abs().max() < 0.1 * (whole.max() - whole.min())  # 8 bits in a tiny network
-    with pytest.raises(UserError, match=f"^{name}.batch_size: 0; take 1 or more$"):
-        build(name, **{**params, "batch_size": 0})
+    with pytest.raises(UserError, match=r"^rewards.0.params.batch_size: must be at least 1, got 0$"):
+        config.load({"rewards": [{"name": name, "params": {**params, "batch_size": 0}}]})
 
 
 @pytest.mark.parametrize("name", ["clip_score", "pick_score"])

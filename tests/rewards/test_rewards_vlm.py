@@ -27,7 +27,7 @@ from transformers import (
     pipeline,
 )
 
-from ddpo import rewards
+from ddpo import config, rewards
 from ddpo.errors import UserError
 from ddpo.images import from_pil, to_pil
 from ddpo.models.emoji import scenes
@@ -370,19 +370,19 @@ def test_the_zoo_keeps_the_contract(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["vlm_alignment", "vqa_score", "counting", "ocr"])
 def test_options_out_of_range(name: str) -> None:
     """Said before any weights are loaded."""
-    wrong: list[tuple[str, int, str]] = [("batch_size", number, "1 or more") for number in (0, -1)]
+    wrong: list[tuple[str, int, str]] = [("batch_size", number, "at least 1") for number in (0, -1)]
     if name == "vlm_alignment":
-        wrong += [("jpeg_quality", number, "1 to 100") for number in (0, 101)]
-    for option, value, range_ in wrong:
-        with pytest.raises(UserError, match=f"^{name}.{option}: {value}; take {range_}$"):
-            build(name, **{option: value})
+        wrong += [("jpeg_quality", number, "at least 1 and at most 100") for number in (0, 101)]
+    for option, value, words in wrong:
+        with pytest.raises(UserError, match=f"^rewards.0.params.{option}: must be {words}, got {value}$"):
+            config.load({"rewards": [{"name": name, "params": {option: value}}]})
 
 
 @pytest.mark.parametrize("name", ["jpeg_compressibility", "jpeg_incompressibility"])
 def test_qualities_of_jpeg_that_there_are_not(name: str) -> None:
     for quality in (0, 101):
-        with pytest.raises(UserError, match=f"^{name}.quality: {quality}; take 1 to 100$"):
-            build(name, quality=quality)(PICTURES, TEXTS, [{}] * len(TEXTS))
+        with pytest.raises(UserError, match="quality: must be at least 1 and at most 100, got"):
+            config.load({"rewards": [{"name": name, "params": {"quality": quality}}]})
 
 
 def test_what_cannot_be_loaded(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from judge_server import Judge, Reply, choice
 from PIL import Image
 from torch import Tensor
 
-from ddpo import rewards
+from ddpo import config, rewards
 from ddpo.errors import UserError
 from ddpo.images import from_pil, to_pil
 from ddpo.records import metrics
@@ -224,19 +224,24 @@ def test_concurrency_and_order(serve: Callable[..., Judge]) -> None:
         ({"base_url": "localhost:8000"}, "'localhost:8000' is no address"),
         ({"api_key_variable": "NO_SUCH_KEY"}, "NO_SUCH_KEY is not set"),
         ({"low": 5.0, "high": 1.0}, "5 is not below high, 1"),
-        ({"concurrency": 0}, "^vlm_judge.concurrency: 0; take 1 or more$"),
-        ({"retries": -1}, "^vlm_judge.retries: -1; take 0 or more$"),
-        ({"timeout_s": 0}, "^vlm_judge.timeout_s: 0; take 0.001 to 86400$"),
-        ({"timeout_s": math.inf}, "^vlm_judge.timeout_s: inf; take 0.001 to 86400$"),
-        ({"backoff_s": -1}, "^vlm_judge.backoff_s: -1; take 0 or more$"),
-        ({"backoff_s": math.nan}, "^vlm_judge.backoff_s: nan; take 0 or more$"),
-        ({"jpeg_quality": 0}, "^vlm_judge.jpeg_quality: 0; take 1 to 100$"),
-        ({"jpeg_quality": 101}, "^vlm_judge.jpeg_quality: 101; take 1 to 100$"),
+        ({"concurrency": 0}, r"params\.concurrency: must be at least 1, got 0$"),
+        ({"retries": -1}, r"params\.retries: must be at least 0, got -1$"),
+        ({"timeout_s": 0}, r"params\.timeout_s: must be at least 0.001 and at most 86400, got 0$"),
+        ({"timeout_s": math.inf}, r"params\.timeout_s: must be .* finite, got inf$"),
+        ({"backoff_s": -1}, r"params\.backoff_s: must be at least 0, got -1$"),
+        ({"backoff_s": math.nan}, r"params\.backoff_s: must be at least 0 and finite, got nan$"),
+        ({"jpeg_quality": 0}, r"params\.jpeg_quality: must be at least 1 and at most 100, got 0$"),
+        ({"jpeg_quality": 101}, r"params\.jpeg_quality: must be at least 1 and at most 100, got 101$"),
     ],
 )
 def test_mistakes(params: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        rewards.build("vlm_judge", params=params)
+        rewards.build("vlm_judge", params=params_of("vlm_judge", params))
+
+
+def params_of(name: str, params: dict[str, Any]) -> dict[str, Any]:
+    """As a configuration reads them."""
+    return config.load({"rewards": [{"name": name, "params": params}]}).rewards[0].params
 
 
 def test_a_run_with_a_bad_judge(

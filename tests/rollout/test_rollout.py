@@ -8,9 +8,10 @@ from torch import Tensor
 from ddpo.models._tiny import tiny
 from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.parallel.seeds import generator
-from ddpo.rollout.sample import Sampler, chunks, sample, step_means
+from ddpo.rollout.sample import Sampler, chunks, sample, stored_steps
 from ddpo.rollout.trajectory import Trajectory
-from ddpo.samplers import ddim, ddpm
+from ddpo.samplers.ddim import ddim
+from ddpo.samplers.ddpm import ddpm
 
 PAIRS = 7 * 4
 
@@ -25,7 +26,7 @@ def rescored(
     with torch.set_grad_enabled(grad):
         for indices, genuine in chunks(count * steps, micro_batch):
             chosen = order[indices]
-            arguments = (trajectory.latents, trajectory.prompts, chosen // steps, chosen % steps)
+            arguments = (trajectory, chosen // steps, chosen % steps)
             found[chosen[:genuine]] = helpers.step_log_probs(policy, sampler, *arguments)[:genuine].detach()
     return found.view(count, steps)
 
@@ -49,7 +50,7 @@ def test_recorded_is_the_density_of_what_is_stored() -> None:
     trajectory, _ = helpers.rolled(policy, sampler, 8)
     rows, columns = torch.cartesian_prod(torch.arange(8), torch.arange(4)).T
     with torch.no_grad():
-        mean = step_means(policy, sampler, trajectory.latents, trajectory.prompts, rows, columns)
+        mean = stored_steps(policy, sampler, trajectory, rows, columns).mean
     std = sampler.steps.std[columns].view(-1, 1, 1, 1)
     normal = torch.distributions.Normal(mean.double(), std.double())
     expected = normal.log_prob(trajectory.latents[rows, columns + 1].double()).flatten(1).mean(1)
@@ -60,7 +61,7 @@ def test_recorded_is_the_density_of_what_is_stored() -> None:
 
 def test_steps_without_noise_have_log_probability_0() -> None:
     policy = helpers.policy()
-    sampler = Sampler(ddpm(policy.schedule(4, "ddpm")), 3.0, 4)
+    sampler = Sampler(ddpm(policy.schedule, 4), 3.0, 4)
     trajectory, _ = helpers.rolled(policy, sampler, 3, reference=True)
     assert trajectory.logp_ref is not None
     for logp in (trajectory.logp_old, trajectory.logp_ref):
@@ -73,7 +74,6 @@ def test_the_reference_is_scored_with_the_adapter_off() -> None:
     trajectory, _ = helpers.rolled(policy, sampler, 5, reference=True)
     assert trajectory.logp_ref is not None
     fresh = helpers.policy()
-    fresh.prepare(trajectory.prompts)
     expected = rescored(fresh, sampler, trajectory, 20, grad=False)
     torch.testing.assert_close(trajectory.logp_ref, expected, rtol=0, atol=1e-5)
     assert (trajectory.logp_ref - trajectory.logp_old).abs().max() > 1e-3
@@ -92,9 +92,11 @@ def test_a_fresh_adapter_has_its_own_reference() -> None:
 def test_sampling_is_that_of_diffusers(eta: float, prediction: str) -> None:
     """StableDiffusionPipeline.__call__ from generators with the same keys: the same noise, step by step."""
     policy = helpers.policy(prediction_type=prediction)
-    sampler = Sampler(ddim(policy.schedule(5, "ddim"), eta=eta), 4.0, 3)
+    sampler = Sampler(ddim(policy.schedule, 5, eta=eta), 4.0, 3)
     keys, prompts = [(9, i) for i in range(5)], helpers.WORDS[:5]
-    ours = torch.cat([part.images for part in sample(policy, sampler, prompts, keys)])
+    with torch.no_grad():
+        parts = list(sample(policy, sampler, helpers.as_prompts(prompts), keys))
+    ours = torch.cat([part.images for part in parts])
     pipeline = tiny(prediction)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
@@ -105,9 +107,11 @@ def test_sampling_is_that_of_diffusers(eta: float, prediction: str) -> None:
     assert theirs.std() > 0.05
 
 
+@torch.no_grad()
 def images(policy: StableDiffusion, prompts: list[str], numbers: list[int], batch_size: int) -> Tensor:
     sampler = helpers.sampler(policy, batch_size=batch_size)
-    return torch.cat([part.images for part in sample(policy, sampler, prompts, [(5, n) for n in numbers])])
+    parts = sample(policy, sampler, helpers.as_prompts(prompts), [(5, n) for n in numbers])
+    return torch.cat([part.images for part in parts])
 
 
 def test_an_image_depends_on_its_prompt_and_key_alone() -> None:
@@ -127,9 +131,11 @@ def test_an_image_depends_on_its_prompt_and_key_alone() -> None:
 
 def test_parts_are_numbered_without_the_padding() -> None:
     policy = helpers.policy()
-    parts = list(sample(policy, helpers.sampler(policy), helpers.WORDS[:6], [(0, i) for i in range(6)]))
+    prompts = helpers.as_prompts(helpers.WORDS[:6])
+    with torch.no_grad():
+        parts = list(sample(policy, helpers.sampler(policy), prompts, [(0, i) for i in range(6)]))
     assert [part.samples for part in parts] == [[0, 1, 2, 3], [4, 5]]
-    assert [part.prompts for part in parts] == [helpers.WORDS[:4], helpers.WORDS[4:6]]
+    assert [part.prompts for part in parts] == [prompts[:4], prompts[4:]]
     for part in parts:
         count = len(part.samples)
         assert part.latents.shape == (count, 5, 4, 8, 8) and part.logp_old.shape == (count, 4)

@@ -217,8 +217,7 @@ def test_a_corrupt_checkpoint_is_passed_over(
         file.unlink()
     if kind == "other file":
         shutil.copy(newest / "parameters.safetensors", file)
-    run_before = Run(run)
-    run_before.use("tuned")
+    Run(run).remember("tuned")
     assert (
         "000003 is not a whole checkpoint (" in caplog.text and "going back to the one before" in caplog.text
     )

@@ -21,7 +21,6 @@ from ddpo.commands import frame
 from ddpo.config import load
 from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.parallel.seeds import Purpose, generator
-from ddpo.runs import export
 from ddpo.runs.finished import Run
 
 PROMPTS, SEEDS = ["a fox", "an owl", "a bee"], [5, 6, 7]
@@ -108,7 +107,7 @@ def test_every_format_gives_our_pictures(
     run = made(kind)
     expected = ours(run)
     assert apart(expected, ours(run, "base")) > 3, "the adapter shows"
-    for wanted in export.FORMATS:
+    for wanted in StableDiffusion.export_formats:
         to = tmp_path / "new" / wanted
         assert call(run, "--to", to, "--format", wanted) == 0
         assert capsys.readouterr().out.splitlines()[-1] == f"saved {to}"
@@ -124,7 +123,7 @@ def test_every_format_gives_our_pictures(
 
 def test_the_names_and_the_metadata(made: Callable[[str], Path], tmp_path: Path) -> None:
     """Spelled as kohya's scripts spell Stable Diffusion 1, the text encoder as before transformers 5.6."""
-    for wanted in export.FORMATS:
+    for wanted in StableDiffusion.export_formats:
         assert call(made("everything"), "--to", tmp_path / wanted, "--format", wanted) == 0
     with safe_open(tmp_path / "kohya/lora.safetensors", "pt") as file:
         keys, metadata = set(file.keys()), file.metadata()
@@ -147,7 +146,7 @@ def test_the_names_and_the_metadata(made: Callable[[str], Path], tmp_path: Path)
 
 def test_other_layers_another_sampler_weak_guidance(made: Callable[[str], Path], tmp_path: Path) -> None:
     """Convolutions too; ddpm and guidance below 1, which plain pipelines lack; PNDM as in SD 1.5."""
-    for wanted in export.FORMATS:
+    for wanted in StableDiffusion.export_formats:
         assert call(made("ddpm"), "--to", tmp_path / wanted, "--format", wanted) == 0
     scheduler = StableDiffusionPipeline.from_pretrained(tmp_path / "merged").scheduler
     assert isinstance(scheduler, PNDMScheduler), "the base model's own"
@@ -249,13 +248,13 @@ def test_a_broken_export_is_seen_and_nothing_is_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     (wanted, words), run = BROKEN[harm], made("lora")
-    write = export.FORMATS[wanted]
+    write = StableDiffusion.export
 
-    def broken(policy: StableDiffusion, folder: Path, name: str) -> None:
-        write(policy, folder, name)
+    def broken(policy: StableDiffusion, file_format: str, folder: Path, name: str) -> None:
+        write(policy, file_format, folder, name)
         harm(folder)
 
-    monkeypatch.setitem(export.FORMATS, wanted, broken)
+    monkeypatch.setattr(StableDiffusion, "export", broken)
     before = tree(run)
     assert call(run, "--to", tmp_path / "a" / "b", "--format", wanted) == 3
     out, error = capsys.readouterr()
@@ -270,11 +269,11 @@ def test_a_full_disk_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def full(policy: StableDiffusion, folder: Path, name: str) -> None:
+    def full(policy: StableDiffusion, file_format: str, folder: Path, name: str) -> None:
         (folder / "half").write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(export.FORMATS, "kohya", full)
+    monkeypatch.setattr(StableDiffusion, "export", full)
     assert call(made("lora"), "--to", tmp_path / "x", "--format", "kohya") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "No space left on device" in line and list(tmp_path.iterdir()) == []
@@ -305,7 +304,7 @@ def test_mistakes(
     for argv, words in (
         ((tmp_path / "nowhere", "--to", to, "--format", "kohya"), "is not the folder of a run"),
         ((started, "--to", to, "--format", "kohya"), "has no checkpoint yet"),
-        ((run, "--to", to, "--format", "koya"), "invalid choice: 'koya'"),
+        ((run, "--to", to, "--format", "koya"), "did you mean kohya?"),
         ((run, "--to", to), "--format"),
         ((run, "--to", to, "--format", "kohya", "--checkpoint", "7"), "there are: 000002, 000003"),
         ((run, "--to", tmp_path / "full", "--format", "kohya"), "is not empty"),

@@ -219,9 +219,9 @@ def test_the_best_checkpoint_stays(mine: Path, tmp_path: Path, capsys: pytest.Ca
     state = checkpoint.load(run / "checkpoints" / "000003")[1]
     assert state["best"] == {"iteration": 1, "mean": means[0]}
     chosen = Run(run)
-    chosen.use("best")
     first = load_file(run / "checkpoints" / "000001" / "parameters.safetensors")
-    assert all(torch.equal(value, first[key]) for key, value in chosen.policy.parameters().items())
+    with chosen.policy.weights(chosen.remember("best")):
+        assert all(torch.equal(value, first[key]) for key, value in chosen.policy.parameters().items())
     assert main(["sample", str(run), "--prompt", "a fox", "--count", "1", "--checkpoint", "best"]) == 0
     assert (run / "sample.png").is_file()
     capsys.readouterr()

@@ -24,6 +24,7 @@ import ddpo
 from ddpo import config, train
 from ddpo.commands import frame
 from ddpo.images import from_pil, to_pil
+from ddpo.models._exports import lora_weights
 from ddpo.parallel.seeds import Purpose, generator
 from ddpo.records import checkpoint
 from ddpo.records.metrics import METRICS
@@ -49,10 +50,13 @@ def apart(some: list[Image.Image], others: list[Image.Image]) -> int:
     return max(int(np.abs(np.asarray(one, int) - np.asarray(two, int)).max()) for one, two in pairs)
 
 
-def pictures(run: Run, texts: list[str], seeds: Sequence[int]) -> list[Image.Image]:
-    """By the weights that the run has at present."""
-    keys = [(Purpose.EVALUATION, seed) for seed in seeds]
-    return [image for part in sample(run.policy, run.sampler, texts, keys) for image in to_pil(part.images)]
+@torch.no_grad()
+def pictures(run: Run, texts: list[str], seeds: Sequence[int], weights: str) -> list[Image.Image]:
+    """By weights of `policy.weights`."""
+    keys, prompts = [(Purpose.EVALUATION, seed) for seed in seeds], helpers.as_prompts(texts)
+    with run.policy.weights(weights):
+        parts = list(sample(run.policy, run.sampler, prompts, keys))
+    return [image for part in parts for image in to_pil(part.images)]
 
 
 @pytest.fixture(scope="module")
@@ -171,24 +175,26 @@ def test_everything_shown_and_judged_is_the_average(tmp_path: Path) -> None:
     run = ddpo.load(folder)
     held_out = [prompt.text for prompt in build.evaluation_sets(run.config)[-1]]
 
-    def judged() -> float:
-        return helpers.redness(from_pil(pictures(run, held_out, range(4))), [], []).mean().item()
+    def judged(column: str) -> float:
+        shots = pictures(run, held_out, range(4), run.remember(column))
+        return helpers.redness(from_pil(shots), [], []).mean().item()
 
     told = {row["iteration"]: row["eval/redness"] for row in rows(folder)}
     for name in ("000002", "000003"):
-        run.use(name)
-        assert judged() == pytest.approx(told[int(name)], abs=2e-4)
+        assert judged(name) == pytest.approx(told[int(name)], abs=2e-4)
     tensors, state = checkpoint.load(run.checkpoints["000003"])
     assert state["best"] == {"iteration": max(told, key=lambda i: told[i]), "mean": max(told.values())}
     seen = [prompt.text for prompt in build.evaluation_sets(run.config)[0]][::2]
-    average = pictures(run, seen, [0, 2])
+    average = pictures(run, seen, [0, 2], run.remember("000003"))
     shown = [Image.open(folder / "samples" / "000003" / f"{i:02d}.png") for i in range(2)]
     assert apart(shown, average) <= 1
     lora = load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
-    for key, value in run.policy.lora_weights()["unet"].items():
+    with run.policy.weights("000003"):
+        expected = lora_weights(run.policy._adapted)["unet"]
+    for key, value in expected.items():
         torch.testing.assert_close(lora[f"unet.{key}"], value)
-    checkpoint.restore_parameters(run.policy.parameters(), tensors["parameters"])
-    assert apart(shown, pictures(run, seen, [0, 2])) > 3 and abs(judged() - told[3]) > 6e-4
+    run.policy.snapshots["000003"] = tensors["parameters"]
+    assert apart(shown, pictures(run, seen, [0, 2], "000003")) > 3 and abs(judged("000003") - told[3]) > 6e-4
 
 
 def tree(folder: Path) -> set[Path]:

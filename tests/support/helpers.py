@@ -5,7 +5,7 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from ddpo import advantages, objectives, samplers
+from ddpo import advantages, config, objectives, samplers
 from ddpo.__main__ import main
 from ddpo.config import Config
 from ddpo.config import Reward as RewardConfig
@@ -28,7 +28,7 @@ from ddpo.parallel.sizes import Sizes
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.records import metrics
 from ddpo.rewards import Reward
-from ddpo.rollout.sample import Sampler, sample, step_means
+from ddpo.rollout.sample import Sampler, sample, stored_steps
 from ddpo.rollout.trajectory import Trajectory, join
 from ddpo.scoring.scorer import Scorer
 from ddpo.training.credit import Mixture
@@ -61,6 +61,10 @@ def policy(
     return built
 
 
+def as_prompts(texts: Iterable[str]) -> list[Prompt]:
+    return [Prompt(text) for text in texts]
+
+
 def move(policy: StableDiffusion, size: float) -> None:
     noise = torch.Generator().manual_seed(7)
     for parameter in policy.parameters().values():
@@ -68,16 +72,20 @@ def move(policy: StableDiffusion, size: float) -> None:
 
 
 def sampler(policy: StableDiffusion, *, steps: int = 4, eta: float = 1.0, batch_size: int = 4) -> Sampler:
-    return Sampler(samplers.ddim(policy.schedule(steps, "ddim"), eta=eta), 3.0, batch_size)
+    return Sampler(samplers.build("ddim", policy.schedule, steps, eta=eta), 3.0, batch_size)
 
 
 def rolled(
     policy: StableDiffusion, sampler: Sampler, count: int, *, reference: bool = False, seed: int = 0
 ) -> tuple[Trajectory, Tensor]:
-    """`count` trajectories as one, and their images; with the reference's log-probabilities and means."""
-    keys, prompts = [(seed, i) for i in range(count)], [WORDS[i // 2 % len(WORDS)] for i in range(count)]
-    wanted = ("logp_ref", "mean_ref") if reference else ()
-    parts = list(sample(policy, sampler, prompts, keys, wanted))
+    """`count` trajectories as one, and their images; with the reference's log-probabilities and outputs."""
+    keys, prompts = (
+        [(seed, i) for i in range(count)],
+        as_prompts(WORDS[i // 2 % len(WORDS)] for i in range(count)),
+    )
+    wanted = ("logp_ref", "output_ref") if reference else ()
+    with torch.no_grad():
+        parts = list(sample(policy, sampler, prompts, keys, wanted))
     return join(parts), torch.cat([part.images for part in parts])
 
 
@@ -94,7 +102,7 @@ def work_on(
     if objective.denoising_errors:
         stochastic, matrices = torch.ones(3, dtype=torch.bool), {}
         keys = [(9, sample // 2) for sample in trajectory.samples]
-        terms = DenoisingErrors(policy, 3.0, trajectory, keys, 3, "errors_ref" in objective.needs)
+        terms = DenoisingErrors(policy, sampler, trajectory, keys, 3, "errors_ref" in objective.needs)
     batch = Batch(
         advantage=reward - reward.mean(), reward=reward, group=group,
         present=torch.ones(count, dtype=torch.bool), stochastic=stochastic, matrices=matrices,
@@ -104,16 +112,11 @@ def work_on(
 
 
 def step_log_probs(
-    policy: StableDiffusion,
-    sampler: Sampler,
-    latents: Tensor,
-    prompts: Sequence[str],
-    rows: Tensor,
-    columns: Tensor,
+    policy: StableDiffusion, sampler: Sampler, trajectory: Trajectory, rows: Tensor, columns: Tensor
 ) -> Tensor:
     """log p(x_{t-1} | x_t, c) of chosen (sample, step) pairs, with gradients if they are enabled."""
-    mean = step_means(policy, sampler, latents, prompts, rows, columns)
-    return samplers.log_prob(latents[rows, columns + 1], mean, sampler.steps.std[columns])
+    step = stored_steps(policy, sampler, trajectory, rows, columns)
+    return step.log_prob(trajectory.latents[rows, columns + 1])
 
 
 def gradient(work: Pass, samples: Sequence[int]) -> Tensor:
@@ -214,7 +217,7 @@ def smoke(run_dir: Path, *flags: str) -> list[str]:
 
 def settings(run_dir: Path, **sections: Any) -> Config:
     """The same size of run, from Python."""
-    built = Config(run_dir=str(run_dir), rewards=[RewardConfig("jpeg_compressibility")])
+    built = Config(run_dir=str(run_dir), rewards=[RewardConfig(name="jpeg_compressibility")])
     built.model.pretrained, built.model.dtype = pipeline_folder(), "fp32"
     assert built.lora is not None
     built.lora.rank = 4
@@ -227,7 +230,7 @@ def settings(run_dir: Path, **sections: Any) -> Config:
             setattr(getattr(built, section), key, value)
         else:
             setattr(built, section, value)
-    return built
+    return config.load(built)
 
 
 def one_thread() -> dict[str, str]:

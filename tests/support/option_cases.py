@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddpo import config, plugins
 from ddpo.__main__ import main
-from ddpo.config import Config, schema
+from ddpo.config import Config
 from ddpo.models._tiny import tiny
 
 Flags = list[str]
@@ -63,5 +63,4 @@ def world(root: Path, *, run: bool) -> Iterator[Path]:
 
 def places(settings: Config) -> list[str]:
     """The dotted name of everything that can be set, from the parser itself."""
-    _, groups = config.resolve(schema.normal(Config, schema.flat(settings)))
-    return [f"{group.place}.{key}".lstrip(".") for group in groups for key in group.options]
+    return [*config.options(settings)]

@@ -22,8 +22,8 @@ from ddpo.models._tiny import tiny
 from ddpo.parallel import ranks
 from ddpo.prompts import Prompt, PromptSet
 from ddpo.rollout import pairs as offline
-from ddpo.rollout.sample import sample, step_means
-from ddpo.samplers import ddim
+from ddpo.rollout.sample import sample, stored_steps
+from ddpo.samplers.ddim import ddim
 from ddpo.scoring import ranking
 from ddpo.training.selection import Subset, extremes
 from ddpo.training.terms.denoising_errors import DenoisingErrors
@@ -41,11 +41,11 @@ def test_the_kl_of_a_step_is_that_of_two_gaussians() -> None:
     sampler = helpers.sampler(policy)
     trajectory, _ = helpers.rolled(policy, sampler, 3, reference=True)
     rows, columns = every_pair(3, 4)
-    arguments = (policy, sampler, trajectory.latents, trajectory.prompts, rows, columns)
+    arguments = (policy, sampler, trajectory, rows, columns)
     with torch.no_grad():
-        mean = step_means(*arguments).double()
-        with policy.reference():
-            mean_ref = step_means(*arguments).double()
+        mean = stored_steps(*arguments).mean.double()
+        with policy.weights("base"):
+            mean_ref = stored_steps(*arguments).mean.double()
     std = sampler.steps.std[columns].double().view(-1, 1, 1, 1)
     normal = torch.distributions.Normal
     expected = torch.distributions.kl_divergence(normal(mean, std), normal(mean_ref, std)).flatten(1).mean(1)
@@ -54,9 +54,9 @@ def test_the_kl_of_a_step_is_that_of_two_gaussians() -> None:
     found = terms(rows, columns)["kl"]
     assert found.requires_grad and (found > 0).all()
     torch.testing.assert_close(found.detach(), expected, rtol=1e-3, atol=1e-9)
-    with policy.reference(), torch.no_grad():
+    with policy.weights("base"), torch.no_grad():
         assert terms(rows, columns)["kl"].max() < 1e-9
-    assert LogProbs(policy, sampler, replace(trajectory, mean_ref=None)).names == ("logp",)
+    assert LogProbs(policy, sampler, replace(trajectory, output_ref=None)).names == ("logp",)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -65,7 +65,7 @@ def test_denoising_errors(prediction: str) -> None:
     policy = helpers.policy(moved=0.3, prediction_type=prediction)
     sampler = helpers.sampler(policy)
     trajectory, _ = helpers.rolled(policy, sampler, 4)
-    terms = DenoisingErrors(policy, 3.0, trajectory, [(1, 0), (1, 0), (1, 1), (1, 1)], 2, reference=True)
+    terms = DenoisingErrors(policy, sampler, trajectory, [(1, 0), (1, 0), (1, 1), (1, 1)], 2, reference=True)
     rows, columns = every_pair(4, 2)
     timesteps, noise = terms._draw(rows.tolist(), columns.tolist())
     assert torch.equal(noise[:2], noise[2:4]) and torch.equal(timesteps[:2], timesteps[2:4]), "one group"
@@ -76,13 +76,13 @@ def test_denoising_errors(prediction: str) -> None:
     target = {"epsilon": noise, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * x0, "sample": x0}[
         prediction
     ]
-    texts = [trajectory.prompts[row] for row in rows.tolist()]
+    prompts = [trajectory.prompts[row] for row in rows.tolist()]
     found = terms(rows, columns)
     with torch.no_grad():
-        for name, context in (("errors", None), ("errors_ref", policy.reference())):
+        for name, context in (("errors", None), ("errors_ref", policy.weights("base"))):
             if context:
                 context.__enter__()
-            output = policy.predict(x, timesteps, texts, 3.0)
+            output = policy.predict(x, timesteps, policy.condition(prompts, ""), 3.0)
             if context:
                 context.__exit__(None, None, None)
             expected = (output - target).square().flatten(1).double().mean(1)
@@ -93,11 +93,10 @@ def test_denoising_errors(prediction: str) -> None:
 
 def test_timesteps_of_training_are_all_drawn() -> None:
     policy = helpers.policy()
-    terms = DenoisingErrors(
-        policy, 1.0, helpers.rolled(policy, helpers.sampler(policy), 1)[0], [(3,)], 1, False
-    )
+    sampler = helpers.sampler(policy)
+    terms = DenoisingErrors(policy, sampler, helpers.rolled(policy, sampler, 1)[0], [(3,)], 1, False)
     drawn = terms._draw([0] * 2000, list(range(2000)))[0]
-    assert 0 <= drawn.min() < 5 and 994 < drawn.max() < policy.num_timesteps == 1000
+    assert 0 <= drawn.min() < 5 and 994 < drawn.max() < len(policy.schedule) == 1000
     assert drawn.double().mean().item() == pytest.approx(499.5, abs=4 * 289 / 2000**0.5)
 
 
@@ -119,12 +118,12 @@ def test_guidance_in_the_update_alone() -> None:
     trajectory, _, _, _ = trainer.rollout(trainer.draw())
     assert trajectory.logp_ref is not None
     rows, columns = every_pair(len(trajectory.samples), 4)
-    arguments = (trajectory.latents, trajectory.prompts, rows, columns)
+    arguments = (trajectory, rows, columns)
     unguided = replace(trainer.sampler, guidance_scale=1.0)
     with torch.no_grad():
         own = helpers.step_log_probs(trainer.policy, unguided, *arguments)  # pyright: ignore[reportArgumentType]
         guided = helpers.step_log_probs(trainer.policy, trainer.sampler, *arguments)  # pyright: ignore[reportArgumentType]
-        with trainer.policy.reference():
+        with trainer.policy.weights("base"):
             reference = helpers.step_log_probs(trainer.policy, unguided, *arguments)  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(trajectory.logp_old.flatten(), own, rtol=0, atol=1e-6)
     torch.testing.assert_close(trajectory.logp_ref.flatten(), reference, rtol=0, atol=1e-6)
@@ -152,7 +151,7 @@ def test_subsets_of_steps(stochastic: list[bool], fraction: float, drop_last: in
 
 
 def test_a_window_of_all_steps_is_all_steps() -> None:
-    steps = ddim(helpers.policy().schedule(6, "ddim"))
+    steps = ddim(helpers.policy().schedule, 6)
     noise = torch.Generator()
     assert torch.equal(Subset(window=(0, 6))(steps.stochastic, noise), steps.stochastic)
     assert Subset(window=(2, 4))(steps.stochastic, noise).nonzero().flatten().tolist() == [2, 3]
@@ -326,10 +325,12 @@ def test_a_deterministic_sampler_will_do_for_denoising_errors(tmp_path: Path) ->
 def test_samples_of_a_rollout_do_not_depend_on_the_reference() -> None:
     policy = helpers.policy(moved=0.3)
     sampler = helpers.sampler(policy)
-    plain = next(sample(policy, sampler, ["a fox"], [(1,)]))
-    with_reference = next(sample(policy, sampler, ["a fox"], [(1,)], ("logp_ref", "mean_ref")))
-    assert torch.equal(plain.latents, with_reference.latents) and plain.mean_ref is None
-    assert with_reference.mean_ref is not None and with_reference.mean_ref.shape == plain.latents[:, 1:].shape
+    prompts, keys, extra = [Prompt("a fox")], [(1,)], ("logp_ref", "output_ref")
+    with torch.no_grad():
+        plain = next(sample(policy, sampler, prompts, keys))
+        scored = next(sample(policy, sampler, prompts, keys, extra))
+    assert torch.equal(plain.latents, scored.latents) and plain.output_ref is None
+    assert scored.output_ref is not None and scored.output_ref.shape == plain.latents[:, 1:].shape
 
 
 def test_a_later_pass_knows_that_the_weights_moved(monkeypatch: pytest.MonkeyPatch) -> None:

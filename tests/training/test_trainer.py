@@ -191,9 +191,7 @@ def test_images_without_a_reward_are_counted_and_left_out() -> None:
         own = rewards[group]
         advantage[group] = (own - own.mean()) / (own.std(correction=0) + 1e-6)
     rows, columns = torch.cartesian_prod(torch.arange(5, 16), torch.arange(4)).T
-    logp = helpers.step_log_probs(
-        trainer.policy, trainer.sampler, trajectory.latents, trajectory.prompts, rows, columns
-    )
+    logp = helpers.step_log_probs(trainer.policy, trainer.sampler, trajectory, rows, columns)
     loss = (-advantage[rows] * logp).sum() / (11 * 4)
     parameters = list(trainer.policy.parameters().values())
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])

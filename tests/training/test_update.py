@@ -138,7 +138,7 @@ def test_before_any_update_a_coupled_objective_takes_the_recorded_matrix(
     policy.unet.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     found = []
     for moved in (True, False):
-        given = helpers.work_on(policy, replace(trajectory, mean_ref=None), sampler, OBJECTIVES["prdp"], 4)
+        given = helpers.work_on(policy, replace(trajectory, output_ref=None), sampler, OBJECTIVES["prdp"], 4)
         given.moved = moved
         calls.clear()
         found.append(helpers.gradient(given, range(COUNT)).clone())
@@ -258,7 +258,7 @@ def test_what_half_precision_carries_has_one_size(beta: float) -> None:
     sampler = helpers.sampler(policy)
     trajectory, _ = helpers.rolled(policy, sampler, COUNT, reference=True)
     prdp = objectives.build("prdp", beta=beta, clip_range=1.0)
-    given = helpers.work_on(policy, replace(trajectory, mean_ref=None), sampler, prdp, 5)
+    given = helpers.work_on(policy, replace(trajectory, output_ref=None), sampler, prdp, 5)
     carried: list[float] = []
     policy.unet.register_full_backward_pre_hook(lambda _, found: carried.append(found[0].abs().max().item()))
     given.backward(SAMPLES)

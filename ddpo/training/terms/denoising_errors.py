@@ -11,6 +11,7 @@ from torch import Tensor
 from ddpo.models import Policy
 from ddpo.objectives import Batch
 from ddpo.parallel.seeds import generator
+from ddpo.rollout.sample import Sampler
 from ddpo.rollout.trajectory import Trajectory
 
 
@@ -22,11 +23,11 @@ class DenoisingErrors:
     timestep t
 
     keys   one for each row; rows of one group share theirs, so that a pair is compared on the same draws
-    draws  columns, each with a timestep of its own, uniform over those of training
+    draws  columns, each with a timestep of its own, as the model's schedule draws them
     """
 
     policy: Policy
-    guidance_scale: float
+    sampler: Sampler
     trajectory: Trajectory
     keys: Sequence[tuple[int, ...]]
     draws: int
@@ -43,16 +44,17 @@ class DenoisingErrors:
 
     def __call__(self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]) -> dict[str, Float[Tensor, " N"]]:
         timesteps, noise = self._draw(rows.tolist(), columns.tolist())
-        x, target = self.policy.noised(self.trajectory.latents[rows, -1], noise, timesteps)
+        x, target = self.policy.schedule.noised(self.trajectory.latents[rows, -1], noise, timesteps)
         prompts = [self.trajectory.prompts[row] for row in rows.tolist()]
 
         def errors() -> Float[Tensor, " N"]:
-            output = self.policy.predict(x, timesteps, prompts, self.guidance_scale)
+            condition = self.sampler.condition(self.policy, prompts)
+            output = self.policy.predict(x, timesteps, condition, self.sampler.guidance_scale)
             return (output - target).square().flatten(1).double().mean(1)
 
         found = {"errors": errors()}
         if self.reference:
-            with torch.no_grad(), self.policy.reference():
+            with torch.no_grad(), self.policy.weights("base"):
                 found["errors_ref"] = errors()
         return found
 
@@ -62,7 +64,7 @@ class DenoisingErrors:
         timesteps, noise = [], []
         for row, column in zip(rows, columns, strict=True):
             source = generator(*self.keys[row], column)
-            timesteps.append(torch.randint(self.policy.num_timesteps, (), generator=source))
+            timesteps.append(self.policy.schedule.draw(source))
             noise.append(torch.randn(self.policy.latent_shape, generator=source))
         device = self.policy.device
         return torch.stack(timesteps).to(device), torch.stack(noise).to(device)
