@@ -55,7 +55,7 @@ def main() -> None:
             "--trainer.minibatches", "1",
         ])
     )  # fmt: skip
-    module = sys.modules[trainer.scorer.rewards[0].score.__module__]
+    module = sys.modules[trainer.mixture.rewards[0].score.__module__]
     weights = {name: p.detach().clone() for name, p in trainer.policy.parameters().items()}
     start = copy.deepcopy(trainer.optimizer.state_dict())
     restored(trainer, weights, start).iterate()  # warms up

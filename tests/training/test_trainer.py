@@ -423,7 +423,8 @@ def test_an_iteration_that_broke_off_is_taken_back() -> None:
             raise ValueError("enough")
         return batch.mean(-batch.advantage[:, None] * logp)
 
-    for fails_at, whole in ((1, True), (2, False)):
+    for number, whole in ((1, True), (2, False)):
+        fails_at = number
         asked.clear()
         trainer = helpers.make_trainer(
             helpers.policy(), Objective("fails", fails, {}), make=make, minibatches=2
@@ -443,9 +444,8 @@ def test_a_state_is_what_the_next_iteration_depends_on() -> None:
     def built() -> Trainer:
         policy = helpers.policy()
         ema = EMAModel(list(policy.parameters().values()), decay=0.5)
-        return helpers.make_trainer(
-            policy, make=partial(advantages.build, "per_prompt", min_count=1), ema=ema
-        )
+        make = partial(advantages.build, "per_prompt", min_count=1)
+        return helpers.make_trainer(policy, make=make, ema=ema)
 
     one, other = built(), built()
     one.iterate()
