@@ -17,6 +17,8 @@ plugin.
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
+
 from ddpo import plugins
 from ddpo.errors import UserError, where
 from ddpo.samplers._gaussian import Gaussian, Reduction, Steps, gaussian_steps
@@ -45,5 +47,12 @@ def build(name: str, schedule: NoiseSchedule, num_steps: int, **options: Any) ->
         raise UserError(
             f"sampler {name} returned {returned} for sampler.num_steps {num_steps}; "
             "return that many, as gaussian_steps makes them"
+        )
+    tables = torch.stack([steps.x_coefficient, steps.output_coefficient, steps.std])
+    if not tables.isfinite().all():
+        step = int((~tables.isfinite().all(0)).nonzero()[0])
+        raise UserError(
+            f"sampler {name}: the coefficients of step {step} are not finite; "
+            "look at its options, and at divisions by a signal or noise of 0"
         )
     return steps

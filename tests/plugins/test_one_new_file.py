@@ -172,7 +172,7 @@ def flags(folder: Path, run: Path) -> list[str]:
         "--sampler.name", "halfway", "--advantage.name", "running", "--lora", "null", "--model.width", "20",
         "--sampler.noise", "0.3", "--advantage.decay", "0.75", "--sampler.num_steps", "3",
         "--trainer.iterations", "2", "--checkpoint.every", "1", "--eval_rewards", "[]",
-        "--trainer.lr", "0.1", "--objective.clip_range", "0.5",
+        "--trainer.lr", "1e-3",
     ]  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def test_trained_resumed_evaluated_exported(
     one, other = (load_file(each / "checkpoints/000003/parameters.safetensors") for each in (straight, run))
     assert all(torch.equal(one[key], other[key]) for key in one), "the advantage's state too"
     rows = metrics.read(run / "metrics.jsonl")
-    assert [row["iteration"] for row in rows] == [1, 2, 3] and rows[0]["ratio/max_dev"] < 0.5
+    assert [row["iteration"] for row in rows] == [1, 2, 3]
     assert main(["evaluate", str(run)]) == 0
     results = json.loads((run / "evaluation" / "results.json").read_text())
     assert results["config"]["sampler"]["noise"] == 0.3
