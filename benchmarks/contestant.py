@@ -22,20 +22,28 @@ from ddpo.training.update import Pass
 
 def settings(arguments: argparse.Namespace) -> config.Config:
     images = arguments.sample_batch * arguments.batches
-    return config.load({
-        "model": {"pretrained": arguments.pipeline, "dtype": arguments.dtype},
-        "lora": {"rank": arguments.rank},
-        "sampler": {
-            "name": "ddim", "num_steps": arguments.steps, "eta": arguments.eta,
-            "guidance_scale": arguments.guidance, "batch_size": arguments.sample_batch,
-        },
-        "rewards": [{"name": "jpeg_compressibility"}],
-        "advantage": {"name": "batch"},
-        "trainer": {
-            "iterations": 1, "prompts_per_iteration": images, "samples_per_prompt": 1, "minibatches": 1,
-            "micro_batch": arguments.train_batch,
-        },
-    })  # fmt: skip
+    return config.load(
+        {
+            "model": {"pretrained": arguments.pipeline, "dtype": arguments.dtype},
+            "lora": {"rank": arguments.rank},
+            "sampler": {
+                "name": "ddim",
+                "num_steps": arguments.steps,
+                "eta": arguments.eta,
+                "guidance_scale": arguments.guidance,
+                "batch_size": arguments.sample_batch,
+            },
+            "rewards": [{"name": "jpeg_compressibility"}],
+            "advantage": {"name": "batch"},
+            "trainer": {
+                "iterations": 1,
+                "prompts_per_iteration": images,
+                "samples_per_prompt": 1,
+                "minibatches": 1,
+                "micro_batch": arguments.train_batch,
+            },
+        }
+    )
 
 
 def measured(trainer: Trainer, phases: protocol.Phases) -> None:

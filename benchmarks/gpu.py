@@ -57,18 +57,26 @@ class Record:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     names = [*OF_MACHINE, *OF_MODEL]
-    parser.add_argument("--out", type=Path, required=True, help="the JSON; an earlier one is added to")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the JSON; an earlier one is added to"
+    )
     parser.add_argument("--parts", type=_some(names), default=names, help=", ".join(names))
     parser.add_argument("--archs", type=_some(list(ARCHITECTURES)), help=", ".join(ARCHITECTURES))
     parser.add_argument("--dtypes", type=_some(list(ARITHMETIC)), help=", ".join(ARITHMETIC))
     parser.add_argument("--tiny", action="store_true", help="toy sizes, in fp32")
     parser.add_argument("--bench", help="the folder of bare.py, for the part bare")
-    parser.add_argument("--seconds", type=float, default=540.0, help="after these nothing new is begun")
+    parser.add_argument(
+        "--seconds", type=float, default=540.0, help="after these nothing new is begun"
+    )
     parser.add_argument("--commit", help="of the code; default: what git says")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="changes")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="changes"
+    )
     return parser.parse_args()
 
 
@@ -107,9 +115,13 @@ def measure(part: str, label: str, bench: Bench, record: Record, limit: float) -
 def main() -> None:
     given = arguments()
     head = {
-        **machine(ranks.state().device), "commit": given.commit or commit(), "tiny": given.tiny,
-        "parts": given.parts, "changes": given.changes, "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+        **machine(ranks.state().device),
+        "commit": given.commit or commit(),
+        "tiny": given.tiny,
+        "parts": given.parts,
+        "changes": given.changes,
+        "date": time.strftime("%Y-%m-%d"),
+    }
     record = Record(given.out, head)
     record._say(json.dumps(head))
     changes = dict(change.split("=", 1) for change in given.changes)

@@ -25,7 +25,10 @@ from ddpo.training.terms.log_probs import LogProbs
 from ddpo.training.update import Pass
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "sd15": {"name": "stable_diffusion", "pretrained": "stable-diffusion-v1-5/stable-diffusion-v1-5"},
+    "sd15": {
+        "name": "stable_diffusion",
+        "pretrained": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    },
     "tiny": {"name": "stable_diffusion", "pretrained": "tiny"},
 }
 """The section `model` of each: any whose architecture `ddpo plan` knows, and a toy for CPUs."""
@@ -53,16 +56,23 @@ def settings(
         "model": {**ARCHITECTURES[architecture], "dtype": ARITHMETIC[arithmetic]},
         "lora": {"rank": 16},
         "sampler": {
-            "name": "ddim", "num_steps": steps, "eta": 1.0, "guidance_scale": 5.0, "batch_size": batch_size,
+            "name": "ddim",
+            "num_steps": steps,
+            "eta": 1.0,
+            "guidance_scale": 5.0,
+            "batch_size": batch_size,
         },
         "rewards": [{"name": "jpeg_compressibility"}],
         "objective": {"name": "ddpo"},
         "advantage": {"name": "batch"},
         "trainer": {
-            "iterations": 1, "prompts_per_iteration": images, "samples_per_prompt": 1, "minibatches": 1,
+            "iterations": 1,
+            "prompts_per_iteration": images,
+            "samples_per_prompt": 1,
+            "minibatches": 1,
             "micro_batch": micro_batch,
         },
-    }  # fmt: skip
+    }
     change(values, dict(changes))
     return config.load(values)
 
@@ -85,7 +95,9 @@ def pipeline(wanted: Config, device: torch.device) -> Any:
         return tiny()
     adapter: Any = plugins.load("models", wanted.model.name)
     found = adapter.outline(wanted.model.pretrained, wanted.model.dtype, wanted.lora is None)
-    assert found is not None, f"{wanted.model.pretrained}: ddpo plan does not know this architecture"
+    assert found is not None, (
+        f"{wanted.model.pretrained}: ddpo plan does not know this architecture"
+    )
     torch.manual_seed(0)
     for part in found.components.values():
         if isinstance(part, nn.Module):
@@ -126,23 +138,31 @@ class Case:
         keys = [(Purpose.NOISE, 0, 0, number) for number in range(images)]
         return join(list(sample(self.policy, sampler, self.prompts(images), keys)))
 
-    def work(self, sampler: Sampler, found: Trajectory, micro_batch: int, columns: Sequence[int]) -> Pass:
+    def work(
+        self, sampler: Sampler, found: Trajectory, micro_batch: int, columns: Sequence[int]
+    ) -> Pass:
         """The update of those steps, before anything has moved."""
         images, objective = len(found.samples), build.objective(self.settings())
         chosen = torch.zeros(len(sampler.steps), dtype=torch.bool, device=self.device)
         chosen[list(columns)] = True
-        advantage = torch.randn(images, generator=torch.Generator().manual_seed(0)).double().to(self.device)
+        advantage = (
+            torch.randn(images, generator=torch.Generator().manual_seed(0)).double().to(self.device)
+        )
         batch = Batch(
-            advantage=advantage, reward=advantage,
+            advantage=advantage,
+            reward=advantage,
             group=torch.arange(images, device=self.device),
             present=torch.ones(images, dtype=torch.bool, device=self.device),
-            stochastic=chosen & sampler.steps.stochastic, matrices={"logp_old": found.logp_old},
-        )  # fmt: skip
+            stochastic=chosen & sampler.steps.stochastic,
+            matrices={"logp_old": found.logp_old},
+        )
         terms = LogProbs(self.policy, sampler, found)
         measured = Measured(objective.ratio_bound)
         return Pass(terms, batch, objective, micro_batch, measured, moved=False)
 
     def forget_gradients(self) -> None:
-        if "policy" in vars(self):  # some parts need none, and it is made when it is first asked for
+        if "policy" in vars(
+            self
+        ):  # some parts need none, and it is made when it is first asked for
             for parameter in self.policy.parameters().values():
                 parameter.grad = None

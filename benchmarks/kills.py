@@ -37,14 +37,29 @@ def flags(folder: Path) -> list[str]:
     tiny().save_pretrained(folder / "model")
     (folder / "four.txt").write_text("a fox\na cat\nan owl\na bee\n")
     given = {
-        "model.pretrained": folder / "model", "prompts.path": folder / "four.txt",
-        "evaluation.prompts": "null", "trainer.minibatches": 2,
-        "rewards": "[{name: jpeg_compressibility}]", "sampler.num_steps": 3, "advantage.name": "per_prompt",
-        "advantage.min_count": 2, "trainer.samples_per_prompt": 2, "trainer.epochs": 2,
-        "trainer.lr_schedule": "cosine", "trainer.iterations": ITERATIONS, "ema.decay": 0.6,
-        "checkpoint.every": EVERY, "evaluation.every": 3, "evaluation.num_prompts": 2, "log.images": 2,
-    }  # fmt: skip
-    return ["--config", "smoke", *(word for key, value in given.items() for word in (f"--{key}", str(value)))]
+        "model.pretrained": folder / "model",
+        "prompts.path": folder / "four.txt",
+        "evaluation.prompts": "null",
+        "trainer.minibatches": 2,
+        "rewards": "[{name: jpeg_compressibility}]",
+        "sampler.num_steps": 3,
+        "advantage.name": "per_prompt",
+        "advantage.min_count": 2,
+        "trainer.samples_per_prompt": 2,
+        "trainer.epochs": 2,
+        "trainer.lr_schedule": "cosine",
+        "trainer.iterations": ITERATIONS,
+        "ema.decay": 0.6,
+        "checkpoint.every": EVERY,
+        "evaluation.every": 3,
+        "evaluation.num_prompts": 2,
+        "log.images": 2,
+    }
+    return [
+        "--config",
+        "smoke",
+        *(word for key, value in given.items() for word in (f"--{key}", str(value))),
+    ]
 
 
 def run(argv: list[str], kill_after_s: float | None = None) -> int:
@@ -74,7 +89,9 @@ def content(folder: Path) -> dict[str, object]:
 def tensors(file: Path) -> dict[str, object]:
     """Every tensor's bytes, and the metadata, whose order safetensors leaves to chance."""
     with safe_open(file, "np") as opened:
-        return {key: opened.get_tensor(key).tobytes() for key in opened.keys()} | (opened.metadata() or {})  # noqa: SIM118
+        return {key: opened.get_tensor(key).tobytes() for key in opened.keys()} | (
+            opened.metadata() or {}
+        )  # noqa: SIM118
 
 
 def safe(folder: Path, started: float) -> tuple[bytes, str]:
@@ -84,7 +101,9 @@ def safe(folder: Path, started: float) -> tuple[bytes, str]:
     reached = int(saved[-1].name) if saved else 0
     half = any(path.stat().st_mtime > started for path in folder.rglob(".*.writing*"))
     torn = bool(lines) and not lines[-1].endswith(b"\n")
-    place = "while writing" if half or torn else f"{len(lines) - reached} iterations after a checkpoint"
+    place = (
+        "while writing" if half or torn else f"{len(lines) - reached} iterations after a checkpoint"
+    )
     if not (folder / "config.yaml").exists():
         place = "before it had begun"
     elif len(lines) == ITERATIONS and not half:
@@ -127,7 +146,9 @@ def main() -> None:
             sys.exit(f"{different} differ {where}")
         shutil.rmtree(this)
     shutil.rmtree(folder)
-    print(f"{kills} kills in {runs} runs, each equal to the straight one; {time.time() - started:.0f} s")
+    print(
+        f"{kills} kills in {runs} runs, each equal to the straight one; {time.time() - started:.0f} s"
+    )
     for place, count in places.most_common():
         print(f"{count:4d} {place}")
 

@@ -46,7 +46,11 @@ def main() -> None:
             seconds: dict[str, list[float]] = {"in process": [], "remote": []}
             for i in range(given.rounds + 1):
                 noise = torch.rand(
-                    given.images, 3, given.size, given.size, generator=torch.Generator().manual_seed(i)
+                    given.images,
+                    3,
+                    given.size,
+                    given.size,
+                    generator=torch.Generator().manual_seed(i),
                 )
                 images, values = (noise * 255).round() / 255, []
                 for kind, reward in zip(seconds, (here, there), strict=True):
@@ -56,10 +60,14 @@ def main() -> None:
                 assert values[0].equal(values[1])
         finally:
             server.terminate()
-    medians = {kind: statistics.median(each[1:]) for kind, each in seconds.items()}  # the first warms up
+    medians = {
+        kind: statistics.median(each[1:]) for kind, each in seconds.items()
+    }  # the first warms up
     for kind, each in seconds.items():
         low, _, high = statistics.quantiles(each[1:])
-        print(f"{kind:11} {medians[kind]:.3f} s a call of {given.images} (quartiles {low:.3f} to {high:.3f})")
+        print(
+            f"{kind:11} {medians[kind]:.3f} s a call of {given.images} (quartiles {low:.3f} to {high:.3f})"
+        )
     print(f"remote / in process: {medians['remote'] / medians['in process']:.3f}")
 
 

@@ -28,9 +28,12 @@ def train(checkout: Path, objective: str, run: Path) -> None:
     flags = ["--config", "configs/smoke.yaml", "--objective.name", objective, "--run_dir", str(run)]
     quiet = ["--log.images", "0", "--model.dtype", "fp32"]
     environment = {
-        **os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true",
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": str(checkout),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "true",
+    }
     command = [sys.executable, "-m", "ddpo.train", *flags, *quiet]
     subprocess.run(command, cwd=checkout, env=environment, check=True, capture_output=True)
 
@@ -54,11 +57,15 @@ def lora_difference(old: Path, new: Path) -> float:
     before, after = load_file(old / file), load_file(new / file)
     if before.keys() != after.keys():
         return math.inf
-    moved = sum((after[name].double() - before[name].double()).square().sum().item() for name in before)
+    moved = sum(
+        (after[name].double() - before[name].double()).square().sum().item() for name in before
+    )
     return math.sqrt(moved / sum(value.double().square().sum().item() for value in before.values()))
 
 
-def compare(objective: str, old: Path, new: Path, folder: Path) -> Iterator[tuple[str, float, float]]:
+def compare(
+    objective: str, old: Path, new: Path, folder: Path
+) -> Iterator[tuple[str, float, float]]:
     """(what, its relative difference, what is allowed) of one objective."""
     runs = {"old": folder / f"{objective}-old", "new": folder / f"{objective}-new"}
     train(old, objective, runs["old"])

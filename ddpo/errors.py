@@ -63,16 +63,16 @@ def refusal(error: BaseException) -> str:
             refused = bool(library and REFUSAL.search(told))
         if refused:
             by = f" (says {library})" if library else ""
-            remedy = (
-                "install what is asked for, or the versions that ddpo was tested with (its constraints.txt)"
-            )
+            remedy = "install what is asked for, or the versions that ddpo was tested with (its constraints.txt)"
             return f"{told[:300]}{by}; {remedy}"
     return ""
 
 
 def _library(file: Path) -> str:
     """Name and version of the installed package, other than ddpo, that a file belongs to; else empty."""
-    places = [i for i, part in enumerate(file.parts[:-1]) if part in ("site-packages", "dist-packages")]
+    places = [
+        i for i, part in enumerate(file.parts[:-1]) if part in ("site-packages", "dist-packages")
+    ]
     top = file.parts[places[-1] + 1].removesuffix(".py") if places else ""
     return "" if top == "ddpo" else _installed(top)
 

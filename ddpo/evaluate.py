@@ -11,9 +11,16 @@ from ddpo.config.flags import change, within
 from ddpo.errors import UserError
 
 SETTABLE = (
-    "sampler", "evaluation.prompts", "evaluation.samples_per_prompt", "evaluation.num_prompts",
-    "evaluation.seed", "eval_rewards", "model.dtype", "trainer.reward_timeout_s", "plugins",
-)  # fmt: skip
+    "sampler",
+    "evaluation.prompts",
+    "evaluation.samples_per_prompt",
+    "evaluation.num_prompts",
+    "evaluation.seed",
+    "eval_rewards",
+    "model.dtype",
+    "trainer.reward_timeout_s",
+    "plugins",
+)
 """What of a run's configuration an evaluation obeys: how pictures are made, which, and who judges them."""
 
 
@@ -76,7 +83,9 @@ def _print_help(options: dict[str, help.Option], folders: list[str]) -> None:
     node = {"description": judges}
     options["eval_rewards"] = help.Option(None, node, "a list", "", "eval_rewards", about)
     print(f"{__doc__}\n")
-    help.print_help(options, f"ddpo evaluate RUN_DIR [--checkpoint {checkpoints}] [--section.key value ...]")
+    help.print_help(
+        options, f"ddpo evaluate RUN_DIR [--checkpoint {checkpoints}] [--section.key value ...]"
+    )
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ def color_entropy(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
     red, green, blue = (images * LEVELS).long().clamp(0, LEVELS - 1).flatten(2).unbind(1)
     color = (red * LEVELS + green) * LEVELS + blue
     counts = torch.zeros(len(images), LEVELS**3, device=images.device)
-    share = counts.scatter_add_(1, color, torch.ones_like(color, dtype=counts.dtype)) / color.shape[1]
+    share = (
+        counts.scatter_add_(1, color, torch.ones_like(color, dtype=counts.dtype)) / color.shape[1]
+    )
     return torch.special.entr(share).sum(1) / np.log(2)
 
 

@@ -19,7 +19,9 @@ from typing import Any, cast, overload
 from ddpo import plugins
 from ddpo.errors import UserError, nearest
 
-__path__ = plugins.folders("prompts")  # a module with __path__ is a package: prompts/x.py is ddpo.prompts.x
+__path__ = plugins.folders(
+    "prompts"
+)  # a module with __path__ is a package: prompts/x.py is ddpo.prompts.x
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,11 @@ class PromptSet(Sequence[Prompt]):
     @overload
     def __getitem__(self, index: slice) -> "PromptSet": ...
     def __getitem__(self, index: int | slice) -> "Prompt | PromptSet":
-        return PromptSet(self.name, self.prompts[index]) if isinstance(index, slice) else self.prompts[index]
+        return (
+            PromptSet(self.name, self.prompts[index])
+            if isinstance(index, slice)
+            else self.prompts[index]
+        )
 
     @property
     def hash(self) -> str:
@@ -109,7 +115,9 @@ def load(
         if prompt.key in places and not repeats:
             what = "the key" if "key" in columns else "the prompt"
             twice = f"{what} {prompt.key!r} stands already at {places[prompt.key]}"
-            raise UserError(f"{place}: {twice}; every prompt must differ, or have a column key that does")
+            raise UserError(
+                f"{place}: {twice}; every prompt must differ, or have a column key that does"
+            )
         places[prompt.key] = place
         prompts.append(prompt)
     if not prompts:
@@ -144,19 +152,27 @@ def _of_dataset(name: str, split: str, column: str) -> Iterator[Row]:
     try:
         import datasets
     except ImportError as error:
-        raise NotHere("prompts.dataset: datasets is not installed; pip install 'ddpo[datasets]'") from error
+        raise NotHere(
+            "prompts.dataset: datasets is not installed; pip install 'ddpo[datasets]'"
+        ) from error
     try:
         found = datasets.load_dataset(str(Path(name).expanduser()), split=split)
-    except Exception as error:  # a dozen kinds: no network, no such name, split or folder, a broken file
+    except (
+        Exception
+    ) as error:  # a dozen kinds: no network, no such name, split or folder, a broken file
         told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         told += ", and HF_HUB_OFFLINE is set" * bool(os.environ.get("HF_HUB_OFFLINE"))
-        remedy = "give a name of the Hub or a folder of parquet or jsonl files, and one of its splits"
+        remedy = (
+            "give a name of the Hub or a folder of parquet or jsonl files, and one of its splits"
+        )
         place = f"prompts.dataset: {name}, split {split}"
         raise NotHere(f"{place}: cannot be loaded ({told}); {remedy}") from error
     kinds = {key: str(getattr(kind, "dtype", "")) for key, kind in dict(found.features).items()}
     texts = [key for key, kind in kinds.items() if kind.endswith("string")]
     if column not in texts:
-        raise UserError(f"prompts.column: {name} has no text called {column!r}{nearest(column, texts)}")
+        raise UserError(
+            f"prompts.column: {name} has no text called {column!r}{nearest(column, texts)}"
+        )
     seen: set[str] = set()
     plain = [key for key, kind in kinds.items() if kind.startswith(PLAIN)]
     for number, row in enumerate(map(dict, found.select_columns(plain))):
@@ -209,7 +225,9 @@ def _called(function: object, file: str) -> Iterator[Row]:
         raise UserError(f"prompts: {file}: {wrong}: {error}") from error
     for number, row in enumerate(rows, 1):
         if not isinstance(row, str | dict):
-            raise UserError(f"{file}, item {number}: {row!r} is neither a string nor a dict with a prompt")
+            raise UserError(
+                f"{file}, item {number}: {row!r} is neither a string nor a dict with a prompt"
+            )
         yield f"{file}, item {number}", {"prompt": row} if isinstance(row, str) else row
 
 
@@ -239,4 +257,6 @@ def _text(columns: Mapping[str, Any], template: str | None, place: str) -> str:
         ) from error
     except (ValueError, IndexError, AttributeError, TypeError) as error:
         example = "A painting of {prompt}"
-        raise UserError(f"prompts.template {template!r}: {error}; it must read like {example!r}") from error
+        raise UserError(
+            f"prompts.template {template!r}: {error}; it must read like {example!r}"
+        ) from error

@@ -113,7 +113,9 @@ def win_rates(score: Callable[..., Tensor]) -> Score:
             texts, rows = [prompts[j] for j in others], [metadata[j] for j in others]
             found = torch.as_tensor(score(images[[i] * len(others)], images[others], texts, rows))
             if found.shape != (len(others),) or ((found < 0) | (found > 1)).any():
-                raise ValueError(f"a preference is a number in [0, 1], one a pair; got {found.tolist()}")
+                raise ValueError(
+                    f"a preference is a number in [0, 1], one a pair; got {found.tolist()}"
+                )
             preferred[i, others] = found.to(preferred)
         return ((preferred + 1 - preferred.T) / 2).nanmean(1)
 
@@ -129,14 +131,21 @@ def cached(reward: Reward, folder: str, identity: object) -> Score:
     cache = Cache(folder)
 
     def score(images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        facts = [[identity, images.shape[1:], *each] for each in zip(prompts, metadata, strict=True)]
+        facts = [
+            [identity, images.shape[1:], *each] for each in zip(prompts, metadata, strict=True)
+        ]
         texts = [json.dumps(each, sort_keys=True, default=repr).encode() for each in facts]
         pictures = to_uint8(images).cpu().numpy()
-        keys = [sha256(text + each.tobytes()).digest() for text, each in zip(texts, pictures, strict=True)]
+        keys = [
+            sha256(text + each.tobytes()).digest()
+            for text, each in zip(texts, pictures, strict=True)
+        ]
         known = cache.get(keys)
         values = torch.tensor([known.get(key, torch.nan) for key in keys])
         if rows := [i for i, key in enumerate(keys) if key not in known]:
-            values[rows] = reward(images[rows], [prompts[i] for i in rows], [metadata[i] for i in rows])
+            values[rows] = reward(
+                images[rows], [prompts[i] for i in rows], [metadata[i] for i in rows]
+            )
             cache.put({keys[i]: values[i].item() for i in rows if values[i].isfinite()})
         return values
 
@@ -166,7 +175,11 @@ def build(
     version = _version(target) if getattr(name, "reachable", True) else "unknown"
     pairwise = getattr(target, "pairwise", False)
     try:
-        score = target(device=device, dtype=dtype, **options) if is_class else partial(target, **options)
+        score = (
+            target(device=device, dtype=dtype, **options)
+            if is_class
+            else partial(target, **options)
+        )
     except UserError:
         raise
     except Exception as error:
@@ -177,7 +190,9 @@ def build(
             if hasattr(target, attribute):
                 setattr(score, attribute, getattr(target, attribute))
     full = "-".join([version, *filter(None, [getattr(score, "version", None)])])
-    found = Reward(short_name(name, label), weight, win_rates(score) if pairwise else score, full, *gate)
+    found = Reward(
+        short_name(name, label), weight, win_rates(score) if pairwise else score, full, *gate
+    )
     if cache is None:
         return found
     if groupwise(found.score) or version == "unknown":
@@ -210,8 +225,12 @@ def _version(target: Callable[..., Any]) -> str:
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, ast.ImportFrom) and node.level == 1:
                     names = [node.module] if node.module else [alias.name for alias in node.names]
-                    specs = [find_spec(f"{package}.{name}") for name in names]  # it may be imported later
-                    beside = [(spec.origin, spec.parent) for spec in specs if spec and spec.has_location]
+                    specs = [
+                        find_spec(f"{package}.{name}") for name in names
+                    ]  # it may be imported later
+                    beside = [
+                        (spec.origin, spec.parent) for spec in specs if spec and spec.has_location
+                    ]
                     files += [each for each in beside if each not in files]
     except (AttributeError, ImportError, KeyError, OSError, SyntaxError, ValueError):
         return "unknown"

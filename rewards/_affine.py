@@ -16,11 +16,16 @@ class Affine:
 
     def __init__(self, state: Mapping[str, Tensor], width: int, device: torch.device | str) -> None:
         numbers = sorted(int(key.split(".")[1]) for key in state if key.endswith(".weight"))
-        weight, bias = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+        weight, bias = (
+            torch.eye(width, dtype=torch.float64),
+            torch.zeros(width, dtype=torch.float64),
+        )
         for number in numbers:
             layer = state[f"layers.{number}.weight"].double()
             if layer.shape[1] != len(weight):
-                raise ValueError(f"layers.{number} takes {layer.shape[1]} numbers and gets {len(weight)}")
+                raise ValueError(
+                    f"layers.{number} takes {layer.shape[1]} numbers and gets {len(weight)}"
+                )
             weight, bias = layer @ weight, layer @ bias + state[f"layers.{number}.bias"].double()
         if not numbers or len(weight) != 1:
             raise ValueError("its layers do not end in one number")

@@ -59,14 +59,18 @@ def read(choice: Any, judge: str, low: float, high: float) -> float:
 def rating(text: str, low: float, high: float) -> float:
     """(x - low) / (high - low) of an answer that is a number on this scale: `4`, `4.`, `Score: 4/5`."""
     scale = rf"(?:\s*(?:/|out of)\s*{re.escape(f'{high:g}')})?"
-    found = re.fullmatch(rf"[\s*]*(?:score|rating|answer)?[\s:*]*({NUMBER}){scale}[\s.*]*", text, re.I)
+    found = re.fullmatch(
+        rf"[\s*]*(?:score|rating|answer)?[\s:*]*({NUMBER}){scale}[\s.*]*", text, re.I
+    )
     return _share([found[1]] if found else [], text, low, high)
 
 
 def axes(text: str) -> float:
     """Mean over alignment, coherence and style of (x - 1) / 4, each given once as `Style Score (1-5): x`."""
     lines = {axis: rf"^{axis} Score \(1-5\): *({NUMBER}) *$" for axis in AXES}
-    return sum(_share(re.findall(line, text, re.M), text, 1, 5) for line in lines.values()) / len(AXES)
+    return sum(_share(re.findall(line, text, re.M), text, 1, 5) for line in lines.values()) / len(
+        AXES
+    )
 
 
 def _share(found: Sequence[str], text: str, low: float, high: float) -> float:
@@ -90,7 +94,9 @@ def yes_probability(listed: Sequence[Mapping[str, Any]]) -> float:
     A word that is not listed has at most the probability of the least likely one that is, and at most what
     they leave. Raises Unreadable where that could move the result by more than CERTAIN.
     """
-    chances = [(str(entry["token"]).strip().lower(), math.exp(entry["logprob"])) for entry in listed]
+    chances = [
+        (str(entry["token"]).strip().lower(), math.exp(entry["logprob"])) for entry in listed
+    ]
     total = sum(chance for _, chance in chances)
     if not chances or not total <= 1.01:  # NaN too
         raise Unreadable(f"log-probabilities whose exponentials sum to {total:g}")

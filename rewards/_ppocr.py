@@ -6,7 +6,11 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, AutoModelForTextRecognition
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    AutoModelForTextRecognition,
+)
 
 from ._weights import expanded, loading, pretrained
 
@@ -30,7 +34,9 @@ class Reader:
         """What stands in each picture, its lines joined by spaces."""
         inputs = self.find_inputs(images=arrays, return_tensors="pt").to(self.find.device)
         sizes = inputs.pop("target_sizes")
-        found = self.find_inputs.post_process_object_detection(self.find(**inputs), target_sizes=sizes)
+        found = self.find_inputs.post_process_object_detection(
+            self.find(**inputs), target_sizes=sizes
+        )
         texts = []
         for array, lines in zip(arrays, found, strict=True):
             boxes = lines["boxes"].cpu().numpy().astype(np.float32).reshape(-1, 4, 2)
@@ -43,7 +49,9 @@ class Reader:
         return self.read_inputs.post_process_text_recognition(self.read(**inputs))[0]["text"]
 
 
-def cut(array: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4 2"]) -> UInt8[np.ndarray, "h w 3"]:
+def cut(
+    array: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4 2"]
+) -> UInt8[np.ndarray, "h w 3"]:
     """The box (corners x, y from the top left, clockwise) straightened to a rectangle; upright if TALL."""
     edges = np.linalg.norm(np.roll(box, -1, axis=0) - box, axis=1)
     width, height = (max(int(max(edges[i], edges[i + 2])), 1) for i in (0, 1))

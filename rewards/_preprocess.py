@@ -37,7 +37,10 @@ class Preprocess:
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 height width"]:
         resized, (to_height, to_width) = images.float(), self._size(*images.shape[-2:])
         how = InterpolationMode(self.interpolation)
-        for size in ((images.shape[-2], to_width), (to_height, to_width)):  # width first: Pillow's order
+        for size in (
+            (images.shape[-2], to_width),
+            (to_height, to_width),
+        ):  # width first: Pillow's order
             resized = transforms.resize(resized, list(size), how, antialias=True)
             # bicubic overshoots; bytes cannot, so Pillow clips. The gradient goes on as if it did not
             resized = resized + (resized.clamp(0, 1) - resized).detach()
@@ -79,10 +82,14 @@ def of_transformers(name: str) -> Preprocess:
     cfg = transformers.AutoImageProcessor.from_pretrained(expanded(name)).to_dict()
     size, crop = cfg["size"], cfg.get("crop_size") or {}
     if not cfg["do_resize"] or set(size) not in ({"shortest_edge"}, {"height", "width"}):
-        raise ValueError(f"the image processor resizes to {size}, neither to a side nor to height and width")
+        raise ValueError(
+            f"the image processor resizes to {size}, neither to a side nor to height and width"
+        )
     edge = size.get("shortest_edge")
     shape = (edge, edge) if edge else (size["height"], size["width"])
     cropped = (crop["height"], crop["width"]) if cfg.get("do_center_crop") else None
-    mean, std = (cfg["image_mean"], cfg["image_std"]) if cfg["do_normalize"] else ([0.0] * 3, [1.0] * 3)
+    mean, std = (
+        (cfg["image_mean"], cfg["image_std"]) if cfg["do_normalize"] else ([0.0] * 3, [1.0] * 3)
+    )
     how = RESAMPLE[int(cfg["resample"])]
     return Preprocess(shape, "shortest" if edge else "squash", cropped, how, mean, std, whole=int)

@@ -26,7 +26,9 @@ class VLM:
     Raises UserError where it cannot be loaded, said of the reward's `option`.
     """
 
-    def __init__(self, name: str, option: str, device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, name: str, option: str, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
         place = folder(name, "captioner")
         with loading(option, place):
             self.processor: Any = AutoProcessor.from_pretrained(place)
@@ -34,7 +36,9 @@ class VLM:
                 raise ValueError("it has no processor for images")
             if not self.processor.chat_template:
                 raise ValueError("its processor has no chat template")
-            self.processor.tokenizer.padding_side = "left"  # the answer begins behind the last token
+            self.processor.tokenizer.padding_side = (
+                "left"  # the answer begins behind the last token
+            )
             self.model = pretrained(AutoModelForImageTextToText, place, device, dtype)
         self.option = option
         self._lock = Lock()  # fast tokenizers refuse two threads at once
@@ -45,21 +49,32 @@ class VLM:
             [
                 {
                     "role": "user",
-                    "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}],
+                    "content": [
+                        {"type": "image", "image": picture},
+                        {"type": "text", "text": text},
+                    ],
                 }
             ]
             for picture, text in zip(pictures, questions, strict=True)
         ]
         with self._lock:
             inputs = self.processor.apply_chat_template(
-                chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+                chats,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
                 processor_kwargs={"padding": True},
-            )  # fmt: skip
+            )
         return inputs.to(self.model.device, self.model.dtype)
 
     @torch.no_grad()
     def answers(
-        self, pictures: Sequence[Image.Image], questions: Sequence[str], longest: int, batch_size: int
+        self,
+        pictures: Sequence[Image.Image],
+        questions: Sequence[str],
+        longest: int,
+        batch_size: int,
     ) -> list[str]:
         """What it says, greedily decoded, in at most `longest` tokens."""
         said: list[str] = []
@@ -68,7 +83,12 @@ class VLM:
             inputs = self.inputs(pictures[rows], questions[rows])
             # a checkpoint's own sampling settings mean nothing to greedy decoding
             tokens = self.model.generate(
-                **inputs, max_new_tokens=longest, do_sample=False, temperature=None, top_p=None, top_k=None
+                **inputs,
+                max_new_tokens=longest,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
             )
             new = tokens[:, inputs["input_ids"].shape[1] :]
             said += self.processor.batch_decode(new, skip_special_tokens=True)
@@ -90,10 +110,14 @@ class VLM:
 
     def _with_gradient(self, images: Tensor, exact: Tensor) -> Tensor:
         """`exact`, the processor's pixels, with the gradient of the same processor on unrounded images."""
-        smooth = self.processor.image_processor(images=list(images), do_rescale=False, return_tensors="pt")
+        smooth = self.processor.image_processor(
+            images=list(images), do_rescale=False, return_tensors="pt"
+        )
         pixels = smooth["pixel_values"].to(exact)
         if not pixels.requires_grad or pixels.shape != exact.shape:
-            raise UserError(f"{self.option}: the image processor of this model lets no gradient pass")
+            raise UserError(
+                f"{self.option}: the image processor of this model lets no gradient pass"
+            )
         return exact + (pixels - pixels.detach())
 
     def words(self, *spellings: str) -> list[int]:
@@ -102,7 +126,9 @@ class VLM:
         found = {tuple(encode(word, add_special_tokens=False)) for word in spellings}
         tokens = sorted(ids[0] for ids in found if len(ids) == 1 and ids[0] != unknown)
         if not tokens:
-            raise UserError(f"{self.option}: this model has no token for any of {', '.join(spellings)}")
+            raise UserError(
+                f"{self.option}: this model has no token for any of {', '.join(spellings)}"
+            )
         return tokens
 
 

@@ -31,12 +31,20 @@ class aesthetic:
     differentiable = True
 
     def __init__(
-        self, *, device: torch.device | str, dtype: torch.dtype,
-        pretrained: str = "openai/clip-vit-large-patch14", head: str = "trl-lib/ddpo-aesthetic-predictor",
+        self,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        pretrained: str = "openai/clip-vit-large-patch14",
+        head: str = "trl-lib/ddpo-aesthetic-predictor",
         batch_size: PositiveInt = 16,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.encoder = Encoder(
-            pretrained, option="aesthetic.pretrained", device=device, dtype=dtype, batch_size=batch_size
+            pretrained,
+            option="aesthetic.pretrained",
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
         )
         place = folder(head, "clip") + ("/aesthetic.safetensors" if head == "emoji" else "")
         with loading("aesthetic.head", place):
@@ -44,6 +52,9 @@ class aesthetic:
             self.head = Affine(tensors(file(place, "aesthetic-model.pth")), width, device)
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         return self.head(self.encoder.images(images))

@@ -27,15 +27,26 @@ class clip_score:
     differentiable = True
 
     def __init__(
-        self, *, device: torch.device | str, dtype: torch.dtype,
-        pretrained: str = "openai/clip-vit-large-patch14", batch_size: PositiveInt = 16,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        pretrained: str = "openai/clip-vit-large-patch14",
+        batch_size: PositiveInt = 16,
+    ) -> None:
         self.encoder = Encoder(
-            pretrained, option="clip_score.pretrained", device=device, dtype=dtype, batch_size=batch_size,
+            pretrained,
+            option="clip_score.pretrained",
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
             text=True,
-        )  # fmt: skip
+        )
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         return self.encoder.cosine(images, prompts)

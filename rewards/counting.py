@@ -43,19 +43,29 @@ class counting:
         score: Literal["distance", "exact"] = "distance",
         batch_size: PositiveInt = 8,
     ) -> None:
-        self.query, self.threshold, self.score, self.batch_size = query, threshold, score, batch_size
+        self.query, self.threshold, self.score, self.batch_size = (
+            query,
+            threshold,
+            score,
+            batch_size,
+        )
         with loading("counting.pretrained", pretrained):
             self.processor: Any = AutoProcessor.from_pretrained(expanded(pretrained))
             self.model = load(AutoModelForZeroShotObjectDetection, pretrained, device, dtype)
         self._lock = Lock()  # fast tokenizers refuse two threads at once
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         nouns = [row.get("noun") or row.get("animal") for row in metadata]
         values = torch.full((len(images),), torch.nan)
         for noun in dict.fromkeys(nouns):  # a batch has one query, so that no text is padded
-            rows = [i for i, row in enumerate(metadata) if noun and nouns[i] == noun and "count" in row]
+            rows = [
+                i for i, row in enumerate(metadata) if noun and nouns[i] == noun and "count" in row
+            ]
             for first in range(0, len(rows), self.batch_size):
                 chunk = rows[first : first + self.batch_size]
                 for i, found in zip(chunk, self.counts(images[chunk], str(noun)), strict=True):

@@ -27,15 +27,26 @@ class diversity:
     groupwise = True
 
     def __init__(
-        self, *, device: torch.device | str, dtype: torch.dtype, pretrained: str = "facebook/dinov2-base",
+        self,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        pretrained: str = "facebook/dinov2-base",
         batch_size: PositiveInt = 16,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.encoder = Encoder(
-            pretrained, option="diversity.pretrained", device=device, dtype=dtype, batch_size=batch_size
+            pretrained,
+            option="diversity.pretrained",
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
         )
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         features = self.encoder.images(images)
         others = ~torch.eye(len(features), dtype=torch.bool, device=features.device)

@@ -30,9 +30,13 @@ class emoji_clip:  # a reward is called what its file is called
 
     @torch.no_grad()
     def __init__(
-        self, *, device: torch.device | str, dtype: torch.dtype,
-        pretrained: str = "emoji", batch_size: PositiveInt = 64,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        pretrained: str = "emoji",
+        batch_size: PositiveInt = 64,
+    ) -> None:
         option = "emoji_clip.pretrained"
         self.encoder = Encoder(
             pretrained, option=option, device=device, dtype=torch.float32, batch_size=batch_size
@@ -43,15 +47,23 @@ class emoji_clip:  # a reward is called what its file is called
             self.texts = self.encoder.texts([str(row["prompt"]) for row in self.captions])
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         found = self.nearest(images)
-        return torch.tensor([_right(caption, row) for caption, row in zip(found, metadata, strict=True)])
+        return torch.tensor(
+            [_right(caption, row) for caption, row in zip(found, metadata, strict=True)]
+        )
 
     @torch.no_grad()
     def nearest(self, images: Float[Tensor, "B 3 H W"]) -> list[Mapping[str, str | None]]:
         """The row of captions.jsonl with the highest cosine to each picture."""
-        return [self.captions[i] for i in (self.encoder.images(images) @ self.texts.T).argmax(1).tolist()]
+        return [
+            self.captions[i]
+            for i in (self.encoder.images(images) @ self.texts.T).argmax(1).tolist()
+        ]
 
 
 def _right(found: Mapping[str, str | None], asked: Mapping[str, Any]) -> float:

@@ -20,12 +20,17 @@ class emoji_recognition:  # a reward is called what its file is called
     judge for 64x64 emoji scenes: on other pictures it means nothing.
     """
 
-    def __init__(self, *, device: torch.device | str, dtype: torch.dtype, captioner: str = "") -> None:
+    def __init__(
+        self, *, device: torch.device | str, dtype: torch.dtype, captioner: str = ""
+    ) -> None:
         name = captioner or "emoji"
         self.captioner = VLM(name, "emoji_recognition.captioner", device, torch.float32)
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         said = self.captions(images)
         return torch.tensor([_right(text, row) for text, row in zip(said, metadata, strict=True)])
@@ -33,7 +38,9 @@ class emoji_recognition:  # a reward is called what its file is called
     def captions(self, images: Float[Tensor, "B 3 H W"]) -> list[str]:
         """What the captioner says of each picture, greedily decoded."""
         pictures = to_pil(images)
-        return self.captioner.answers(pictures, [EMBEDDED_QUESTION] * len(pictures), 10, len(pictures))
+        return self.captioner.answers(
+            pictures, [EMBEDDED_QUESTION] * len(pictures), 10, len(pictures)
+        )
 
 
 def _right(said: str, asked: Mapping[str, Any]) -> float:

@@ -35,9 +35,15 @@ class hps:
     differentiable = True
 
     def __init__(
-        self, *, device: torch.device | str, dtype: torch.dtype, version: Literal["v2", "v2.1"] = "v2.1",
-        pretrained: str = "xswu/HPSv2", architecture: str = "ViT-H-14", batch_size: PositiveInt = 8,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        version: Literal["v2", "v2.1"] = "v2.1",
+        pretrained: str = "xswu/HPSv2",
+        architecture: str = "ViT-H-14",
+        batch_size: PositiveInt = 8,
+    ) -> None:
         architecture = expanded(architecture)
         if architecture.endswith(".json"):
             open_clip.add_model_config(Path(architecture))
@@ -48,11 +54,20 @@ class hps:
         with loading("hps.pretrained", pretrained):
             checkpoint = file(pretrained, FILES[version])
         self.encoder = Encoder(
-            architecture, option="hps.pretrained", device=device, dtype=dtype, batch_size=batch_size,
-            text=True, checkpoint=checkpoint, resize_mode="longest",
-        )  # fmt: skip
+            architecture,
+            option="hps.pretrained",
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            text=True,
+            checkpoint=checkpoint,
+            resize_mode="longest",
+        )
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         return self.encoder.cosine(images, prompts)

@@ -30,19 +30,33 @@ class nsfw:
     differentiable = True
 
     def __init__(
-        self, *, device: torch.device | str, dtype: torch.dtype,
-        pretrained: str = "Falconsai/nsfw_image_detection", label: str = "nsfw", batch_size: PositiveInt = 16,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        pretrained: str = "Falconsai/nsfw_image_detection",
+        label: str = "nsfw",
+        batch_size: PositiveInt = 16,
+    ) -> None:
         with loading("nsfw.pretrained", pretrained):
             self.model = load(AutoModelForImageClassification, pretrained, device, dtype)
             self.preprocess = of_transformers(pretrained)
         numbers = {str(name).lower(): number for number, name in self.model.config.id2label.items()}
         if label.lower() not in numbers:
-            raise UserError(f"nsfw.label: {pretrained} has no class {label!r}; it has: {', '.join(numbers)}")
-        self.number, self.device, self.batch_size = numbers[label.lower()], torch.device(device), batch_size
+            raise UserError(
+                f"nsfw.label: {pretrained} has no class {label!r}; it has: {', '.join(numbers)}"
+            )
+        self.number, self.device, self.batch_size = (
+            numbers[label.lower()],
+            torch.device(device),
+            batch_size,
+        )
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         parts = [self.preprocess(part) for part in images.to(self.device).split(self.batch_size)]
         logits = [self.model(pixel_values=part.to(self.model.dtype)).logits for part in parts]

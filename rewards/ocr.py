@@ -43,7 +43,10 @@ class ocr:
         self.reader = Reader(detector, recognizer, device)
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         wanted = [_plain(_asked(*each)) for each in zip(prompts, metadata, strict=True)]
         arrays, rows = to_uint8(images).cpu().numpy(), [i for i, text in enumerate(wanted) if text]

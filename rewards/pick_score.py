@@ -29,19 +29,30 @@ class pick_score:
     differentiable = True
 
     def __init__(
-        self, *, device: torch.device | str, dtype: torch.dtype,
+        self,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
         pretrained: str = "yuvalkirstain/PickScore_v1",
         processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         batch_size: PositiveInt = 8,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.encoder = Encoder(
-            pretrained, option="pick_score.pretrained", device=device, dtype=dtype, batch_size=batch_size,
-            text=True, processor=processor,
-        )  # fmt: skip
+            pretrained,
+            option="pick_score.pretrained",
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            text=True,
+            processor=processor,
+        )
         with loading("pick_score.pretrained", pretrained):
             self.scale = self.encoder.towers.scale()
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         return self.scale * self.encoder.cosine(images, prompts)

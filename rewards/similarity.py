@@ -33,19 +33,31 @@ class similarity:
     differentiable = True
 
     def __init__(
-        self, *, device: torch.device | str, dtype: torch.dtype, reference: str = "",
-        pretrained: str = "facebook/dinov2-base", batch_size: PositiveInt = 16,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        reference: str = "",
+        pretrained: str = "facebook/dinov2-base",
+        batch_size: PositiveInt = 16,
+    ) -> None:
         self.reference = reference
         self.encoder = Encoder(
-            pretrained, option="similarity.pretrained", device=device, dtype=dtype, batch_size=batch_size
+            pretrained,
+            option="similarity.pretrained",
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
         )
         self.known: dict[str, Tensor] = {}
         if reference:
             self._features(reference)
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         found = self.encoder.images(images)
         absent = torch.full_like(found[0], torch.nan)
@@ -60,9 +72,13 @@ class similarity:
             inside = sorted(path.iterdir()) if path.is_dir() else [path]
             files = [file for file in inside if file.suffix.lower() in SUFFIXES or file == path]
             if not files:
-                raise UserError(f"similarity.reference: {place} holds no image ({', '.join(SUFFIXES)})")
+                raise UserError(
+                    f"similarity.reference: {place} holds no image ({', '.join(SUFFIXES)})"
+                )
             with torch.no_grad():
-                self.known[place] = torch.cat([self.encoder.images(_read(file)) for file in files]).mean(0)
+                self.known[place] = torch.cat(
+                    [self.encoder.images(_read(file)) for file in files]
+                ).mean(0)
         return self.known[place]
 
 
@@ -71,4 +87,6 @@ def _read(file: Path) -> Float[Tensor, "1 3 H W"]:
         with Image.open(file) as picture:
             return from_pil([picture])
     except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"similarity.reference: {file} cannot be read as an image ({error})") from error
+        raise UserError(
+            f"similarity.reference: {file} cannot be read as an image ({error})"
+        ) from error

@@ -17,7 +17,10 @@ from ._bertscore import BertScore
 from ._jpeg import jpegs
 from ._vlm import EMBEDDED_QUESTION, VLM, wording
 
-QUESTION, TARGET = "Answer concisely: what is going on in this image?", "The image contains {prompt}"
+QUESTION, TARGET = (
+    "Answer concisely: what is going on in this image?",
+    "The image contains {prompt}",
+)
 EMBEDDED_TARGET = "{prompt}"
 LONGEST = 64
 """Tokens of an answer, as in the paper's server."""
@@ -64,7 +67,10 @@ class vlm_alignment:
         self.score = None if strict else BertScore(encoder, layer, "vlm_alignment.encoder", device)
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         pictures = to_pil(images)
         if self.jpeg_quality is not None:
@@ -81,9 +87,14 @@ class vlm_alignment:
         return self.vlm.answers(pictures, questions, LONGEST, self.batch_size)
 
     def _strict(
-        self, pictures: Sequence[Image.Image], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        pictures: Sequence[Image.Image],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
-        asked = [(i, question) for i, row in enumerate(metadata) for question in row.get("questions", [])]
+        asked = [
+            (i, question) for i, row in enumerate(metadata) for question in row.get("questions", [])
+        ]
         right = [answer for row in metadata for answer in row.get("answers", [])]
         for prompt, row in zip(prompts, metadata, strict=True):
             if len(row.get("questions", [])) != len(row.get("answers", [])):

@@ -59,12 +59,16 @@ class vlm_judge:
         jpeg_quality: JpegQuality | None = None,
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
-            raise UserError(f"vlm_judge.base_url: {base_url!r} is no address; write http://HOST:PORT/v1")
+            raise UserError(
+                f"vlm_judge.base_url: {base_url!r} is no address; write http://HOST:PORT/v1"
+            )
         if not low < high:
             raise UserError(f"vlm_judge.low: {low:g} is not below high, {high:g}")
         key = os.environ.get(api_key_variable, "") if api_key_variable else ""
         if api_key_variable and not key:
-            raise UserError(f"vlm_judge.api_key_variable: {api_key_variable} is not set in the environment")
+            raise UserError(
+                f"vlm_judge.api_key_variable: {api_key_variable} is not set in the environment"
+            )
         self.judge, self.model, self.low, self.high = judge, model, low, high
         text = question or _judging.QUESTIONS[judge]
         self.question = text.replace("{low}", f"{low:g}").replace("{high}", f"{high:g}")
@@ -72,14 +76,20 @@ class vlm_judge:
         self.server = Server(base_url, key, concurrency, timeout_s, retries, backoff_s)
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         asked = [i for i, prompt in enumerate(prompts) if prompt.strip()]
         files = self._files(images)
         found = self.server.ask(
-            [self._chat(files[i], prompts[i]) for i in asked], self._read, model=self.model, temperature=0.0,
+            [self._chat(files[i], prompts[i]) for i in asked],
+            self._read,
+            model=self.model,
+            temperature=0.0,
             **_judging.OPTIONS[self.judge],
-        )  # fmt: skip
+        )
         values = torch.full((len(images),), torch.nan)
         for i, value in zip(asked, found, strict=True):
             values[i] = value if isinstance(value, float) else torch.nan

@@ -47,7 +47,10 @@ class vqa_score:
         self.yes, self.no = self.vlm.words(*YES), self.vlm.words(*NO)
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         questions = [self.question.replace("{prompt}", prompt) for prompt in prompts]
         chunks = zip(images.split(self.batch_size), cut(questions, self.batch_size), strict=True)

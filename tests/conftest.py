@@ -8,9 +8,13 @@ import jaxtyping
 import torch
 
 FORMULAS = [
-    "ddpo.samplers", "ddpo.advantages", "ddpo.training.credit", "ddpo.training.selection",
-    "ddpo.objectives", "ddpo.images",
-]  # fmt: skip
+    "ddpo.samplers",
+    "ddpo.advantages",
+    "ddpo.training.credit",
+    "ddpo.training.selection",
+    "ddpo.objectives",
+    "ddpo.images",
+]
 
 torch.set_num_threads(1)
 jaxtyping.install_import_hook(FORMULAS, "beartype.beartype")

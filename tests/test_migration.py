@@ -49,7 +49,10 @@ def test_every_option_of_ours_exists() -> None:
     known |= {"prompts.path", "log.trackers", *(flag.split()[0] for flag in train.FLAGS)}
     named = {name for row in ROWS for name in row[2]}
     named |= {
-        name for row in ROWS for name in row[3] if re.fullmatch(r"(trainer|prompts|sampler)\.\w+", name)
+        name
+        for row in ROWS
+        for name in row[3]
+        if re.fullmatch(r"(trainer|prompts|sampler)\.\w+", name)
     }
     assert len(named) > 25 and named <= known, named - known
     text = PAGE.read_text(encoding="utf-8").partition("## Option by option")[0]
@@ -59,7 +62,9 @@ def test_every_option_of_ours_exists() -> None:
 def test_the_worked_example() -> None:
     """256 images, 4 steps of 64: what dgx.py does on 8 GPUs, by ddpo-pytorch's own formulas."""
     per_epoch, per_step = 8 * 8 * 4, 4 * 8 * 2
-    words = re.findall(r"--trainer\.(\w+) (\d+)", PAGE.read_text(encoding="utf-8").replace("\n  ", " "))
+    words = re.findall(
+        r"--trainer\.(\w+) (\d+)", PAGE.read_text(encoding="utf-8").replace("\n  ", " ")
+    )
     ours = {name: int(number) for name, number in words}
     assert ours["prompts_per_iteration"] * ours["samples_per_prompt"] == per_epoch
     assert ours["prompts_per_iteration"] // ours["minibatches"] == per_step

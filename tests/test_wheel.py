@@ -16,10 +16,13 @@ LAUNCH = ROOT / "configs" / "accelerate"
 
 def run(*words: str, cwd: Path = ROOT, path: str = "") -> str:
     done = subprocess.run(
-        [sys.executable, *words], cwd=cwd,
+        [sys.executable, *words],
+        cwd=cwd,
         env={**helpers.one_thread(), "PYTHONPATH": path, "DDPO_PLUGINS": ""},
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -123,4 +126,9 @@ def test_accelerate_reads_its_files(name: str, kind: str, processes: int) -> Non
     )
     words = file.read_text().splitlines()[0].split()
     assert words[:3] == ["#", "accelerate", "launch"] and f"configs/accelerate/{name}.yaml" in words
-    assert {path.stem for path in LAUNCH.iterdir()} == {"one_gpu", "multi_gpu", "multi_node", "cpu2"}
+    assert {path.stem for path in LAUNCH.iterdir()} == {
+        "one_gpu",
+        "multi_gpu",
+        "multi_node",
+        "cpu2",
+    }

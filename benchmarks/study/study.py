@@ -33,9 +33,20 @@ from ddpo.runs.session import Session
 RESULTS = Path(__file__).parents[1] / "results"
 SETS = ("animals", "animals_heldout", "activities_heldout")
 KEPT = (
-    "iteration", "images_seen", "reward/mean", "reward/std", "kl_ref", "approx_kl", "clip_frac",
-    "ratio/max_dev", "grad_norm", "objective/ess", "guard/edge_density", "skipped_steps", "time/total",
-)  # fmt: skip
+    "iteration",
+    "images_seen",
+    "reward/mean",
+    "reward/std",
+    "kl_ref",
+    "approx_kl",
+    "clip_frac",
+    "ratio/max_dev",
+    "grad_norm",
+    "objective/ess",
+    "guard/edge_density",
+    "skipped_steps",
+    "time/total",
+)
 
 BASE: dict[tuple[str, str], list[matched.Shot]] = {}
 """The pretrained model's pictures by task and prompt set: the same for every run."""
@@ -47,7 +58,9 @@ def main() -> None:
     )
     parser.add_argument("do", choices=("tune", "run", "report"))
     parser.add_argument("--only", default="*", help="runs with such names, as compress.prdp.*")
-    parser.add_argument("--reverse", action="store_true", help="for a second process beside the first")
+    parser.add_argument(
+        "--reverse", action="store_true", help="for a second process beside the first"
+    )
     arguments = parser.parse_args()
     if arguments.do == "report":
         study_report.write(RESULTS)
@@ -84,12 +97,20 @@ def measure(run: Arm) -> dict[str, Any]:
         trained = time.process_time() - started
         final = {name: compare(session, run.task, name) for name in SETS}
     return {
-        "name": run.name, "task": run.task, "arm": run.arm, "seed": run.seed, "lr": run.lr,
+        "name": run.name,
+        "task": run.task,
+        "arm": run.arm,
+        "seed": run.seed,
+        "lr": run.lr,
         "flags": flags(run),
-        "commit": commit(), "versions": run_folder.versions(), "stopped": stopped,
-        "train_cpu_s": round(trained, 1), "cpu_s": round(time.process_time() - started, 1),
-        "curve": [{key: row[key] for key in KEPT if key in row} for row in rows], "final": final,
-    }  # fmt: skip
+        "commit": commit(),
+        "versions": run_folder.versions(),
+        "stopped": stopped,
+        "train_cpu_s": round(trained, 1),
+        "cpu_s": round(time.process_time() - started, 1),
+        "curve": [{key: row[key] for key in KEPT if key in row} for row in rows],
+        "final": final,
+    }
 
 
 def compare(session: Session, task: str, name: str) -> dict[str, dict[str, float]]:
@@ -100,11 +121,15 @@ def compare(session: Session, task: str, name: str) -> dict[str, dict[str, float
             BASE[task, name] = matched.all_shots(*asked)
     tuned, found = matched.all_shots(*asked), {}
     for judge in session.judges:
-        before, after = ([shot.scores[judge.name] for shot in shots] for shots in (BASE[task, name], tuned))
+        before, after = (
+            [shot.scores[judge.name] for shot in shots] for shots in (BASE[task, name], tuned)
+        )
         found[judge.name] = {
-            "base": sum(before) / len(before), "tuned": sum(after) / len(after), "n": len(before),
+            "base": sum(before) / len(before),
+            "tuned": sum(after) / len(after),
+            "n": len(before),
             **paired(before, after),
-        }  # fmt: skip
+        }
     return found
 
 

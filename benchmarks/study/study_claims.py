@@ -42,7 +42,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half the width of its 95 % interval over seeds (Student's t); infinite for one seed."""
     if len(values) < 2:
         return values[0], math.inf
-    return statistics.mean(values), T_975[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), T_975[len(values)] * statistics.stdev(values) / math.sqrt(
+        len(values)
+    )
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Check:
         seeds = sorted(left.keys() & right.keys())
         if not seeds:
             return "not run", ""
-        mean, half = interval([self.measure(left[s]) - self.factor * self.measure(right[s]) for s in seeds])
+        mean, half = interval(
+            [self.measure(left[s]) - self.factor * self.measure(right[s]) for s in seeds]
+        )
         word = "held" if mean - half > 0 else "not held" if mean + half < 0 else "undecided"
         return word, f"{mean:+.3f} +- {half:.3f} over {len(seeds)} seeds"
 
@@ -87,11 +91,15 @@ def pairs(task: str, names: str) -> tuple[tuple[str, str], ...]:
 def order(task: str, *names: str, measure: Callable[[Result], float] = gain) -> tuple[Check, ...]:
     """Each above the next."""
     words = "is recognised more often than" if measure is recognised else "above"
-    return tuple(Check(f"{a} {words} {b}", task, a, b, measure) for a, b in itertools.pairwise(names))
+    return tuple(
+        Check(f"{a} {words} {b}", task, a, b, measure) for a, b in itertools.pairwise(names)
+    )
 
 
 def rise(task: str, arm: str, judged: str) -> Check:
-    return Check(f"{arm} rises on {judged}", task, arm, arm, lambda result: gain(result, judged), factor=0.0)
+    return Check(
+        f"{arm} rises on {judged}", task, arm, arm, lambda result: gain(result, judged), factor=0.0
+    )
 
 
 UNSEEN = "activities_heldout"

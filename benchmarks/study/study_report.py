@@ -66,11 +66,19 @@ def verdict(claim: Claim, pool: Pool) -> str:
 
 def section(claim: Claim, pool: Pool) -> list[str]:
     found = [(check, *check.verdict(pool)) for check in claim.checks]
-    lines = ["", f"## {claim.number}. {claim.title}", "", f"{claim.source}. {claim.note}".strip(), ""]
+    lines = [
+        "",
+        f"## {claim.number}. {claim.title}",
+        "",
+        f"{claim.source}. {claim.note}".strip(),
+        "",
+    ]
     if speaks(claim, pool):
         lines += [*table(claim, pool), "", f"![curves](results_{claim.number}.png)", ""]
     lines += ["| check | difference | verdict |", "| --- | --- | --- |"]
-    return lines + [f"| {check.task}: {check.words} | {numbers} | {word} |" for check, word, numbers in found]
+    return lines + [
+        f"| {check.task}: {check.words} | {numbers} | {word} |" for check, word, numbers in found
+    ]
 
 
 def table(claim: Claim, pool: Pool) -> list[str]:
@@ -80,7 +88,10 @@ def table(claim: Claim, pool: Pool) -> list[str]:
     for task, arm in claim.arms:
         if results := list(pool.get((task, arm), {}).values()):
             measured = [*([gain(result, judged) for result in results] for judged in claim.sets)]
-            measured += [[recognised(result) for result in results], [kl(result) for result in results]]
+            measured += [
+                [recognised(result) for result in results],
+                [kl(result) for result in results],
+            ]
             measured += [[result["train_cpu_s"] / 60 for result in results]]
             cells = " | ".join(map(show, measured))
             lines.append(f"| {task} | {arm} | {cells} |")
@@ -102,7 +113,9 @@ def plot(claim: Claim, pool: Pool, file: Path) -> None:
         ):
             draw(row[:2], pool[task, arm], arm, f"C{color}")
             results = pool[task, arm].values()
-            row[2].scatter([*map(recognised, results)], [*map(gain, results)], color=f"C{color}", label=arm)
+            row[2].scatter(
+                [*map(recognised, results)], [*map(gain, results)], color=f"C{color}", label=arm
+            )
         labels = ("reward queries", "CPU-minutes of training", "recognised, at the end")
         for ax, label in zip(row, labels, strict=True):
             ax.set(xlabel=label, ylabel=reward_of(task), title=task)
@@ -116,7 +129,9 @@ def plot(claim: Claim, pool: Pool, file: Path) -> None:
 
 def draw(row: Sequence[Axes], seeds: dict[int, Result], arm: str, color: str) -> None:
     """The mean over seeds and the band of their range; each point is a mean over three iterations."""
-    curves = [smooth([line["reward/mean"] for line in result["curve"]]) for result in seeds.values()]
+    curves = [
+        smooth([line["reward/mean"] for line in result["curve"]]) for result in seeds.values()
+    ]
     length = min(map(len, curves))
     columns = list(zip(*(curve[:length] for curve in curves), strict=True))
     first = next(iter(seeds.values()))["curve"][:length]
@@ -125,10 +140,18 @@ def draw(row: Sequence[Axes], seeds: dict[int, Result], arm: str, color: str) ->
     minutes = [cpu * count / queries[-1] for count in queries]  # wall time depends on what else ran
     for ax, x in zip(row, (queries, minutes), strict=True):
         ax.plot(
-            x, [statistics.mean(column) for column in columns], color=color, label=f"{arm} ({len(curves)})"
+            x,
+            [statistics.mean(column) for column in columns],
+            color=color,
+            label=f"{arm} ({len(curves)})",
         )
         ax.fill_between(
-            x, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.15, linewidth=0
+            x,
+            list(map(min, columns)),
+            list(map(max, columns)),
+            color=color,
+            alpha=0.15,
+            linewidth=0,
         )
 
 

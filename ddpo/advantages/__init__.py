@@ -90,4 +90,8 @@ def mean_of(values: Float[Tensor, " N"]) -> Tensor:
 
 def std_of(values: Float[Tensor, " N"]) -> Tensor:
     """Population standard deviation; exactly 0 when all values are equal."""
-    return values.std(correction=0) if len(values) and values.min() != values.max() else values.new_zeros(())
+    return (
+        values.std(correction=0)
+        if len(values) and values.min() != values.max()
+        else values.new_zeros(())
+    )

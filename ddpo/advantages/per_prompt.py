@@ -41,4 +41,6 @@ class per_prompt:
         return {key: list(values) for key, values in self.history.items()}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        self.history = {key: deque(values, maxlen=self.buffer_size) for key, values in state.items()}
+        self.history = {
+            key: deque(values, maxlen=self.buffer_size) for key, values in state.items()
+        }

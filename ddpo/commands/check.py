@@ -10,9 +10,13 @@ def main(argv: list[str]) -> None:
     """`ddpo check reward NAME_OR_FILE [--params '{...}'] [--prompts NAME_OR_FILE]`: a line a check."""
     parser = frame.Parser(prog="ddpo check", description=__doc__, allow_abbrev=False)
     parser.add_argument("kind", choices=["reward"])
-    parser.add_argument("name", help="a name, package.module:attribute, file.py or file.py:function")
+    parser.add_argument(
+        "name", help="a name, package.module:attribute, file.py or file.py:function"
+    )
     single_reward.add_flags(parser)
-    parser.add_argument("--prompts", help="a prompt set or file with the metadata that the reward reads")
+    parser.add_argument(
+        "--prompts", help="a prompt set or file with the metadata that the reward reads"
+    )
     arguments = parser.parse_args(argv)
     wanted, dtype = single_reward.wanted(arguments.name, arguments)
     from ddpo import prompts, rewards

@@ -10,12 +10,16 @@ def main(argv: list[str]) -> None:
     """`ddpo export RUN_DIR --to DIR --format diffusers|kohya|merged [--checkpoint last|best|000020]`."""
     parser = frame.Parser(prog="ddpo export", description=__doc__, allow_abbrev=False)
     parser.add_argument("run_dir", help="folder of a run")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
     parser.add_argument(
-        "--format", required=True, metavar="diffusers|kohya|merged",
+        "--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty"
+    )
+    parser.add_argument(
+        "--format",
+        required=True,
+        metavar="diffusers|kohya|merged",
         help="diffusers: a LoRA for load_lora_weights; kohya: a LoRA for A1111, Forge and ComfyUI; "
         "merged: the whole pipeline for from_pretrained; a model of a plugin may have others",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--checkpoint", default="tuned", help="000020, best or last; default: tuned, the last"
     )

@@ -18,8 +18,12 @@ class Wanted(NamedTuple):
 
 
 def add_flags(parser: frame.Parser) -> None:
-    parser.add_argument("--params", type=frame.mapping, default={}, help="the reward's options as JSON")
-    parser.add_argument("--dtype", choices=DTYPES, help="precision of the reward's networks; default: fp32")
+    parser.add_argument(
+        "--params", type=frame.mapping, default={}, help="the reward's options as JSON"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="precision of the reward's networks; default: fp32"
+    )
 
 
 def wanted(name: str, given: argparse.Namespace) -> Wanted:

@@ -14,7 +14,9 @@ WHOLE = Config.model_fields.keys() - {"seed", "run_dir"}
 log = logging.getLogger(__name__)
 
 
-def arguments(argv: Sequence[str], flags: Sequence[str] = ()) -> tuple[str | None, dict[str, str], bool]:
+def arguments(
+    argv: Sequence[str], flags: Sequence[str] = ()
+) -> tuple[str | None, dict[str, str], bool]:
     """The command line taken apart: the value of --config, dotted name -> text, whether help is wanted.
 
     Raises UserError for anything but `--config X` and `--name[.name] X`; `flags` only helps the suggestions.
@@ -28,7 +30,9 @@ def arguments(argv: Sequence[str], flags: Sequence[str] = ()) -> tuple[str | Non
         key, equals, text = word.removeprefix("--").partition("=")
         head = key.split(".")[0]
         if not word.startswith("--"):
-            raise UserError(f"{word}: an argument without a name; write --config FILE or --section.key value")
+            raise UserError(
+                f"{word}: an argument without a name; write --config FILE or --section.key value"
+            )
         if head not in known:
             raise UserError(f"--{key}: no such option{nearest(head, known)}")
         if not equals and (not queue or queue[0].startswith("--")):
@@ -74,7 +78,9 @@ def _place(key: str, outer: Any, part: str) -> str | int:
 
 def _drop_options(key: str, section: dict[str, Any], name: Any) -> None:
     annotation = Config.model_fields[key.partition(".")[0]].annotation
-    model: Any = next((each for each in (annotation, *get_args(annotation)) if is_named(each)), None)
+    model: Any = next(
+        (each for each in (annotation, *get_args(annotation)) if is_named(each)), None
+    )
     if model is None or section.get("name", model.model_fields["name"].default) == name:
         return
     kept = model.model_fields.keys() - {"params"}

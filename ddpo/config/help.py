@@ -56,9 +56,12 @@ def print_help(options: Mapping[str, Option], usage: str) -> None:
         choices = option.node.get("enum")
         text = option.node.get("description", "no description").rstrip()
         text = f"{text.rstrip('.')}; {option.limits}" if option.limits else text
-        shown = option.value if isinstance(option.value, str) else json.dumps(option.value, default=str)
+        shown = (
+            option.value if isinstance(option.value, str) else json.dumps(option.value, default=str)
+        )
         groups[option.title].add_argument(
-            f"--{name}", metavar=f"{{{','.join(map(str, choices))}}}" if choices else "VALUE",
+            f"--{name}",
+            metavar=f"{{{','.join(map(str, choices))}}}" if choices else "VALUE",
             help=f"{text} ({option.type}, default: {shown})".replace("%", "%%"),
-        )  # fmt: skip
+        )
     parser.print_help()

@@ -82,7 +82,9 @@ def fitted(section: type[Named], place: str, given: Any) -> type[Part]:
     except (NameError, TypeError, ValueError, PydanticUserError) as error:
         # an annotation that means nothing, a function in C
         told = str(error).partition("\n")[0]
-        raise UserError(f"{place}.name: the parameters of {name} cannot be read ({told})") from error
+        raise UserError(
+            f"{place}.name: the parameters of {name} cannot be read ({told})"
+        ) from error
 
 
 def with_options(section: type[Named], name: str, thing: Thing) -> type[Part]:
@@ -91,12 +93,17 @@ def with_options(section: type[Named], name: str, thing: Thing) -> type[Part]:
     options, mark = _options(thing), {**MADE, "json_schema_extra": {words.THING: name}}
     about = (inspect.getdoc(thing) or "").partition("\n")[0]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # options called `copy` or `json`, as methods are
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # options called `copy` or `json`, as methods are
         if own.pop("options", None):
             own |= {key: field for key, field in options.items() if key not in own}
             return create_model(name, __base__=Part, __doc__=about, __cls_kwargs__=mark, **own)
         params = create_model(f"{name}_params", __base__=Part, __cls_kwargs__=mark, **options)
-        own["params"] = (params, Field({}, validate_default=True, description="options of the reward"))
+        own["params"] = (
+            params,
+            Field({}, validate_default=True, description="options of the reward"),
+        )
         return create_model(name, __base__=Part, __doc__=about, __cls_kwargs__=MADE, **own)
 
 
@@ -115,7 +122,11 @@ def _options(thing: Thing) -> Fields:
 
 def find(section: str, name: str) -> object | None:
     """What `name` names in this section; None for a reward that another process was given from Python."""
-    if section in REWARDS and name.startswith(python_objects.MARK) and python_objects.find(name) is None:
+    if (
+        section in REWARDS
+        and name.startswith(python_objects.MARK)
+        and python_objects.find(name) is None
+    ):
         return None
     return load(KINDS[section], name)
 

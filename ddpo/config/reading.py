@@ -34,7 +34,9 @@ def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[s
     values = read(_file(source)) if source else {}
     chosen = {source for source in PROMPT_SOURCES if f"prompts.{source}" in changes}
     if chosen and isinstance(values.get("prompts"), dict):  # it takes the place of the file's
-        values["prompts"] = {k: v for k, v in values["prompts"].items() if k not in PROMPT_SOURCES - chosen}
+        values["prompts"] = {
+            k: v for k, v in values["prompts"].items() if k not in PROMPT_SOURCES - chosen
+        }
     command_line.change(values, changes)
     config = resolve(values)
     if wants_help:
@@ -63,9 +65,13 @@ def read(file: Path) -> dict[str, Any]:
 def resolve(values: dict[str, Any]) -> Config:
     """The configuration of nested YAML values."""
     prompts = values.get("prompts")
-    sources = [key for key in sorted(PROMPT_SOURCES) if isinstance(prompts, dict) and prompts.get(key)]
+    sources = [
+        key for key in sorted(PROMPT_SOURCES) if isinstance(prompts, dict) and prompts.get(key)
+    ]
     if len(sources) > 1:
-        raise UserError(f"prompts: {' and '.join(sources)} are given; keep one, which the others would hide")
+        raise UserError(
+            f"prompts: {' and '.join(sources)} are given; keep one, which the others would hide"
+        )
     _add_plugins(values)
     model = named.model(values)
     try:

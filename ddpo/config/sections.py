@@ -43,7 +43,9 @@ WRITTEN = {*NUMBERS, list, tuple, dict, Any}
 class Part(BaseModel):
     """Options that are read from YAML and flags: no unknown ones, true is no int and 2.0 neither."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -297,7 +299,9 @@ class Evaluation(Part):
 class Log(Part):
     """What is written down on the way."""
 
-    trackers: list[Literal["jsonl", "tensorboard", "wandb"]] = Field(default_factory=lambda: ["jsonl"])
+    trackers: list[Literal["jsonl", "tensorboard", "wandb"]] = Field(
+        default_factory=lambda: ["jsonl"]
+    )
     """any of jsonl, tensorboard, wandb; metrics.jsonl is always written"""
     project: NonBlank = "ddpo"
     """project of wandb, where the run has the name of its folder; refused without this tracker"""

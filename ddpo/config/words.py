@@ -18,15 +18,25 @@ THING = "$comment"
 
 UNKNOWN = ("extra_forbidden", "invalid_key")
 TYPES = {
-    "number": "a float", "integer": "an int", "boolean": "true or false", "string": "text",
+    "number": "a float",
+    "integer": "an int",
+    "boolean": "true or false",
+    "string": "text",
     "object": "options, as {key: value}",
-}  # fmt: skip
+}
 BOUNDS = {
-    "minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below",
-}  # fmt: skip
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
 OUTSIDE = (
-    "greater_than", "greater_than_equal", "less_than", "less_than_equal", "string_pattern_mismatch",
-)  # fmt: skip
+    "greater_than",
+    "greater_than_equal",
+    "less_than",
+    "less_than_equal",
+    "string_pattern_mismatch",
+)
 """The errors of pydantic for a value of the right type that is out of its range."""
 
 
@@ -123,11 +133,15 @@ def _type_words(schema: Node, node: Node) -> str:
     kind = node.get("type", "any value")
     if kind == "array" and "prefixItems" not in node:
         inner = type_words(schema, node.get("items", {}))
-        return "a list, as [{name: ...}]" if "{" in inner else f"a list of {_bare(inner)}, as [a, b]"
+        return (
+            "a list, as [{name: ...}]" if "{" in inner else f"a list of {_bare(inner)}, as [a, b]"
+        )
     if kind == "array":
         return f"[{', '.join(_bare(type_words(schema, each)) for each in node['prefixItems'])}]"
     if isinstance(node.get("additionalProperties"), dict):
-        return f"a mapping to {_bare(type_words(schema, node['additionalProperties']))}, as {{a: b}}"
+        return (
+            f"a mapping to {_bare(type_words(schema, node['additionalProperties']))}, as {{a: b}}"
+        )
     return TYPES.get(kind, str(kind))
 
 
@@ -142,7 +156,9 @@ def bounds(schema: Node, node: Node) -> str:
         limits = [f"{word} {_number(each[key])}" for key, word in BOUNDS.items() if key in each]
         found += [" and ".join(limits)] if limits else []
         found += ["text that is not blank"] if "pattern" in each else []
-        found += [words for inner in each.get("prefixItems", ()) if (words := bounds(schema, inner))]
+        found += [
+            words for inner in each.get("prefixItems", ()) if (words := bounds(schema, inner))
+        ]
     return "; ".join(dict.fromkeys(found))
 
 

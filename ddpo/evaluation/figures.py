@@ -33,18 +33,28 @@ def before_after(run: Run) -> Image.Image:
     judges = [name for name in run.scores if name not in run.trained]
     shown = [*run.trained[:1], *judges, *run.trained[1:]][:SCORES]
     columns, blocks = ("base", "tuned"), []
-    for number, (set_name, count) in enumerate(zip(run.sets, (TRAIN_PROMPTS, HELDOUT_PROMPTS), strict=False)):
+    for number, (set_name, count) in enumerate(
+        zip(run.sets, (TRAIN_PROMPTS, HELDOUT_PROMPTS), strict=False)
+    ):
         note = "never trained on" if number else f"scores: {' / '.join(shown)}"
         chosen = select(run.pairs, set_name, count)
         for start in range(0, len(chosen), BLOCK):
             part = chosen[start : start + BLOCK]
-            blocks.append(grid.table(
-                [[Image.open(run.folder / "evaluation" / m.images[c]) for c in columns] for m in part],
-                [match.prompt for match in part],
-                columns,
-                [[" / ".join(score_text(m.scores[c].get(s)) for s in shown) for c in columns] for m in part],
-                title=" \n " if start else f"{set_name}\n{note}",
-            ))  # fmt: skip
+            blocks.append(
+                grid.table(
+                    [
+                        [Image.open(run.folder / "evaluation" / m.images[c]) for c in columns]
+                        for m in part
+                    ],
+                    [match.prompt for match in part],
+                    columns,
+                    [
+                        [" / ".join(score_text(m.scores[c].get(s)) for s in shown) for c in columns]
+                        for m in part
+                    ],
+                    title=" \n " if start else f"{set_name}\n{note}",
+                )
+            )
     return grid.beside(blocks)
 
 
@@ -106,5 +116,7 @@ def _line(ax: Axes, x: Points, y: Points, color: str, label: str | None) -> None
 
 def _series(run: Run, key: str) -> tuple[Points, Points]:
     """The iterations that recorded a finite value, and the values."""
-    x, y = (np.array([line.get(name) for line in run.metrics], float) for name in ("iteration", key))
+    x, y = (
+        np.array([line.get(name) for line in run.metrics], float) for name in ("iteration", key)
+    )
     return x[np.isfinite(y)], y[np.isfinite(y)]

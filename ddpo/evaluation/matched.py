@@ -36,19 +36,31 @@ class Shot:
 
 @torch.no_grad()
 def shoot(
-    policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seeds: Sequence[int],
-    rewards: Sequence[Reward], per_prompt: int = 1, timeout_s: float | None = None,
-) -> list[Shot]:  # fmt: skip
+    policy: Policy,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    rewards: Sequence[Reward],
+    per_prompt: int = 1,
+    timeout_s: float | None = None,
+) -> list[Shot]:
     """One picture for each prompt and seed, in order, scored by every reward and guard.
 
     A picture depends on its prompt, its seed and the weights alone. Each `per_prompt` prompts in a row are
     the same, and their pictures one group for the rewards that compare. `timeout_s` is the scorer's.
     """
     keys = [(Purpose.EVALUATION, seed) for seed in seeds]
-    scorer, images = Scorer(rewards, timeout_s=timeout_s, group_size=per_prompt), list[Image.Image]()
-    scores: dict[str, list[float]] = {name: [] for name in [reward.name for reward in rewards] + [*GUARDS]}
+    scorer, images = (
+        Scorer(rewards, timeout_s=timeout_s, group_size=per_prompt),
+        list[Image.Image](),
+    )
+    scores: dict[str, list[float]] = {
+        name: [] for name in [reward.name for reward in rewards] + [*GUARDS]
+    }
     for part in sample(policy, sampler, prompts, keys):
-        scorer.submit(part.images, [p.text for p in part.prompts], [p.metadata for p in part.prompts])
+        scorer.submit(
+            part.images, [p.text for p in part.prompts], [p.metadata for p in part.prompts]
+        )
         images += to_pil(part.images)
         for name, guard in GUARDS.items():
             scores[name] += guard(part.images).tolist()
@@ -59,9 +71,14 @@ def shoot(
 
 
 def all_shots(
-    policy: Policy, sampler: Sampler, prompts: PromptSet, per_prompt: int, rewards: Sequence[Reward],
-    timeout_s: float | None = None, first_seed: int = 0,
-) -> list[Shot]:  # fmt: skip
+    policy: Policy,
+    sampler: Sampler,
+    prompts: PromptSet,
+    per_prompt: int,
+    rewards: Sequence[Reward],
+    timeout_s: float | None = None,
+    first_seed: int = 0,
+) -> list[Shot]:
     """`per_prompt` pictures of every prompt, each with its own seed; ranks share the prompts, and get all.
 
     Seeds count up from `first_seed` over the whole set.
@@ -72,9 +89,14 @@ def all_shots(
 
 
 def shared(
-    policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seeds: Sequence[int],
-    rewards: Sequence[Reward], per_prompt: int = 1, timeout_s: float | None = None,
-) -> list[Shot]:  # fmt: skip
+    policy: Policy,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    rewards: Sequence[Reward],
+    per_prompt: int = 1,
+    timeout_s: float | None = None,
+) -> list[Shot]:
     """What `shoot` returns, on every rank: each makes and judges a block of whole prompts."""
     state, groups = ranks.state(), len(prompts) // per_prompt
     block = ranks.share(groups, state.process_index, state.num_processes)
@@ -91,16 +113,20 @@ def compare(base: Sequence[Shot], tuned: Sequence[Shot]) -> dict[str, dict[str, 
     for name in base[0].scores:
         before, after = (np.array([shot.scores[name] for shot in shots]) for shots in (base, tuned))
         found[name] = {
-            "base": stats.summary(before), "tuned": stats.summary(after),
-            "difference": stats.paired(before, after), "win_rate": stats.win_rate(before, after),
-        }  # fmt: skip
+            "base": stats.summary(before),
+            "tuned": stats.summary(after),
+            "difference": stats.paired(before, after),
+            "win_rate": stats.win_rate(before, after),
+        }
     return found
 
 
 def write(
-    folder: Path, columns: Mapping[str, Mapping[str, Sequence[Shot]]], checkpoint: str | None = None,
+    folder: Path,
+    columns: Mapping[str, Mapping[str, Sequence[Shot]]],
+    checkpoint: str | None = None,
     **more: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """evaluation/: images/*.png, samples.jsonl and results.json, from columns[set name][column name].
 
     It takes the place of an earlier evaluation when it is whole. `checkpoint` is that of the tuned column;

@@ -42,12 +42,20 @@ def write(run_dir: Path) -> Path:
 def render(template: str, run: Run, **values: Any) -> str:
     """The page or the card from the template beside this file."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), keep_trailing_newline=True,
-        autoescape=jinja2.select_autoescape(["html.j2"]), trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        keep_trailing_newline=True,
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"typeset": _typeset, "score": score_text, "called": name_of}
     environment.filters["json"] = partial(json.dumps, indent=2)
-    values |= {"run": run, "config": run.config, "name": run.folder.resolve().name, "alert": GUARD_ALERT}
+    values |= {
+        "run": run,
+        "config": run.config,
+        "name": run.folder.resolve().name,
+        "alert": GUARD_ALERT,
+    }
     return environment.get_template(template).render(rows=rows(run), signs=signs(run), **values)
 
 

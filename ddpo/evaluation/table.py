@@ -23,9 +23,13 @@ GROUND, INK, FAINT = "#ffffff", "#2b2d31", "#6b6f76"
 
 
 def table(
-    cells: Sequence[Sequence[Image.Image]], rows: Sequence[str], columns: Sequence[str],
-    captions: Sequence[Sequence[str]] | None = None, scale: int | None = None, title: str = "",
-) -> Image.Image:  # fmt: skip
+    cells: Sequence[Sequence[Image.Image]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    captions: Sequence[Sequence[str]] | None = None,
+    scale: int | None = None,
+    title: str = "",
+) -> Image.Image:
     """The table as one RGB picture on a white ground.
 
     `cells[r][c]` is the picture of row r and column c; `captions[r][c]` is written under it. The first line

@@ -38,7 +38,9 @@ def save_lora(adapted: Mapping[str, Any], folder: Path) -> None:
     for kind, module in adapted.items():
         adapter = module.peft_config[_adapters.NAME].to_dict()
         adapter["lora_alpha"] = adapter["r"]  # the scale is in the weights
-        adapter["target_modules"] = sorted(adapter["target_modules"])  # a set has an order per process
+        adapter["target_modules"] = sorted(
+            adapter["target_modules"]
+        )  # a set has an order per process
         metadata[f"{kind}_lora_adapter_metadata"] = adapter
     layers = {f"{kind}_lora_layers": layer for kind, layer in lora_weights(adapted).items()}
     StableDiffusionPipeline.save_lora_weights(folder, **layers, **metadata)
@@ -67,7 +69,9 @@ def save_kohya(adapted: Mapping[str, Any], folder: Path, name: str, version_2: b
         for key, value in weights.items():
             layer, _, matrix = key.removesuffix(".weight").rpartition(".lora_")
             stem = f"lora_{'te' if kind == 'text_encoder' else kind}_{layer.replace('.', '_')}"
-            tensors[f"{stem}.lora_{'down' if matrix == 'A' else 'up'}.weight"] = value.cpu().contiguous()
+            tensors[f"{stem}.lora_{'down' if matrix == 'A' else 'up'}.weight"] = (
+                value.cpu().contiguous()
+            )
             if matrix == "A":
                 tensors[f"{stem}.alpha"] = torch.tensor(float(len(value)))
     rank = str(max(int(value) for key, value in tensors.items() if key.endswith(".alpha")))
@@ -81,7 +85,9 @@ def save_merged(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     merged_weights(pipeline)
     pipeline.save_pretrained(folder)
     file = folder / "text_encoder" / "model.safetensors"
-    save_file({old_spelling(key): value for key, value in load_file(file).items()}, file, {"format": "pt"})
+    save_file(
+        {old_spelling(key): value for key, value in load_file(file).items()}, file, {"format": "pt"}
+    )
 
 
 def read_back(
@@ -96,8 +102,12 @@ def read_back(
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline.to(device)(
-        [prompt.text for prompt in trial.prompts], num_inference_steps=trial.num_steps,
-        guidance_scale=trial.guidance_scale, negative_prompt=[trial.negative_prompt] * len(trial.prompts),
-        eta=trial.eta, generator=[generator(*key) for key in trial.keys], output_type="pt",
-    )  # fmt: skip
+        [prompt.text for prompt in trial.prompts],
+        num_inference_steps=trial.num_steps,
+        guidance_scale=trial.guidance_scale,
+        negative_prompt=[trial.negative_prompt] * len(trial.prompts),
+        eta=trial.eta,
+        generator=[generator(*key) for key in trial.keys],
+        output_type="pt",
+    )
     return made.images.float().cpu(), merged_weights(pipeline)  # pyright: ignore

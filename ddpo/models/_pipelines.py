@@ -27,9 +27,12 @@ def load(pretrained: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     try:
         with quietly():
             return StableDiffusionPipeline.from_pretrained(
-                place_of(pretrained), dtype=dtype, safety_checker=None, feature_extractor=None,
+                place_of(pretrained),
+                dtype=dtype,
+                safety_checker=None,
+                feature_extractor=None,
                 requires_safety_checker=False,
-            )  # fmt: skip
+            )
     except (OSError, ValueError) as error:
         raise no_pipeline(pretrained, error) from error
 
@@ -49,16 +52,22 @@ def quietly() -> Iterator[None]:
 
 def check_targets(unet: nn.Module, targets: Iterable[str] | None) -> None:
     """Raises UserError for a name that fits no layer: peft passes over it, as long as another fits."""
-    layers = [name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    layers = [
+        name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
     ends = {found[0] for name in layers if (found := re.search(r"[^.]+(\.\d+)?$", name))}
     for target in targets or ():
         if not any(f".{name}".endswith(f".{target}") for name in layers):
-            raise UserError(f"lora.target_modules: no layer is called {target!r}{nearest(target, ends)}")
+            raise UserError(
+                f"lora.target_modules: no layer is called {target!r}{nearest(target, ends)}"
+            )
 
 
 def place_of(pretrained: str) -> str:
     if pretrained == "emoji" and not (EMBEDDED / "model_index.json").is_file():
-        raise UserError(f"model.pretrained: the embedded model is not at {EMBEDDED}; reinstall ddpo")
+        raise UserError(
+            f"model.pretrained: the embedded model is not at {EMBEDDED}; reinstall ddpo"
+        )
     return str(EMBEDDED) if pretrained == "emoji" else pretrained
 
 

@@ -43,7 +43,9 @@ def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 def timed(policies: Sequence[Policy]) -> list[float]:
     """For each, the seconds of a forward and backward pass, in turns so that a busy machine slows all."""
     seconds = [float("inf")] * len(policies)
-    for _ in range(1 + ROUNDS):  # the first is warming up, and as slow as it is, it is never the quickest
+    for _ in range(
+        1 + ROUNDS
+    ):  # the first is warming up, and as slow as it is, it is never the quickest
         for i, policy in enumerate(policies):
             begun = time.perf_counter()
             _pass(policy)

@@ -54,7 +54,11 @@ class StableDiffusion:
     ) -> None:
         self.device, self.dtype = torch.device(device), DTYPES[dtype]
         self.half_precision, self.loras = dtype != "fp32", tuple(loras)
-        pipeline = load(pretrained, self.dtype) if isinstance(pretrained, str) else pretrained.to(self.dtype)
+        pipeline = (
+            load(pretrained, self.dtype)
+            if isinstance(pretrained, str)
+            else pretrained.to(self.dtype)
+        )
         for file in loras:
             merge_lora(pipeline, file)
         pipeline.to(self.device)
@@ -115,13 +119,19 @@ class StableDiffusion:
     def schedule(self) -> NoiseSchedule:
         return variance_preserving(self.pipeline.scheduler.config)
 
-    def condition(self, prompts: Sequence[Prompt], negative_prompt: str | None = None) -> TextCondition:
+    def condition(
+        self, prompts: Sequence[Prompt], negative_prompt: str | None = None
+    ) -> TextCondition:
         """Each distinct text is encoded once; the cache keeps what a frozen text encoder says of it."""
         texts = [prompt.text for prompt in prompts]
         first = [] if negative_prompt is None else [negative_prompt]
         distinct = list(dict.fromkeys([*first, *texts]))
         self._warn_of_long(distinct)
-        encoded = self._encode(distinct) if self.train_text_encoder else self._cache(distinct).to(self.device)
+        encoded = (
+            self._encode(distinct)
+            if self.train_text_encoder
+            else self._cache(distinct).to(self.device)
+        )
         return TextCondition(
             encoded[[distinct.index(text) for text in texts]],
             None if negative_prompt is None else encoded[:1],
@@ -132,14 +142,19 @@ class StableDiffusion:
         for text in set(texts) - self._warned:
             length = len(self.pipeline.tokenizer(text).input_ids)
             if length > limit:
-                log.warning("prompt of %d tokens is cut to the model's %d: %.80s", length, limit, text)
+                log.warning(
+                    "prompt of %d tokens is cut to the model's %d: %.80s", length, limit, text
+                )
         self._warned.update(texts)
 
     def _encode(self, texts: Sequence[str]) -> Float[Tensor, "N L D"]:
         tokens = self.pipeline.tokenizer(
-            list(texts), padding="max_length", truncation=True,
-            max_length=self.pipeline.tokenizer.model_max_length, return_tensors="pt",
-        )  # fmt: skip
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.pipeline.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
         with self._autocast():
             return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
 
@@ -161,7 +176,9 @@ class StableDiffusion:
 
     def _unet(self, latents: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
         with self._autocast():
-            return self.unet(latents.to(self.dtype), timesteps, embeds, return_dict=False)[0].float()
+            return self.unet(latents.to(self.dtype), timesteps, embeds, return_dict=False)[
+                0
+            ].float()
 
     def encode(self, images: Float[Tensor, "N 3 height width"]) -> Float[Tensor, "N C H W"]:
         with self._autocast():
@@ -205,7 +222,9 @@ class StableDiffusion:
     def check_format(self, file_format: str) -> None:
         if file_format not in self.export_formats:
             known = f"Stable Diffusion is exported as {', '.join(self.export_formats)}"
-            raise UserError(f"--format: {file_format!r}: {known}{nearest(file_format, self.export_formats)}")
+            raise UserError(
+                f"--format: {file_format!r}: {known}{nearest(file_format, self.export_formats)}"
+            )
         why = ""
         if not self._adapted:
             why = "this run (lora: null) trained the whole UNet"

@@ -92,7 +92,9 @@ class Batch:
 
     def rows(self, rows: Int[Tensor, " N"]) -> "Batch":
         """The batch of N chosen trajectories."""
-        return replace(self, **self._outcomes(rows), matrices=self._each(lambda matrix: matrix[rows]))
+        return replace(
+            self, **self._outcomes(rows), matrices=self._each(lambda matrix: matrix[rows])
+        )
 
     def pairs(self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]) -> "Batch":
         """N chosen (sample, step) pairs as N trajectories of one step, for separable objectives."""
@@ -113,7 +115,9 @@ class Batch:
         count = int(block.max()) + 1
 
         def add_up(matrix: Float[Tensor, "B T"]) -> Float[Tensor, "B M"]:
-            return matrix.new_zeros(len(matrix), count).index_add(1, block, matrix[:, self.stochastic])
+            return matrix.new_zeros(len(matrix), count).index_add(
+                1, block, matrix[:, self.stochastic]
+            )
 
         every = torch.ones(count, dtype=torch.bool, device=logp.device)
         return add_up(logp), replace(self, matrices=self._each(add_up), stochastic=every)
@@ -138,7 +142,9 @@ class Batch:
 
     def _outcomes(self, rows: Int[Tensor, " N"]) -> dict[str, Tensor]:
         """What there is one number of per trajectory, of the chosen ones."""
-        return {name: getattr(self, name)[rows] for name in ("advantage", "reward", "group", "present")}
+        return {
+            name: getattr(self, name)[rows] for name in ("advantage", "reward", "group", "present")
+        }
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The matrices, changed."""
@@ -167,9 +173,14 @@ def declare(
     report            (batch, *, options) -> metrics of its own, once per iteration
     """
     declared = {
-        "separable": separable, "needs": needs, "on_policy": on_policy, "compares": compares,
-        "denoising_errors": denoising_errors, "trust_region": trust_region, "report": report,
-    }  # fmt: skip
+        "separable": separable,
+        "needs": needs,
+        "on_policy": on_policy,
+        "compares": compares,
+        "denoising_errors": denoising_errors,
+        "trust_region": trust_region,
+        "report": report,
+    }
 
     def decorate(function: Loss) -> Loss:
         function.declared = declared  # pyright: ignore[reportFunctionMemberAccess]
@@ -211,7 +222,9 @@ class Objective:
         loss = self._ask(self.function, matrix, batch)
         if not isinstance(loss, Tensor) or loss.shape != ():
             told = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise UserError(f"objective {self.name} returned {told}; return one number, as with .mean()")
+            raise UserError(
+                f"objective {self.name} returned {told}; return one number, as with .mean()"
+            )
         return loss + self.kl_weight * batch.mean(batch.kl) if self.kl_weight else loss
 
     def metrics(self, batch: Batch) -> Mapping[str, float]:
@@ -260,7 +273,9 @@ def build(name: str, *, kl_weight: float = 0.0, block_size: int = 1, **options: 
     function = cast(Loss, plugins.load("objectives", name))
     parameters = inspect.signature(function).parameters.values()
     defaults = {
-        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
     }
     declared = getattr(function, "declared", {})
     objective = Objective(name, function, {**defaults, **options}, **declared)

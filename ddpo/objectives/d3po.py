@@ -10,7 +10,11 @@ from ddpo.objectives import Batch, PositiveFloat, declare
 
 @declare(needs=("logp_ref",), compares=True, trust_region="clip_range")
 def d3po(
-    logp: Float[Tensor, "B T"], batch: Batch, *, beta: PositiveFloat = 0.1, clip_range: PositiveFloat = 0.1
+    logp: Float[Tensor, "B T"],
+    batch: Batch,
+    *,
+    beta: PositiveFloat = 0.1,
+    clip_range: PositiveFloat = 0.1,
 ) -> Float[Tensor, ""]:
     """D3PO: every step of the better image is preferred over the same step of the worse one.
 

@@ -7,7 +7,9 @@ from ddpo.objectives import Batch, PositiveFloat, declare
 
 
 @declare(separable=True, trust_region="clip_range")
-def ddpo(logp: Float[Tensor, "B T"], batch: Batch, *, clip_range: PositiveFloat = 1e-4) -> Float[Tensor, ""]:
+def ddpo(
+    logp: Float[Tensor, "B T"], batch: Batch, *, clip_range: PositiveFloat = 1e-4
+) -> Float[Tensor, ""]:
     """DDPO, importance-sampled: clipped per-step ratios to the policy that sampled.
 
     rho_t = p_theta(x_{t-1} | x_t, c) / p_old(x_{t-1} | x_t, c)

@@ -8,7 +8,9 @@ from ddpo.objectives import Batch, PositiveFloat, declare
 
 
 @declare(needs=("errors_ref",), compares=True, denoising_errors=True)
-def dpo(errors: Float[Tensor, "B K"], batch: Batch, *, beta: PositiveFloat = 2500.0) -> Float[Tensor, ""]:
+def dpo(
+    errors: Float[Tensor, "B K"], batch: Batch, *, beta: PositiveFloat = 2500.0
+) -> Float[Tensor, ""]:
     """Diffusion-DPO: denoise the better image of a pair better than before, the worse one worse.
 
     e(x_0) = |eps - eps_theta(x_t, t, c)|^2 / D,   e_ref likewise, both images of a pair at one t and one eps

@@ -63,5 +63,7 @@ def rwr(
     Any sampler will do, deterministic ones too: only x_0 is used. Differs: the paper refits for 400 updates
     on 10,000 images; here that is trainer.epochs and trainer.minibatches.
     """
-    w = weights(batch, beta=beta, percentile=percentile, per_prompt=per_prompt, standardize=standardize)
+    w = weights(
+        batch, beta=beta, percentile=percentile, per_prompt=per_prompt, standardize=standardize
+    )
     return batch.mean(w[:, None] * errors)

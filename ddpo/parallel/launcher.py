@@ -12,7 +12,10 @@ SHARDING = {
     "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", "use_deepspeed"),
     "ACCELERATE_USE_FSDP": ("FSDP", "use_fsdp"),
     "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "use_megatron_lm"),
-    "ACCELERATE_USE_PARALLELISM_CONFIG": ("tensor, context or sequence parallelism", "parallelism_config"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (
+        "tensor, context or sequence parallelism",
+        "parallelism_config",
+    ),
 }
 """Variable -> what it asks for, and the name of that in accelerate's configuration."""
 

@@ -79,7 +79,9 @@ def sum_(tensors: Sequence[Tensor]) -> None:
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     with _talk():
         dist.all_reduce(flat)
-    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+    for tensor, total in zip(
+        tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
+    ):
         tensor.copy_(total.view_as(tensor))
 
 
@@ -128,4 +130,6 @@ def _talk() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise Lost(f"lost another process of this run ({' '.join(str(error).split())[:100]})") from error
+        raise Lost(
+            f"lost another process of this run ({' '.join(str(error).split())[:100]})"
+        ) from error

@@ -86,7 +86,10 @@ def paddings(plan: Plan) -> Iterator[Padding]:
     if not plan.settings.objective.offline:
         images = [len(sizes.samples(groups)) for groups in owned]
         yield from _padding("sampler.batch_size", plan.settings.sampler.batch_size, images)
-    dealt = [_updates(plan, iteration) for iteration in range(min(plan.settings.trainer.iterations, DEALT))]
+    dealt = [
+        _updates(plan, iteration)
+        for iteration in range(min(plan.settings.trainer.iterations, DEALT))
+    ]
     parts = [members for updates in dealt for members, _ in updates]
     pairs = [len(groups.intersection(part)) * each for part in parts for groups in owned]
     yield from _padding("trainer.micro_batch", sizes.micro_batch, pairs)

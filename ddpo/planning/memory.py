@@ -92,7 +92,10 @@ def footprint(plan: Plan) -> dict[str, int]:
     networks = {id(p): p.nbytes for module in policy.modules for p in module.parameters()}
     frozen = sum(networks.values()) - trained
     share = ceil(trainer.prompts_per_iteration / plan.processes) * trainer.samples_per_prompt
-    stored, kept = ceil(share / chunk) * chunk, plan.steps[0] * (1 + ("kl" in plan.objective.needs)) + 1
+    stored, kept = (
+        ceil(share / chunk) * chunk,
+        plan.steps[0] * (1 + ("kl" in plan.objective.needs)) + 1,
+    )
 
     def noise(rows: int) -> torch.Tensor:
         return torch.empty(rows, *policy.latent_shape)
@@ -104,7 +107,9 @@ def footprint(plan: Plan) -> dict[str, int]:
         scale = plan.guidance if grad else settings.sampler.guidance_scale
 
         def output() -> torch.Tensor:
-            condition = policy.condition(prompts, None if scale == 1 else settings.sampler.negative_prompt)
+            condition = policy.condition(
+                prompts, None if scale == 1 else settings.sampler.negative_prompt
+            )
             return policy.predict(noise(rows), timesteps, condition, scale)
 
         with torch.set_grad_enabled(grad):
@@ -129,7 +134,9 @@ def footprint(plan: Plan) -> dict[str, int]:
         "decoding": memory.peak_bytes(lambda: torch.no_grad()(policy.decode)(noise(chunk))),
         "update": memory.peak_bytes(lambda: call(trainer.micro_batch, True)),
     }
-    sampled = found["images"] + max(found["sampling"], found["decoding"], found["latents"])  # joined: twice
+    sampled = found["images"] + max(
+        found["sampling"], found["decoding"], found["latents"]
+    )  # joined: twice
     found["working"] = found["latents"] + max(sampled, found["update"])
     return {**found, "peak": found["weights"] + found["training"] + found["working"]}
 

@@ -55,7 +55,11 @@ def plan(settings: Config, processes: int = 1) -> Plan:
     if settings.model.dtype == "auto":
         settings = config.in_precision(settings, AUTO["GPU"])
     build.advantage(settings)
-    objective, count, policy = build.objective(settings), settings.sampler.num_steps, _outline(settings)
+    objective, count, policy = (
+        build.objective(settings),
+        settings.sampler.num_steps,
+        _outline(settings),
+    )
     dense = build.sampler(settings, policy).steps.stochastic if policy else torch.ones(count) > 0
     columns = settings.objective.draws or count
     if not objective.denoising_errors:
@@ -71,11 +75,15 @@ def _prompts(settings: Config) -> tuple[int, int, int]:
         return len(build.prompt_set(settings)), len(sets[0]), len(sets[-1])
     except prompts.NotHere:
         shown = judged.num_prompts or settings.log.images
-        held_out = prompts.load(judged.prompts)[: judged.num_prompts] if judged.prompts else range(shown)
+        held_out = (
+            prompts.load(judged.prompts)[: judged.num_prompts] if judged.prompts else range(shown)
+        )
         return 0, shown, len(held_out)
 
 
 def _outline(settings: Config) -> Any:
     outline = getattr(plugins.load("models", settings.model.name), "outline", None)
-    pipeline = outline and outline(settings.model.pretrained, settings.model.dtype, settings.lora is None)
+    pipeline = outline and outline(
+        settings.model.pretrained, settings.model.dtype, settings.lora is None
+    )
     return pipeline and build.policy(settings, pipeline, torch.device("cpu"))

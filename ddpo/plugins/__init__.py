@@ -23,7 +23,11 @@ PROMPT_SUFFIXES = (".txt", ".jsonl", ".csv", ".py")
 """What a prompt file may be; `ddpo.prompts` reads them."""
 
 USER_KINDS = ("rewards", "prompts", "objectives", "models", "samplers", "advantages")
-SUFFIXES = {**dict.fromkeys(USER_KINDS, (".py",)), "prompts": PROMPT_SUFFIXES, "configs": (".yaml",)}
+SUFFIXES = {
+    **dict.fromkeys(USER_KINDS, (".py",)),
+    "prompts": PROMPT_SUFFIXES,
+    "configs": (".yaml",),
+}
 """Each kind of thing that has a name, and the files that hold it."""
 
 VARIABLE = "DDPO_PLUGINS"
@@ -74,7 +78,9 @@ def summaries(kind: str) -> list[tuple[str, str]]:
     where it points to.
     """
     lines = [(file.stem, _summary(file)) for file in _files(kind)]
-    lines += [(point.name, f"{point.value}, installed with {_owner(point)}") for point in _points(kind)]
+    lines += [
+        (point.name, f"{point.value}, installed with {_owner(point)}") for point in _points(kind)
+    ]
     return sorted(lines)
 
 
@@ -87,7 +93,9 @@ def find(kind: str, name: str) -> Path | EntryPoint:
     points = [point for point in _points(kind) if point.name == name]
     if len(files) + len(points) > 1:
         places = [*map(str, files), *(f"{point.value} of {_owner(point)}" for point in points)]
-        raise UserError(f"{kind}: {name} is defined twice, in {' and in '.join(places)}; rename one")
+        raise UserError(
+            f"{kind}: {name} is defined twice, in {' and in '.join(places)}; rename one"
+        )
     if not files and not points:
         raise UserError(f"{kind}: nothing is called {name!r}{nearest(name, names(kind))}")
     return [*files, *points][0]
@@ -126,7 +134,9 @@ def text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise UserError(
+            f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
 
 
 def _files(kind: str) -> list[Path]:
@@ -170,7 +180,11 @@ def _attribute(module_name: str, attribute: str, place: str) -> object:
     try:
         return attrgetter(attribute)(module)
     except AttributeError:
-        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+        own = [
+            key
+            for key, value in vars(module).items()
+            if getattr(value, "__module__", "") == module_name
+        ]
         raise UserError(f"{place} defines no {attribute!r}{nearest(attribute, own)}") from None
 
 

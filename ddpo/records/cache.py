@@ -19,11 +19,16 @@ class Cache:
 
     def __init__(self, folder: str) -> None:
         self.file = Path(folder).expanduser() / "rewards.sqlite"
-        self._do("CREATE TABLE IF NOT EXISTS known (key BLOB PRIMARY KEY, value REAL) WITHOUT ROWID", [()])
+        self._do(
+            "CREATE TABLE IF NOT EXISTS known (key BLOB PRIMARY KEY, value REAL) WITHOUT ROWID",
+            [()],
+        )
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, float]:
         """Those that are known."""
-        return dict(self._do("SELECT key, value FROM known WHERE key = ?", [(key,) for key in keys]))
+        return dict(
+            self._do("SELECT key, value FROM known WHERE key = ?", [(key,) for key in keys])
+        )
 
     def put(self, values: Mapping[bytes, float]) -> None:
         """All of them or, where that fails, none."""

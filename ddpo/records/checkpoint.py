@@ -27,7 +27,9 @@ Content = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]
 log = logging.getLogger("ddpo")
 
 
-def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+def save(
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> None:
     """Write each mapping of tensors as NAME.safetensors and `state` as state.json, all or nothing.
 
     Raises OSError, on a full disk, say; then nothing of it is left.
@@ -37,7 +39,9 @@ def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappi
         hashes = {}
         for name, mapping in tensors.items():
             file = aside / f"{name}.safetensors"
-            save_file({key: value.detach().cpu().contiguous() for key, value in mapping.items()}, file)
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in mapping.items()}, file
+            )
             hashes[name] = _hash(file)
         (aside / "state.json").write_text(json.dumps({**state, "sha256": hashes}))
 
@@ -86,7 +90,9 @@ def find(run_dir: Path, wanted: str = "last") -> Path:
     """
     there = {path.name: path for path in all_of(run_dir)}
     if not there:
-        raise UserError(f"{run_dir} has no checkpoint yet; let it train, or go on with --resume {run_dir}")
+        raise UserError(
+            f"{run_dir} has no checkpoint yet; let it train, or go on with --resume {run_dir}"
+        )
     name, asked = wanted, f"checkpoint {wanted}"
     if wanted.isdecimal():
         name = wanted.zfill(6)
@@ -109,7 +115,9 @@ def keep(run_dir: Path, last: int, best: int | None = None) -> None:
         shutil.rmtree(folder)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, Tensor]:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Parameters
+) -> dict[str, Tensor]:
     """An optimiser's per-parameter state under the parameters' names: `exp_avg/unet.conv_in.weight`."""
     return {
         f"{key}/{name}": value
@@ -141,8 +149,12 @@ def check_parameters(parameters: Parameters, tensors: Mapping[str, Tensor]) -> N
     """Raises UserError when names or shapes differ."""
     if set(tensors) != set(parameters):
         different = sorted(set(tensors) ^ set(parameters))
-        raise UserError(f"{len(different)} trained weights differ by name, the first is {different[0]}")
+        raise UserError(
+            f"{len(different)} trained weights differ by name, the first is {different[0]}"
+        )
     for name, parameter in parameters.items():
         saved, present = tuple(tensors[name].shape), tuple(parameter.shape)
         if saved != present:
-            raise UserError(f"{name} has shape {saved} in the checkpoint and {present} in the model")
+            raise UserError(
+                f"{name} has shape {saved} in the checkpoint and {present} in the model"
+            )

@@ -28,7 +28,9 @@ class Trackers:
             self._add(TensorBoardTracker(run_dir.name, logging_dir=run_dir / "tensorboard"), flat)
         if "wandb" in names:
             same = {"id": _wandb_id(run_dir), "resume": "allow"}
-            self._add(WandBTracker(project, name=run_dir.name, dir=str(run_dir), **same), dict(config))
+            self._add(
+                WandBTracker(project, name=run_dir.name, dir=str(run_dir), **same), dict(config)
+            )
 
     def _add(self, tracker: TensorBoardTracker | WandBTracker, config: dict[str, Any]) -> None:
         tracker.start()
@@ -39,7 +41,9 @@ class Trackers:
         for tracker in self._trackers:
             tracker.log({key: value for key, value in row.items() if value is not None}, step=step)
 
-    def log_images(self, pictures: Sequence[Image.Image], captions: Sequence[str], step: int) -> None:
+    def log_images(
+        self, pictures: Sequence[Image.Image], captions: Sequence[str], step: int
+    ) -> None:
         """Pictures captioned `prompt | reward`."""
         both = list(zip(pictures, captions, strict=True))
         for tracker in self._trackers:

@@ -31,7 +31,9 @@ def check(pairs: PromptSet, folder: Path) -> None:
                     f"prompts.path: the line of {prompt.text!r} has no {column!r}; name an image file"
                 )
             if not (folder / file).is_file():
-                raise UserError(f"prompts.path: {column} of {prompt.text!r}: {folder / file}: no such file")
+                raise UserError(
+                    f"prompts.path: {column} of {prompt.text!r}: {folder / file}: no such file"
+                )
 
 
 def recorded(

@@ -79,13 +79,17 @@ def _denoise(
     """All latents, noisiest first, and each stochastic step's log-probability. No host synchronization."""
     steps, stochastic = sampler.steps, sampler.steps.stochastic.tolist()
     shape = (len(steps) + 1, *policy.latent_shape)
-    noise = torch.stack([torch.randn(shape, generator=generator(*key)) for key in keys]).to(policy.device)
+    noise = torch.stack([torch.randn(shape, generator=generator(*key)) for key in keys]).to(
+        policy.device
+    )
     condition = sampler.condition(policy, prompts)
     latents = [noise[:, 0]]
     logp = torch.zeros(len(prompts), len(steps), dtype=torch.float64, device=policy.device)
     for t in range(len(steps)):
         index = torch.full((len(prompts),), t, device=policy.device)
-        output = policy.predict(latents[t], steps.timesteps[index], condition, sampler.guidance_scale)
+        output = policy.predict(
+            latents[t], steps.timesteps[index], condition, sampler.guidance_scale
+        )
         step = steps.step(index, latents[t], output)
         latents.append(step.sample(noise[:, t + 1]))
         if stochastic[t]:
@@ -94,7 +98,10 @@ def _denoise(
 
 
 def _step_by_step(
-    policy: Policy, sampler: Sampler, latents: Float[Tensor, "B T1 C H W"], prompts: Sequence[Prompt]
+    policy: Policy,
+    sampler: Sampler,
+    latents: Float[Tensor, "B T1 C H W"],
+    prompts: Sequence[Prompt],
 ) -> tuple[Float[Tensor, "B T C H W"], Float[Tensor, "B T"]]:
     """Outputs and log-probabilities of every stochastic step, in the chunk shape of the rollout; else 0."""
     steps, condition = sampler.steps, sampler.condition(policy, prompts)
@@ -116,7 +123,10 @@ def stored_steps(
     columns: Int[Tensor, " N"],
 ) -> Gaussian:
     """The distributions of N (sample, step) pairs of a trajectory, under the weights in force."""
-    x, prompts = trajectory.latents[rows, columns], [trajectory.prompts[row] for row in rows.tolist()]
+    x, prompts = (
+        trajectory.latents[rows, columns],
+        [trajectory.prompts[row] for row in rows.tolist()],
+    )
     condition = sampler.condition(policy, prompts)
     output = policy.predict(x, sampler.steps.timesteps[columns], condition, sampler.guidance_scale)
     return sampler.steps.step(columns, x, output)

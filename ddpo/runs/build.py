@@ -42,16 +42,22 @@ def policy(settings: Config, pipeline: object = None, device: torch.device | Non
     torch.manual_seed(settings.seed)
     model, lora = settings.model, settings.lora
     adapter = lora and LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha or lora.rank,  # pyright: ignore[reportArgumentType]
-        init_lora_weights="gaussian", target_modules=list(lora.target_modules),
-    )  # fmt: skip
+        r=lora.rank,
+        lora_alpha=lora.alpha or lora.rank,  # pyright: ignore[reportArgumentType]
+        init_lora_weights="gaussian",
+        target_modules=list(lora.target_modules),
+    )
     adapt = cast(Callable[..., Policy], plugins.load("models", model.name))
     return adapt(
-        pipeline or model.pretrained, device=device or ranks.state().device, dtype=model.dtype,
-        loras=[] if pipeline else model.loras, lora=adapter,
+        pipeline or model.pretrained,
+        device=device or ranks.state().device,
+        dtype=model.dtype,
+        loras=[] if pipeline else model.loras,
+        lora=adapter,
         train_text_encoder=bool(lora and lora.text_encoder),
-        gradient_checkpointing=model.gradient_checkpointing, **model.options,
-    )  # fmt: skip
+        gradient_checkpointing=model.gradient_checkpointing,
+        **model.options,
+    )
 
 
 def precision(settings: Config) -> Precision:
@@ -85,7 +91,9 @@ def objective(settings: Config) -> Objective:
     updates = checks.sizes(settings).updates
     if found.on_policy and updates > 1 and ranks.state().is_main_process:
         log.warning(
-            "%s is on-policy: of the %d updates a rollout, only the first is unbiased", found.name, updates
+            "%s is on-policy: of the %d updates a rollout, only the first is unbiased",
+            found.name,
+            updates,
         )
     return found
 
@@ -124,7 +132,9 @@ def subset(settings: Config, stochastic: Bool[Tensor, " T"]) -> Subset:
     if not stochastic.any():
         if sampling.name != "ddim":
             few = sampling.num_steps
-            raise UserError(f"sampler.num_steps: {few} leaves {sampling.name} no stochastic step; take 2")
+            raise UserError(
+                f"sampler.num_steps: {few} leaves {sampling.name} no stochastic step; take 2"
+            )
         eta = sampling.options.get("eta")
         raise UserError(
             f"sampler.eta: {eta} makes every step deterministic, without a log-probability; take 0 < eta <= 1"
@@ -141,7 +151,9 @@ def subset(settings: Config, stochastic: Bool[Tensor, " T"]) -> Subset:
 def prompt_set(settings: Config) -> PromptSet:
     wanted = settings.prompts
     dataset = (wanted.dataset, wanted.split, wanted.column) if wanted.dataset else None
-    return prompts.load(wanted.name, wanted.path, wanted.template, settings.objective.offline, dataset)
+    return prompts.load(
+        wanted.name, wanted.path, wanted.template, settings.objective.offline, dataset
+    )
 
 
 def evaluation_sets(settings: Config) -> list[PromptSet]:
@@ -160,7 +172,8 @@ def evaluation_sets(settings: Config) -> list[PromptSet]:
 def reward_list(wanted: Sequence[config.Reward], device: torch.device, dtype: str) -> list[Reward]:
     where = device, DTYPES[dtype]
     return [
-        rewards.build(r.name, r.weight, r.params, *where, (r.min, r.max), r.cache, r.label) for r in wanted
+        rewards.build(r.name, r.weight, r.params, *where, (r.min, r.max), r.cache, r.label)
+        for r in wanted
     ]
 
 

@@ -21,7 +21,10 @@ class Run:
     """A run's base and tuned model, to sample from: `ddpo.load("runs/demo").sample(["a fox"], seeds=[0])`."""
 
     def __init__(
-        self, run_dir: str | Path, dtype: Literal["fp32"] | None = None, settings: Config | None = None
+        self,
+        run_dir: str | Path,
+        dtype: Literal["fp32"] | None = None,
+        settings: Config | None = None,
     ) -> None:
         """`settings`, which are resolved, take the place of the run's own, as `dtype` of theirs.
 
@@ -49,11 +52,15 @@ class Run:
             values = tensors.get("ema", tensors["parameters"])
             checkpoint.check_parameters(self.policy.parameters(), values)
             device = self.policy.device
-            self.policy.snapshots[found.name] = {name: each.to(device) for name, each in values.items()}
+            self.policy.snapshots[found.name] = {
+                name: each.to(device) for name, each in values.items()
+            }
         return found.name
 
     @torch.no_grad()
-    def sample(self, texts: Sequence[str], seeds: Sequence[int], column: str = "tuned") -> list[Image.Image]:
+    def sample(
+        self, texts: Sequence[str], seeds: Sequence[int], column: str = "tuned"
+    ) -> list[Image.Image]:
         """One picture for each prompt and seed, by "base", "tuned" or a checkpoint; as in the evaluation."""
         keys = [(Purpose.EVALUATION, seed) for seed in seeds]
         prompts = [Prompt(text) for text in texts]

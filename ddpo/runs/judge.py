@@ -38,7 +38,10 @@ def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
     rewards = build.all_rewards(settings, run.policy)
     columns: dict[str, dict[str, list[matched.Shot]]] = {}
     for each in tqdm(build.evaluation_sets(settings), desc="evaluating", disable=None):
-        per_prompt, timeout_s = settings.evaluation.samples_per_prompt, settings.trainer.reward_timeout_s
+        per_prompt, timeout_s = (
+            settings.evaluation.samples_per_prompt,
+            settings.trainer.reward_timeout_s,
+        )
         seed = settings.evaluation.seed
         arguments = (run.policy, run.sampler, each, per_prompt, rewards, timeout_s, seed)
         columns[each.name] = {}
@@ -61,7 +64,11 @@ def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
 def grid(run_dir: str, prompt_source: str | None, count: int, seed: int) -> Image.Image:
     """Prompts down; base, every kept checkpoint across; the trained reward's scores under each picture."""
     run = Run(run_dir)
-    chosen = build.prompt_set(run.config) if prompt_source is None else prompts.named_or_file(prompt_source)
+    chosen = (
+        build.prompt_set(run.config)
+        if prompt_source is None
+        else prompts.named_or_file(prompt_source)
+    )
     chosen = [chosen[len(chosen) * i // count] for i in range(min(count, len(chosen)))]
     rewards = build.reward_list(run.config.rewards, run.policy.device, run.config.model.dtype)
     columns: dict[str, list[matched.Shot]] = {}
@@ -69,8 +76,12 @@ def grid(run_dir: str, prompt_source: str | None, count: int, seed: int) -> Imag
     arguments = (run.policy, run.sampler, chosen, [seed] * len(chosen), rewards, 1, timeout_s)
     for name in ("base", *run.checkpoints):
         with run.policy.weights(run.remember(name)):
-            columns[name if name == "base" else f"iteration {int(name)}"] = matched.shoot(*arguments)
+            columns[name if name == "base" else f"iteration {int(name)}"] = matched.shoot(
+                *arguments
+            )
     rows = list(zip(*columns.values(), strict=True))
-    captions = [["  ".join(f"{shot.scores[r.name]:.3f}" for r in rewards) for shot in row] for row in rows]
+    captions = [
+        ["  ".join(f"{shot.scores[r.name]:.3f}" for r in rewards) for shot in row] for row in rows
+    ]
     cells = [[shot.image for shot in row] for row in rows]
     return table(cells, [prompt.text for prompt in chosen], list(columns), captions)

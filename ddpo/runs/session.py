@@ -45,7 +45,9 @@ class Session:
     """A run in progress: the trainer, its folder, and what is written when; `settings` are resolved."""
 
     def __init__(self, settings: Config, resume: bool = False, overwrite: bool = False) -> None:
-        launcher.check(settings.model.dtype)  # before accelerate itself looks at what it was asked for
+        launcher.check(
+            settings.model.dtype
+        )  # before accelerate itself looks at what it was asked for
         self.main = ranks.state().is_main_process
         self.best: dict[str, Any] | None = None
         self._saved = -1
@@ -64,9 +66,13 @@ class Session:
             self.trainer = build.trainer(self.settings)
             self.sets = build.evaluation_sets(self.settings)
             device = self.trainer.policy.device
-            judges = build.reward_list(self.settings.eval_rewards, device, self.settings.model.dtype)
+            judges = build.reward_list(
+                self.settings.eval_rewards, device, self.settings.model.dtype
+            )
             self.judges = [*self.trainer.mixture.rewards, *judges]
-            provenance = run_folder.provenance(self.trainer.prompts.hash, self.judges, self.settings)
+            provenance = run_folder.provenance(
+                self.trainer.prompts.hash, self.judges, self.settings
+            )
             if continues:
                 run_folder.check_origin(self.folder, provenance)
         if continues:
@@ -113,7 +119,9 @@ class Session:
                 if trainer.iteration == total:
                     self.finish()
         if trainer.iteration < total:
-            raise Stopped(f"stopped after iteration {trainer.iteration}; go on with --resume {self.folder}")
+            raise Stopped(
+                f"stopped after iteration {trainer.iteration}; go on with --resume {self.folder}"
+            )
 
     def iterate(self, bar: tqdm) -> None:
         """One iteration, a word to whoever watches, and what is written: metrics before the checkpoint.
@@ -152,7 +160,9 @@ class Session:
             raise Stopped(f"{_words(error)}; once that is mended, {self._way_on()}") from error
         except (Stopped, UserError) as error:
             if not self.trainer.rewind():
-                raise Stopped(f"{error} (the weights had begun to move; {self._way_on()})") from error
+                raise Stopped(
+                    f"{error} (the weights had begun to move; {self._way_on()})"
+                ) from error
             try:
                 with ranks.together():
                     if self._row:  # the iteration was done, and what came after it failed
@@ -226,7 +236,9 @@ class Session:
         means = {name: column.nanmean().item() for name, column in values.items()}
         mean = trainer.mixture.standing(values)
         if math.isnan(mean):
-            log.warning("iteration %d cannot be the best: its evaluation has no value", trainer.iteration)
+            log.warning(
+                "iteration %d cannot be the best: its evaluation has no value", trainer.iteration
+            )
         if mean > (self.best["mean"] if self.best else float("-inf")):
             self.best = {"iteration": trainer.iteration, "mean": mean}
         return {f"eval/{name}": mean for name, mean in means.items()}
@@ -237,7 +249,9 @@ class Session:
         if not self.main or self._saved == iteration:
             return
         state = {**self.trainer.state(), "best": self.best}
-        checkpoint.save(self.folder / "checkpoints" / f"{iteration:06d}", state.pop("tensors"), state)
+        checkpoint.save(
+            self.folder / "checkpoints" / f"{iteration:06d}", state.pop("tensors"), state
+        )
         self._saved = iteration
         best = self.best["iteration"] if self.best else None
         checkpoint.keep(self.folder, self.settings.checkpoint.keep_last, best)
@@ -279,7 +293,9 @@ class Session:
         """A bar of iterations, and under it one of the phase that runs; both silent without a terminal."""
         quiet = None if self.main else True
         with (
-            tqdm(total=total, initial=self.trainer.iteration, desc="iterations", disable=quiet) as outer,
+            tqdm(
+                total=total, initial=self.trainer.iteration, desc="iterations", disable=quiet
+            ) as outer,
             tqdm(total=1, leave=False, disable=quiet) as inner,
         ):
 
@@ -317,4 +333,6 @@ class Session:
 
 
 def _words(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    return (
+        f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    )

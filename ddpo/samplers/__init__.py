@@ -24,7 +24,15 @@ from ddpo.errors import UserError, where
 from ddpo.samplers._gaussian import Gaussian, Reduction, Steps, gaussian_steps
 from ddpo.samplers._noise import NoiseSchedule, Prediction
 
-__all__ = ["Gaussian", "NoiseSchedule", "Prediction", "Reduction", "Steps", "build", "gaussian_steps"]
+__all__ = [
+    "Gaussian",
+    "NoiseSchedule",
+    "Prediction",
+    "Reduction",
+    "Steps",
+    "build",
+    "gaussian_steps",
+]
 
 __path__ = [*__path__, *plugins.folders("samplers")[1:]]
 

@@ -30,6 +30,9 @@ def variance_preserving(config: Mapping[str, Any]) -> NoiseSchedule:
         return scheduler.timesteps.long()
 
     return NoiseSchedule(
-        alphas.sqrt(), (1 - alphas).sqrt(), (final**0.5, (1 - final) ** 0.5),
-        scheduler.config["prediction_type"], spacing,
-    )  # fmt: skip
+        alphas.sqrt(),
+        (1 - alphas).sqrt(),
+        (final**0.5, (1 - final) ** 0.5),
+        scheduler.config["prediction_type"],
+        spacing,
+    )

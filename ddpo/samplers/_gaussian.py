@@ -28,7 +28,9 @@ class Gaussian:
         """mean + std * noise; where std is 0, the mean."""
         return self.mean + _column(self.std, self.mean) * noise
 
-    def log_prob(self, x: Float[Tensor, "N *dims"], reduction: Reduction = "mean") -> Float[Tensor, " N"]:
+    def log_prob(
+        self, x: Float[Tensor, "N *dims"], reduction: Reduction = "mean"
+    ) -> Float[Tensor, " N"]:
         """log N(x; mean, std^2)."""
         std = self.std.double()[:, None]
         error = (x - self.mean).flatten(1).double() / std
@@ -57,7 +59,10 @@ class Steps:
         return Steps(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def step(
-        self, index: Int[Tensor, " N"], x: Float[Tensor, "N *dims"], output: Float[Tensor, "N *dims"]
+        self,
+        index: Int[Tensor, " N"],
+        x: Float[Tensor, "N *dims"],
+        output: Float[Tensor, "N *dims"],
     ) -> Gaussian:
         """The distribution of x_s, given x_t and the (guided) output at step `index`; its mean in fp32."""
         of_x, of_output = self.x_coefficient[index], self.output_coefficient[index]
@@ -82,11 +87,15 @@ def gaussian_steps(
     signal, noise = schedule.levels(timesteps)
     if schedule.prediction == "epsilon":  # x_0 = (x_t - noise * m) / signal, epsilon = m
         x_coefficient, output = x + x0 / signal, epsilon - x0 * noise / signal
-    elif schedule.prediction == "v_prediction":  # x_0 = signal x_t - noise m, epsilon = noise x_t + signal m
+    elif (
+        schedule.prediction == "v_prediction"
+    ):  # x_0 = signal x_t - noise m, epsilon = noise x_t + signal m
         x_coefficient, output = x + x0 * signal + epsilon * noise, epsilon * signal - x0 * noise
     elif schedule.prediction == "sample":  # x_0 = m, epsilon = (x_t - signal * m) / noise
         x_coefficient, output = x + epsilon / noise, x0 - epsilon * signal / noise
-    elif schedule.prediction == "velocity":  # m = epsilon - x_0, so x_t = (signal + noise) x_0 + noise m
+    elif (
+        schedule.prediction == "velocity"
+    ):  # m = epsilon - x_0, so x_t = (signal + noise) x_0 + noise m
         both = signal + noise
         x_coefficient, output = x + (x0 + epsilon) / both, (epsilon * signal - x0 * noise) / both
     else:

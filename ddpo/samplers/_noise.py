@@ -39,22 +39,33 @@ class NoiseSchedule:
     def timesteps(self, num_steps: int) -> Int[Tensor, " T"]:
         """Where sampling steps begin, noisiest first. Raises UserError for more steps than timesteps."""
         if not 1 <= num_steps <= len(self):
-            raise UserError(f"sampler.num_steps: {num_steps} is not between 1 and the model's {len(self)}")
+            raise UserError(
+                f"sampler.num_steps: {num_steps} is not between 1 and the model's {len(self)}"
+            )
         return self.spacing(num_steps)
 
-    def levels(self, timesteps: Int[Tensor, " T"]) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
+    def levels(
+        self, timesteps: Int[Tensor, " T"]
+    ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
         """Signal and noise in fp64; those of `final` for timesteps below 0."""
         before, places = timesteps >= 0, timesteps.clamp(min=0).to(self.signal.device)
-        signal, noise = self.signal[places].to(timesteps.device), self.noise[places].to(timesteps.device)
+        signal, noise = (
+            self.signal[places].to(timesteps.device),
+            self.noise[places].to(timesteps.device),
+        )
         return torch.where(before, signal, self.final[0]), torch.where(before, noise, self.final[1])
 
     def draw(self, source: torch.Generator) -> Int[Tensor, ""]:
         """A timestep to train on: uniform over all of them."""
         return torch.randint(len(self), (), generator=source)
 
-    def noised(self, x0: Latents, epsilon: Latents, timesteps: Int[Tensor, " N"]) -> tuple[Latents, Latents]:
+    def noised(
+        self, x0: Latents, epsilon: Latents, timesteps: Int[Tensor, " N"]
+    ) -> tuple[Latents, Latents]:
         """x_t, and what the network should then predict."""
-        signal, noise = (level.float().view(-1, *[1] * (x0.dim() - 1)) for level in self.levels(timesteps))
+        signal, noise = (
+            level.float().view(-1, *[1] * (x0.dim() - 1)) for level in self.levels(timesteps)
+        )
         targets = {
             "epsilon": lambda: epsilon,
             "v_prediction": lambda: signal * epsilon - noise * x0,

@@ -8,7 +8,9 @@ from ddpo.errors import UserError
 from ddpo.samplers import NoiseSchedule, Steps, gaussian_steps
 
 
-def ddpm(schedule: NoiseSchedule, num_steps: int, *, variance: Literal["small", "large"] = "small") -> Steps:
+def ddpm(
+    schedule: NoiseSchedule, num_steps: int, *, variance: Literal["small", "large"] = "small"
+) -> Steps:
     """DDPM ancestral sampling with strides (Ho et al. 2020, equation 7).
 
     alpha = a_t / a_s, beta = 1 - alpha

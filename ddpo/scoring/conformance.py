@@ -26,10 +26,11 @@ from ddpo.rewards import Score, groupwise
 PROMPTS = (
     Prompt("a fox", {"animal": "fox"}),
     Prompt("a cat riding a bike", {"animal": "cat", "activity": "riding a bike"}),
-    Prompt("two dogs", {"animal": "dog", "count": 2, "text": "dogs"}), Prompt("an ant", {"animal": "ant"}),
+    Prompt("two dogs", {"animal": "dog", "count": 2, "text": "dogs"}),
+    Prompt("an ant", {"animal": "ant"}),
     Prompt("a cow playing chess", {"animal": "cow", "activity": "playing chess"}),
     Prompt("a fish", {"animal": "fish"}),
-)  # fmt: skip
+)
 """The first, the second and the fifth are what conformance.png shows; its other scenes are a dog, a whale and
 a goat washing dishes, so that a judge of prompts has something to say."""
 
@@ -50,7 +51,9 @@ class Finding:
 class Case:
     """A reward and the pictures that it scores, on the device on which a rollout would have them."""
 
-    def __init__(self, score: Score, device: str = "cpu", prompts: Sequence[Prompt] = PROMPTS) -> None:
+    def __init__(
+        self, score: Score, device: str = "cpu", prompts: Sequence[Prompt] = PROMPTS
+    ) -> None:
         self.score = score
         self.every = list(range(6))
         kinds = prompts[:1] if groupwise(score) else prompts  # then the six are one group
@@ -117,11 +120,16 @@ def _inputs(case: Case) -> str:
 
 def _generators(case: Case) -> str:
     def states() -> dict[str, str]:
-        return {"torch's": str(torch.get_rng_state().tolist()), "numpy's": repr(np.random.get_state())}
+        return {
+            "torch's": str(torch.get_rng_state().tolist()),
+            "numpy's": repr(np.random.get_state()),
+        }
 
     before = states()
     case.score(*case.inputs(case.every))
-    return ", ".join(f"{name} was used" for name, state in states().items() if state != before[name])
+    return ", ".join(
+        f"{name} was used" for name, state in states().items() if state != before[name]
+    )
 
 
 def _order(case: Case) -> str:
@@ -137,10 +145,18 @@ def _gradient(case: Case) -> str:
     with torch.enable_grad():
         values = case.score(images.requires_grad_(), prompts, metadata)
         known = values[~values.isnan()].sum()
-        found = torch.autograd.grad(known, images)[0] if known.requires_grad else torch.zeros_like(images)
+        found = (
+            torch.autograd.grad(known, images)[0]
+            if known.requires_grad
+            else torch.zeros_like(images)
+        )
     if not found.isfinite().all():
         return "one that is not finite"
-    return case.difference(values.detach().cpu(), "with a gradient") if found.any() else "zero at every pixel"
+    return (
+        case.difference(values.detach().cpu(), "with a gradient")
+        if found.any()
+        else "zero at every pixel"
+    )
 
 
 def _threads(case: Case) -> str:
@@ -163,12 +179,28 @@ CHECKS: dict[str, tuple[Callable[[Case], str], str, str]] = {
     "values": (_values, "shape type", "returns finite numbers, or NaN for no value"),
     "determinism": (_determinism, "values", "returns the same in the same call again"),
     "inputs": (_inputs, "call", "leaves images, prompts and metadata as they were"),
-    "generators": (_generators, "call", "leaves the global random generators of torch and numpy alone"),
+    "generators": (
+        _generators,
+        "call",
+        "leaves the global random generators of torch and numpy alone",
+    ),
     "order": (_order, "determinism", "returns values in the order of the images"),
-    "singles": (_singles, "determinism", "returns for a batch what it returns for each image alone"),
-    "gradient": (_gradient, "values", "passes a gradient on to the images, without a change of values"),
+    "singles": (
+        _singles,
+        "determinism",
+        "returns for a batch what it returns for each image alone",
+    ),
+    "gradient": (
+        _gradient,
+        "values",
+        "passes a gradient on to the images, without a change of values",
+    ),
     "threads": (_threads, "determinism", "returns the same in two threads at once, under no_grad"),
-    "bare": (_bare, "shape", "accepts an empty prompt and empty metadata (NaN if it can say nothing)"),
+    "bare": (
+        _bare,
+        "shape",
+        "accepts an empty prompt and empty metadata (NaN if it can say nothing)",
+    ),
 }
 """Name -> the check, which says what it found in the place of what was expected (nothing where all is well);
 the checks without which it means nothing; what it expects."""

@@ -25,7 +25,11 @@ class Scorer:
     """
 
     def __init__(
-        self, rewards: Sequence[Reward], threads: int = 2, timeout_s: float | None = None, group_size: int = 1
+        self,
+        rewards: Sequence[Reward],
+        threads: int = 2,
+        timeout_s: float | None = None,
+        group_size: int = 1,
     ) -> None:
         self.rewards = list(rewards)
         self.timeout_s, self.group_size = timeout_s, group_size
@@ -64,7 +68,9 @@ class Scorer:
         def score() -> None:
             with self._slots, torch.no_grad():  # a new thread begins with gradients enabled
                 try:
-                    if device is not None:  # a new thread begins on the first GPU, whatever the rank's is
+                    if (
+                        device is not None
+                    ):  # a new thread begins on the first GPU, whatever the rank's is
                         torch.cuda.set_device(device)
                     found = {r.name: torch.cat([r(*chunk) for chunk in chunks]) for r in rewards}
                     future.set_result(found)

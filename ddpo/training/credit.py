@@ -57,12 +57,16 @@ class Mixture:
     advantages: dict[str, Advantage] = field(init=False)
 
     def __post_init__(self) -> None:
-        parts = [reward.name for reward in self.rewards if reward.weight] if self.per_reward else [""]
+        parts = (
+            [reward.name for reward in self.rewards if reward.weight] if self.per_reward else [""]
+        )
         self.advantages = {name: self.make() for name in parts}
 
     def total(self, values: Values) -> Float[Tensor, " B"]:
         """The weighted sum; NaN where it is not finite, or a reward with a gate has no value."""
-        parts = [reward.weight * values[reward.name] for reward in self.rewards if reward.weight != 0]
+        parts = [
+            reward.weight * values[reward.name] for reward in self.rewards if reward.weight != 0
+        ]
         gates = [reward for reward in self.rewards if reward.gates]
         unknown = [torch.where(values[reward.name].isnan(), torch.nan, 0.0) for reward in gates]
         total = torch.stack([*parts, *unknown]).sum(0)
@@ -70,7 +74,11 @@ class Mixture:
 
     def outside(self, values: Values) -> dict[str, Bool[Tensor, " B"]]:
         """For each reward with a gate, the samples outside it."""
-        return {reward.name: reward.outside(values[reward.name]) for reward in self.rewards if reward.gates}
+        return {
+            reward.name: reward.outside(values[reward.name])
+            for reward in self.rewards
+            if reward.gates
+        }
 
     def standing(self, values: Values) -> float:
         """The scalar by which an iteration is the best: mean of the sum over the pictures that have one.
@@ -141,7 +149,9 @@ class Mixture:
         lost, count = int((~valued).sum()), len(valued)
         if lost > self.max_missing * count:
             missing = {name: int(column.isnan().sum()) for name, column in values.items()}
-            sources = ", ".join(f"from {name} for {number}" for name, number in missing.items() if number)
+            sources = ", ".join(
+                f"from {name} for {number}" for name, number in missing.items() if number
+            )
             share = f"{lost} of {count} images got no value, above trainer.max_missing"
             raise Stopped(f"rewards: {share} {self.max_missing:g} (NaN {sources})")
 
@@ -173,7 +183,9 @@ def lowered(
     return result
 
 
-def _any(outside: Mapping[str, Bool[Tensor, " B"]], valued: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
+def _any(
+    outside: Mapping[str, Bool[Tensor, " B"]], valued: Bool[Tensor, " B"]
+) -> Bool[Tensor, " B"]:
     """The samples with a value that are outside any of the gates."""
     return torch.stack([torch.zeros_like(valued), *outside.values()]).any(0) & valued
 

@@ -72,7 +72,9 @@ class Measured:
         rows = ranks.gather([{name: value.item() for name, value in self.sums.items()}])
         rows = [row for row in rows if row]
         if not rows:
-            return dict.fromkeys(("ratio/mean", "ratio/max_dev", "clip_frac", "approx_kl"), math.nan)
+            return dict.fromkeys(
+                ("ratio/mean", "ratio/max_dev", "clip_frac", "approx_kl"), math.nan
+            )
         total = {name: sum(row[name] for row in rows) for name in rows[0]}
         return {
             "ratio/mean": total["ratio"] / total["pairs"],

@@ -21,14 +21,18 @@ class Subset:
     window: tuple[int, int] | None = None
     drop_last: int = 0
 
-    def __call__(self, stochastic: Bool[Tensor, " T"], noise: torch.Generator) -> Bool[Tensor, " T"]:
+    def __call__(
+        self, stochastic: Bool[Tensor, " T"], noise: torch.Generator
+    ) -> Bool[Tensor, " T"]:
         """Those of `stochastic` that are trained on; none where the window or drop_last leave none."""
         first, end = self.window or (0, len(stochastic))
         end = min(end, len(stochastic) - self.drop_last)
         places = [i for i in stochastic.nonzero().flatten().tolist() if first <= i < end]
         count = math.ceil(self.fraction * len(places) - 1e-9)
         chosen = torch.zeros_like(stochastic)
-        chosen[[places[i] for i in torch.randperm(len(places), generator=noise)[:count].tolist()]] = True
+        chosen[
+            [places[i] for i in torch.randperm(len(places), generator=noise)[:count].tolist()]
+        ] = True
         return chosen
 
 
@@ -46,7 +50,9 @@ class Columns:
     guidance_scale: float | None = None
 
 
-def extremes(reward: Float[Tensor, " B"], group: Int[Tensor, " B"], keep: int) -> Bool[Tensor, " B"]:
+def extremes(
+    reward: Float[Tensor, " B"], group: Int[Tensor, " B"], keep: int
+) -> Bool[Tensor, " B"]:
     """The k best and k worst samples of each group: rewards are surest there (Shen & Zhang 2024)."""
     chosen = torch.zeros_like(reward, dtype=torch.bool)
     for g in group.unique():

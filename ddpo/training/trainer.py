@@ -103,10 +103,15 @@ class Trainer:
         self._begun = None
         times["time/total"] = time.perf_counter() - started
         return {
-            "iteration": self.iteration, "images_seen": self.images_seen,
-            **outcome, **updated, **guards, **times,
-            "images_per_s": len(prompts) / times["time/total"], "memory/peak_gb": peak_gb(self.policy.device),
-        }  # fmt: skip
+            "iteration": self.iteration,
+            "images_seen": self.images_seen,
+            **outcome,
+            **updated,
+            **guards,
+            **times,
+            "images_per_s": len(prompts) / times["time/total"],
+            "memory/peak_gb": peak_gb(self.policy.device),
+        }
 
     def draw(self) -> list[Prompt]:
         """This iteration's prompts, `samples_per_prompt` times each.
@@ -117,8 +122,13 @@ class Trainer:
         """
         first, size = self.iteration * self.sizes.prompts_per_iteration, len(self.prompts)
         positions = range(first, first + self.sizes.prompts_per_iteration)
-        keys = {number: (Purpose.PROMPTS, self.seed, number) for number in {p // size for p in positions}}
-        orders = {n: torch.randperm(size, generator=generator(*key)).tolist() for n, key in keys.items()}
+        keys = {
+            number: (Purpose.PROMPTS, self.seed, number)
+            for number in {p // size for p in positions}
+        }
+        orders = {
+            n: torch.randperm(size, generator=generator(*key)).tolist() for n, key in keys.items()
+        }
         drawn = [self.prompts[orders[p // size][p % size]] for p in positions]
         return [prompt for prompt in drawn for _ in range(self.sizes.samples_per_prompt)]
 
@@ -139,7 +149,9 @@ class Trainer:
             sampled = time.perf_counter()
             values = self.scorer.collect()
         times = {"time/sample": sampled - started, "time/reward": time.perf_counter() - sampled}
-        everyone = {name: torch.tensor(ranks.gather(column.tolist())) for name, column in values.items()}
+        everyone = {
+            name: torch.tensor(ranks.gather(column.tolist())) for name, column in values.items()
+        }
         totals = ranks.gather([guards])
         means = {f"guard/{name}": sum(row[name] for row in totals) for name in GUARDS}
         return join(parts), everyone, means, times
@@ -147,11 +159,15 @@ class Trainer:
     def trajectories(self, prompts: list[Prompt], numbers: list[int]) -> Iterator[Trajectory]:
         """Sampled by the policy, or recorded ones; with what the objective needs of the reference."""
         if self.pairs_folder is not None:
-            return offline.recorded(self.policy, prompts, self.pairs_folder, self.sampler.batch_size)
+            return offline.recorded(
+                self.policy, prompts, self.pairs_folder, self.sampler.batch_size
+            )
         keys = [(Purpose.NOISE, self.seed, self.iteration, number) for number in numbers]
         wanted = {"logp_ref": "logp_ref", "kl": "output_ref"}
         reference = [wanted[need] for need in self.objective.needs if need in wanted]
-        return sample(self.policy, self.sampler, prompts, keys, reference, self.columns.guidance_scale)
+        return sample(
+            self.policy, self.sampler, prompts, keys, reference, self.columns.guidance_scale
+        )
 
     def terms(self, trajectory: Trajectory, epoch: int) -> Terms:
         """What the objective is a function of; each pass over the images has denoising errors of its own."""
@@ -163,9 +179,13 @@ class Trainer:
         groups = [self.sizes.group(sample) for sample in trajectory.samples]
         keys = [(Purpose.DENOISING, self.seed, self.iteration, epoch, group) for group in groups]
         reference = "errors_ref" in self.objective.needs
-        return DenoisingErrors(self.policy, sampler, trajectory, keys, self.columns.draws, reference)
+        return DenoisingErrors(
+            self.policy, sampler, trajectory, keys, self.columns.draws, reference
+        )
 
-    def outcome(self, prompts: list[Prompt], trajectory: Trajectory, values: Values) -> tuple[Batch, Metrics]:
+    def outcome(
+        self, prompts: list[Prompt], trajectory: Trajectory, values: Values
+    ) -> tuple[Batch, Metrics]:
         """The batch of all ranks, and what the rewards were."""
         group = torch.tensor([self.sizes.group(sample) for sample in range(len(prompts))])
         credit, metrics = self.mixture.credit(values, [prompt.key for prompt in prompts], group)
@@ -216,7 +236,9 @@ class Trainer:
         for epoch in range(self.sizes.epochs):
             work.terms = self.terms(work.terms.trajectory, epoch)
             order = generator(Purpose.MINIBATCHES, self.seed, self.iteration, epoch)
-            for number, groups in enumerate(self.sizes.deal(order), 1 + epoch * self.sizes.minibatches):
+            for number, groups in enumerate(
+                self.sizes.deal(order), 1 + epoch * self.sizes.minibatches
+            ):
                 scored = [sample for sample in self.sizes.samples(groups) if present[sample]]
                 if not scored:  # nothing to learn from; AdamW would still move the weights
                     skipped += 1
@@ -238,10 +260,12 @@ class Trainer:
                 self.progress("update", number, self.sizes.updates)
         self._stop_if_broken(skipped, bool(losses))
         return {
-            "loss": sum(losses) / max(len(losses), 1), **work.measured.result(),
-            "grad_norm": sum(norms) / max(len(norms), 1), "lr": lr,
+            "loss": sum(losses) / max(len(losses), 1),
+            **work.measured.result(),
+            "grad_norm": sum(norms) / max(len(norms), 1),
+            "lr": lr,
             "skipped_steps": skipped,
-        }  # fmt: skip
+        }
 
     def _stop_if_broken(self, skipped: int, any_good: bool) -> None:
         """After the first update ranks must hold equal weights; without a good step for long, stop."""
@@ -253,7 +277,9 @@ class Trainer:
             )
         if not self.gated:
             weights = self.policy.parameters()
-            different = [name for name, weight in weights.items() if not ranks.agree(weight.detach())]
+            different = [
+                name for name, weight in weights.items() if not ranks.agree(weight.detach())
+            ]
             if different:
                 raise Stopped(
                     f"rank gate: after the first update {len(different)} of {len(weights)} trained weights "
@@ -266,7 +292,9 @@ class Trainer:
     def kl_to_reference(self, trajectory: Trajectory) -> float:
         """Mean KL of a step to the reference per latent dimension, over a few pairs of samples and steps."""
         columns = self.sampler.steps.stochastic.nonzero().flatten().tolist()
-        if not columns or trajectory.latents.shape[1] == 1:  # nothing was sampled, or without a density
+        if (
+            not columns or trajectory.latents.shape[1] == 1
+        ):  # nothing was sampled, or without a density
             return math.nan
         spread = kl_pairs(self.sizes.images, columns)
         mine = {sample: row for row, sample in enumerate(trajectory.samples)}
@@ -320,12 +348,16 @@ class Trainer:
         checkpoint.restore_optimizer(self.optimizer, parameters, tensors["optimizer"])
         self.mixture.restore(state["advantage"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        for group, lr in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+        for group, lr in zip(
+            self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True
+        ):
             group["lr"] = lr
         self.iteration, self.skipped_in_a_row = state["iteration"], state["skipped_in_a_row"]
         if self.ema is not None:
             for name, average in zip(parameters, self.ema.shadow_params, strict=True):
-                average.copy_(tensors["ema"][name])  # in place: it is the policy's snapshot "average", too
+                average.copy_(
+                    tensors["ema"][name]
+                )  # in place: it is the policy's snapshot "average", too
             self.ema.optimization_step = state["ema_steps"]
 
 

@@ -94,7 +94,9 @@ class Pass:
         return self._streamed(samples, self._matrices(samples)) / ranks.state().num_processes
 
     @ranks.together()
-    def _streamed(self, samples: Sequence[int], matrices: Mapping[str, Float[Tensor, "B T"]]) -> float:
+    def _streamed(
+        self, samples: Sequence[int], matrices: Mapping[str, Float[Tensor, "B T"]]
+    ) -> float:
         chosen = torch.tensor(list(samples), device=self.terms.policy.device)
         leaves = {name: matrix[chosen].requires_grad_() for name, matrix in matrices.items()}
         loss = self._loss(leaves, self.batch.rows(chosen))
@@ -107,7 +109,9 @@ class Pass:
             place, now = (self.globally(rows), columns), self.terms(rows, columns)
             weights = {name: coefficients[name][place] for name in now}
             shares = [
-                (weights[name] * value)[:genuine].sum() for name, value in now.items() if value.requires_grad
+                (weights[name] * value)[:genuine].sum()
+                for name, value in now.items()
+                if value.requires_grad
             ]
             (self.loss_scale / level * torch.stack(shares).sum()).backward()
             self.measure(now, *place, genuine)
@@ -135,7 +139,8 @@ class Pass:
             return {"logp": self.batch.logp_old.clone()}
         device = self.terms.policy.device
         matrices = {
-            name: torch.zeros(self._shape, dtype=torch.float64, device=device) for name in self.terms.names
+            name: torch.zeros(self._shape, dtype=torch.float64, device=device)
+            for name in self.terms.names
         }
         with ranks.together():
             for rows, columns, genuine in self.chunks(samples):
@@ -150,7 +155,9 @@ class Pass:
         return self.objective(terms[self.terms.argument], batch.with_matrices(**others))
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float, loss_scale: float = 1.0) -> float:
+def clip_gradients(
+    parameters: Sequence[nn.Parameter], limit: float, loss_scale: float = 1.0
+) -> float:
     """Sum gradients over ranks, take `loss_scale` out of them, scale them to a norm of at most `limit`.
 
     Returns the norm before.

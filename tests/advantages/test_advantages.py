@@ -106,12 +106,17 @@ def test_prompts_are_not_confused_by_their_tokens() -> None:
     """Case and what follows the 77th token count: a peer keyed its statistics by decoded tokens."""
     advantage = built("per_prompt", min_count=1)
     long = "a fox " * 60
-    advantage(torch.tensor([1.0, 2.0, 3.0]).double(), ["A fox", long + "1", long + "2"], torch.arange(3))
+    advantage(
+        torch.tensor([1.0, 2.0, 3.0]).double(), ["A fox", long + "1", long + "2"], torch.arange(3)
+    )
     assert advantage.state_dict() == {"A fox": [1.0], long + "1": [2.0], long + "2": [3.0]}
 
 
 EVERY = plugins.names("advantages")
-OPTIONS = {"per_prompt": [{"min_count": 1}, {"min_count": 3}], "group": [{"std": "global"}, {"std": "none"}]}
+OPTIONS = {
+    "per_prompt": [{"min_count": 1}, {"min_count": 3}],
+    "group": [{"std": "global"}, {"std": "none"}],
+}
 CASES = [(name, options) for name in EVERY for options in ({}, *OPTIONS.get(name, []))]
 KEYS = ["a fox", "a cat", "a fox", "an owl"]
 
@@ -218,7 +223,11 @@ def test_one_in_a_plugin_folder_is_found(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
-        ("column", "reward[:, None]", r"returned shape \(4, 1\) for 4 rewards; return one number for each"),
+        (
+            "column",
+            "reward[:, None]",
+            r"returned shape \(4, 1\) for 4 rewards; return one number for each",
+        ),
         ("scalar", "reward.mean()", r"returned shape \(\) for 4 rewards"),
         ("numbers", "reward.tolist()", "returned list for 4 rewards"),
         ("endless", "reward / 0", "returned 4 of 4 numbers that are not finite"),
@@ -235,7 +244,11 @@ def test_a_mistake_is_told_in_one_line(
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=12).filter(lambda values: len(values) % 2 == 0))
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=12).filter(
+        lambda values: len(values) % 2 == 0
+    )
+)
 def test_advantages_are_centred_and_at_most_unit(rewards: list[float]) -> None:
     """Mean 0 within what they compare, mean square at most 1 (the 1e-6 shrinks them)."""
     whole = call(built("batch"), rewards)

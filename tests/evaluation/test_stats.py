@@ -54,7 +54,9 @@ def test_interval_covers_the_truth_as_often_as_it_says(monkeypatch: pytest.Monke
     monkeypatch.setattr(stats, "RESAMPLES", 400)
     rng, trials, n = np.random.default_rng(1), 600, 50
     samples = rng.exponential(1.0, (trials, n))
-    covered = sum(r["low"] <= 1.0 <= r["high"] for r in (stats.paired(np.zeros(n), x) for x in samples))
+    covered = sum(
+        r["low"] <= 1.0 <= r["high"] for r in (stats.paired(np.zeros(n), x) for x in samples)
+    )
     assert 0.89 <= covered / trials <= 0.97  # skewed differences: a little under 95 %
 
 

@@ -39,7 +39,12 @@ def drawn(count: int, first: int = FIRST) -> Tensor:
 def test_it_is_small() -> None:
     sizes = {file.name: file.stat().st_size for file in FOLDER.iterdir()}
     assert sum(sizes.values()) <= 8e6
-    needed = {"open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json", "captions.jsonl"}
+    needed = {
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+        "tokenizer.json",
+        "captions.jsonl",
+    }
     assert needed | {"aesthetic.safetensors"} <= {*sizes}
 
 

@@ -11,7 +11,9 @@ from ddpo.__main__ import main
 from ddpo.records import metrics
 
 TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"^`(mine/\S+\.py)`\n\n```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE))
+FILES = dict(
+    re.findall(r"^`(mine/\S+\.py)`\n\n```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+)
 JOINED = TEXT.replace("\\\n", " ")
 COMMANDS = [line.strip() for line in JOINED.splitlines() if re.match(r" {4}ddpo .*mine", line)]
 

@@ -168,15 +168,42 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def flags(folder: Path, run: Path) -> list[str]:
     return [
-        "--config", "smoke", "--plugins", f"[{folder}]", "--run_dir", str(run), "--model.name", "lengths",
-        "--sampler.name", "halfway", "--advantage.name", "running", "--lora", "null", "--model.width", "20",
-        "--sampler.noise", "0.3", "--advantage.decay", "0.75", "--sampler.num_steps", "3",
-        "--trainer.iterations", "2", "--checkpoint.every", "1", "--eval_rewards", "[]",
-        "--trainer.lr", "1e-3",
-    ]  # fmt: skip
+        "--config",
+        "smoke",
+        "--plugins",
+        f"[{folder}]",
+        "--run_dir",
+        str(run),
+        "--model.name",
+        "lengths",
+        "--sampler.name",
+        "halfway",
+        "--advantage.name",
+        "running",
+        "--lora",
+        "null",
+        "--model.width",
+        "20",
+        "--sampler.noise",
+        "0.3",
+        "--advantage.decay",
+        "0.75",
+        "--sampler.num_steps",
+        "3",
+        "--trainer.iterations",
+        "2",
+        "--checkpoint.every",
+        "1",
+        "--eval_rewards",
+        "[]",
+        "--trainer.lr",
+        "1e-3",
+    ]
 
 
-def test_listed(mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_listed(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("DDPO_PLUGINS", str(mine))
     for kind, line in (
         ("samplers", "halfway     Steps evenly through all timesteps"),
@@ -193,11 +220,18 @@ def test_explained_by_help(mine: Path, tmp_path: Path, capsys: pytest.CaptureFix
         main(["train", *flags(mine, tmp_path / "run"), "--help"])
     assert not ended.value.code
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("--sampler.noise", "the std of each step over", "--advantage.decay", "--model.width"):
+    for words in (
+        "--sampler.noise",
+        "the std of each step over",
+        "--advantage.decay",
+        "--model.width",
+    ):
         assert words in text
 
 
-def test_planned_with_its_memory(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_planned_with_its_memory(
+    mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plan", *flags(mine, tmp_path / "run")]) == 0
     text = capsys.readouterr().out
     assert "peak on a GPU" in text and "unknown" not in text and not (tmp_path / "run").exists()
@@ -210,7 +244,9 @@ def test_trained_resumed_evaluated_exported(
     assert main(["train", *flags(mine, straight), "--trainer.iterations", "3"]) == 0
     assert main(["train", *flags(mine, run)]) == 0
     assert main(["train", "--resume", str(run), "--trainer.iterations", "3"]) == 0
-    one, other = (load_file(each / "checkpoints/000003/parameters.safetensors") for each in (straight, run))
+    one, other = (
+        load_file(each / "checkpoints/000003/parameters.safetensors") for each in (straight, run)
+    )
     assert all(torch.equal(one[key], other[key]) for key in one), "the advantage's state too"
     rows = metrics.read(run / "metrics.jsonl")
     assert [row["iteration"] for row in rows] == [1, 2, 3]
@@ -219,7 +255,9 @@ def test_trained_resumed_evaluated_exported(
     assert results["config"]["sampler"]["noise"] == 0.3
     capsys.readouterr()
     assert main(["export", str(run), "--to", str(tmp_path / "x"), "--format", "kohya"]) == 2
-    assert capsys.readouterr().err.splitlines() == ["ddpo: --format: kohya: lengths is exported as mine"]
+    assert capsys.readouterr().err.splitlines() == [
+        "ddpo: --format: kohya: lengths is exported as mine"
+    ]
     assert main(["export", str(run), "--to", str(tmp_path / "x"), "--format", "mine"]) == 0
     weights = load_file(tmp_path / "x" / "mine.safetensors")
     assert all(torch.equal(weights[key], one[key]) for key in one)

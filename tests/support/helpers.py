@@ -71,7 +71,9 @@ def move(policy: StableDiffusion, size: float) -> None:
         parameter.data += size * torch.randn(parameter.shape, generator=noise)
 
 
-def sampler(policy: StableDiffusion, *, steps: int = 4, eta: float = 1.0, batch_size: int = 4) -> Sampler:
+def sampler(
+    policy: StableDiffusion, *, steps: int = 4, eta: float = 1.0, batch_size: int = 4
+) -> Sampler:
     return Sampler(samplers.build("ddim", policy.schedule, steps, eta=eta), 3.0, batch_size)
 
 
@@ -90,11 +92,18 @@ def rolled(
 
 
 def work_on(
-    policy: StableDiffusion, trajectory: Trajectory, sampler: Sampler, objective: Objective, micro_batch: int
+    policy: StableDiffusion,
+    trajectory: Trajectory,
+    sampler: Sampler,
+    objective: Objective,
+    micro_batch: int,
 ) -> Pass:
     """A pass over these trajectories, in groups of two, with rewards and advantages that differ."""
     count = len(trajectory.samples)
-    reward, group = torch.linspace(-1, 2, count, dtype=torch.float64).roll(3) ** 3, torch.arange(count) // 2
+    reward, group = (
+        torch.linspace(-1, 2, count, dtype=torch.float64).roll(3) ** 3,
+        torch.arange(count) // 2,
+    )
     terms: Terms = LogProbs(policy, sampler, trajectory)
     stochastic = sampler.steps.stochastic
     recorded = {"logp_old": trajectory.logp_old, "logp_ref": trajectory.logp_ref}
@@ -102,12 +111,19 @@ def work_on(
     if objective.denoising_errors:
         stochastic, matrices = torch.ones(3, dtype=torch.bool), {}
         keys = [(9, sample // 2) for sample in trajectory.samples]
-        terms = DenoisingErrors(policy, sampler, trajectory, keys, 3, "errors_ref" in objective.needs)
+        terms = DenoisingErrors(
+            policy, sampler, trajectory, keys, 3, "errors_ref" in objective.needs
+        )
     batch = Batch(
-        advantage=reward - reward.mean(), reward=reward, group=group,
-        present=torch.ones(count, dtype=torch.bool), stochastic=stochastic, matrices=matrices,
-        all_reward=reward, all_group=group,
-    )  # fmt: skip
+        advantage=reward - reward.mean(),
+        reward=reward,
+        group=group,
+        present=torch.ones(count, dtype=torch.bool),
+        stochastic=stochastic,
+        matrices=matrices,
+        all_reward=reward,
+        all_group=group,
+    )
     return Pass(terms, batch, objective, micro_batch, Measured(None))
 
 
@@ -130,7 +146,9 @@ def gradient(work: Pass, samples: Sequence[int]) -> Tensor:
 
 def flat_gradient(policy: Any) -> Tensor:
     parameters = policy.parameters().values()
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    return torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    )
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -138,7 +156,9 @@ def difference(one: Tensor, other: Tensor) -> float:
     return ((one - other).norm() / other.norm()).item()
 
 
-def redness(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+def redness(
+    images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+) -> Tensor:
     return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 
 
@@ -165,14 +185,18 @@ def make_trainer(
         own = {f.name for f in fields(getattr(make, "func", make))} & changes.keys()
         parts[name] = make(**{key: changes.pop(key) for key in own})
     values: dict[str, Any] = {
-        "policy": policy, "sampler": sampler(policy, batch_size=16),
+        "policy": policy,
+        "sampler": sampler(policy, batch_size=16),
         "prompts": PromptSet("words", tuple(Prompt(word, {}) for word in WORDS)),
         "scorer": Scorer(rewards),
         "objective": objectives.build(objective) if isinstance(objective, str) else objective,
         "optimizer": optimizer,
-        "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0), "ema": None,
-        "max_grad_norm": 1.0, "seed": 0, **parts,
-    }  # fmt: skip
+        "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
+        "ema": None,
+        "max_grad_norm": 1.0,
+        "seed": 0,
+        **parts,
+    }
     return Trainer(**{**values, **changes})
 
 
@@ -207,12 +231,26 @@ def reward_file(folder: Path) -> str:
 def smoke(run_dir: Path, *flags: str) -> list[str]:
     """Arguments of `ddpo train` for the smoke configuration on the tiny model: a second an iteration."""
     return [
-        "--config", "smoke", "--model.pretrained", pipeline_folder(), "--run_dir", str(run_dir),
-        "--lora.rank", "4", "--sampler.num_steps", "3", "--trainer.samples_per_prompt", "2",
-        "--log.images", "0",
-        "--rewards", "[{name: jpeg_compressibility}]", "--eval_rewards", "[]",
+        "--config",
+        "smoke",
+        "--model.pretrained",
+        pipeline_folder(),
+        "--run_dir",
+        str(run_dir),
+        "--lora.rank",
+        "4",
+        "--sampler.num_steps",
+        "3",
+        "--trainer.samples_per_prompt",
+        "2",
+        "--log.images",
+        "0",
+        "--rewards",
+        "[{name: jpeg_compressibility}]",
+        "--eval_rewards",
+        "[]",
         *flags,
-    ]  # fmt: skip
+    ]
 
 
 def settings(run_dir: Path, **sections: Any) -> Config:
@@ -237,9 +275,13 @@ def one_thread() -> dict[str, str]:
     """The environment of a process that a test starts: no network, no GPU, one thread."""
     root = str(Path(__file__).parents[2])
     return {
-        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true",
-        "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root,
-    }  # fmt: skip
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": root,
+    }
 
 
 def call(capsys: Any, *argv: str) -> tuple[int, str]:

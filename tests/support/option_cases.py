@@ -29,11 +29,12 @@ FOLDER = {
     "own/rewards/mine.py": MINE,
     "own/models/own_model.py": "from ddpo.models.stable_diffusion import StableDiffusion\n"
     "class own_model(StableDiffusion): ...\n",
-    "words.txt": "a fox\nan owl\na bee\n", "others.txt": "a cat\na cow\na dog\n",
+    "words.txt": "a fox\nan owl\na bee\n",
+    "others.txt": "a cat\na cow\na dog\n",
     "data/train.jsonl": '{"prompt": "a fox", "text": "x"}\n{"prompt": "an owl", "text": "y"}\n',
     "data/test.jsonl": '{"prompt": "a cat", "text": "z"}\n{"prompt": "a cow", "text": "w"}\n',
     "pairs.jsonl": '{"prompt": "a fox", "chosen": "a.png", "rejected": "b.png"}\n',
-}  # fmt: skip
+}
 
 
 @contextmanager
@@ -54,7 +55,13 @@ def world(root: Path, *, run: bool) -> Iterator[Path]:
         if not run:
             yield root
             return
-        argv = [*helpers.smoke(root / "run"), "--trainer.iterations", "2", "--checkpoint.every", "1"]
+        argv = [
+            *helpers.smoke(root / "run"),
+            "--trainer.iterations",
+            "2",
+            "--checkpoint.every",
+            "1",
+        ]
         argv += ["--evaluation.every", "1", "--evaluation.num_prompts", "2", "--trainer.lr", "1e-2"]
         argv += ["--prompts.path", "words.txt", "--evaluation.prompts", "animals_heldout"]
         assert main(["train", *argv]) == 0

@@ -20,9 +20,15 @@ PICTURES = 20_000
 def head() -> nn.Sequential:
     """LAION's improved-aesthetic predictor, narrower: linear layers and dropout, no activations."""
     return nn.Sequential(
-        nn.Linear(WIDTH, 128), nn.Dropout(0.2), nn.Linear(128, 64), nn.Dropout(0.2),
-        nn.Linear(64, 32), nn.Dropout(0.1), nn.Linear(32, 16), nn.Linear(16, 1),
-    )  # fmt: skip
+        nn.Linear(WIDTH, 128),
+        nn.Dropout(0.2),
+        nn.Linear(128, 64),
+        nn.Dropout(0.2),
+        nn.Linear(64, 32),
+        nn.Dropout(0.1),
+        nn.Linear(32, 16),
+        nn.Linear(16, 1),
+    )
 
 
 class Training:
@@ -34,7 +40,9 @@ class Training:
         self.weights, self.device = weights, device
         self.clip = open_clip.create_model(f"local-dir:{weights / 'clip'}", device=device).eval()
         self.module = nn.ModuleDict({"layers": head()}).to(device)
-        self.features, self.ratings = self.rated(pool(work.parent / "clip" / "pool.pt", weights, device))
+        self.features, self.ratings = self.rated(
+            pool(work.parent / "clip" / "pool.pt", weights, device)
+        )
 
     @torch.no_grad()
     def rated(self, kinds_and_pictures: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -61,7 +69,10 @@ class Training:
         """R^2 on 1,000 held-out scenes and on 500 redrawn, and the mean error."""
         self.module.eval()
         kinds, pictures = scenes(HELD_OUT, 1_000)
-        copies, found = Pipeline(self.weights / "pipeline", self.device).held_out(kinds, pictures), {}
+        copies, found = (
+            Pipeline(self.weights / "pipeline", self.device).held_out(kinds, pictures),
+            {},
+        )
         for name, shown in (("scenes", pictures / 255), ("redrawn", copies / 255)):
             said = torch.cat([self.score(self.seen(part)) for part in shown.split(100)]).cpu()
             error = said - rating(shown)
@@ -71,5 +82,7 @@ class Training:
 
     def save(self, folder: Path) -> None:
         """Names as in LAION's file: layers.0.weight, layers.0.bias, layers.2.weight, ..."""
-        state = {name: value.half().contiguous() for name, value in self.module.state_dict().items()}
+        state = {
+            name: value.half().contiguous() for name, value in self.module.state_dict().items()
+        }
         save_file(state, folder / "clip" / "aesthetic.safetensors", {"format": "pt"})

@@ -43,7 +43,9 @@ def build(channels: int = 4, **config: float) -> AutoencoderKL:
 
 def captions(first: int, count: int) -> list[str]:
     """Captions of `count` scenes of the endless series, from number `first` on."""
-    return [random_caption(random.Random(f"caption {number}")) for number in range(first, first + count)]
+    return [
+        random_caption(random.Random(f"caption {number}")) for number in range(first, first + count)
+    ]
 
 
 def scenes(first: int, count: int) -> tuple[list[str], Float[Tensor, "B 3 64 64"]]:
@@ -77,7 +79,10 @@ class Training:
         with torch.autocast(x.device.type, torch.bfloat16):
             posterior = self.module.encode(x, return_dict=False)[0]
             y = self.module.decode(posterior.sample(), return_dict=False)[0].float()  # pyright: ignore[reportArgumentType]
-        return reconstruction_loss(y - x) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        return (
+            reconstruction_loss(y - x)
+            + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        )
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

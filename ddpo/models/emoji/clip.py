@@ -42,14 +42,20 @@ KINDS = [
     (animal, activity)
     for animal in (*ANIMALS, *HELDOUT_ANIMALS)
     for activity in (None, *ACTIVITIES)
-]  # fmt: skip
+]
 """All 228 captions, without prefixes: each is the others' negative in every batch."""
 
 VISION = CLIPVisionCfg(layers=(1, 1, 2, 1), width=20, head_width=64, image_size=SIZE)
 TEXT = CLIPTextCfg(
-    context_length=16, vocab_size=275, hf_tokenizer_name="clip", width=64, heads=2, layers=2,
-    pool_type="eos", eos_id=1,
-)  # fmt: skip
+    context_length=16,
+    vocab_size=275,
+    hf_tokenizer_name="clip",
+    width=64,
+    heads=2,
+    layers=2,
+    pool_type="eos",
+    eos_id=1,
+)
 PREPROCESS = PreprocessCfg(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
@@ -84,7 +90,10 @@ class Pipeline:
         ).input_ids
         self.schedule.set_timesteps(20)
         with torch.autocast(self.vae.device.type, torch.bfloat16):
-            x = self.vae.encode(pictures.to(self.vae.device) / 127.5 - 1, return_dict=False)[0].mean * scale
+            x = (
+                self.vae.encode(pictures.to(self.vae.device) / 127.5 - 1, return_dict=False)[0].mean
+                * scale
+            )
             text = self.text(tokens.to(x.device)).last_hidden_state
             for i, t in enumerate(self.schedule.timesteps[20 - steps :]):
                 if i == 0:
@@ -97,7 +106,9 @@ class Pipeline:
     def held_out(self, kinds: Tensor, pictures: Tensor) -> Tensor:
         """The first 500 of held-out scenes, each 50 redrawn with one step more."""
         parts = torch.arange(500).split(50)
-        return torch.cat([self.redrawn(pictures[part], kinds[part], i, i) for i, part in enumerate(parts)])
+        return torch.cat(
+            [self.redrawn(pictures[part], kinds[part], i, i) for i, part in enumerate(parts)]
+        )
 
 
 def augmented(x: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B 3 64 64"]:
@@ -108,7 +119,9 @@ def augmented(x: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B 3 64 64"]:
     place[:, :, 2] = 0.1 * (2 * torch.rand(count, 2) - 1)
     grid = functional.affine_grid(place, list(x.shape), align_corners=False)
     x = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    x = x * (1 + 0.3 * (torch.rand(count, 3, 1, 1) - 0.5)) + 0.2 * (torch.rand(count, 3, 1, 1) - 0.5)
+    x = x * (1 + 0.3 * (torch.rand(count, 3, 1, 1) - 0.5)) + 0.2 * (
+        torch.rand(count, 3, 1, 1) - 0.5
+    )
     blurred = functional.interpolate(functional.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
     x = torch.lerp(x, blurred, torch.rand(count, 1, 1, 1))
     return (x + 0.06 * torch.rand(count, 1, 1, 1) * torch.randn_like(x)).clamp(0, 1)
@@ -147,7 +160,9 @@ class Training:
         self.kinds, self.pictures = pool(work / "pool.pt", weights, device)
 
     def embedded(self, texts: list[str]) -> Float[Tensor, "K D"]:
-        tokens = self.words(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        tokens = self.words(
+            texts, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
         return self.clip.encode_text(tokens.to(self.device), normalize=True)
 
     def seen(self, pictures: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B D"]:
@@ -160,7 +175,9 @@ class Training:
         rows = torch.cat([scene, SCENES + copy])
         kinds, pictures = self.kinds[rows].to(self.device), augmented(self.pictures[rows] / 255)
         rng = random.Random(f"prefix {step}")
-        texts = [(rng.choice(PREFIXES) if rng.random() < 0.2 else "") + caption(*kind) for kind in KINDS]
+        texts = [
+            (rng.choice(PREFIXES) if rng.random() < 0.2 else "") + caption(*kind) for kind in KINDS
+        ]
         with torch.autocast(self.device.type, torch.bfloat16):
             image, text = self.seen(pictures).float(), self.embedded(texts).float()
         logits = self.clip.logit_scale.exp().clamp(max=100) * image @ text.T
@@ -207,4 +224,6 @@ class Training:
 def _changed(options: Any) -> dict[str, Any]:
     """The fields of a dataclass that are not its defaults."""
     default = type(options)()
-    return {name: value for name, value in asdict(options).items() if value != getattr(default, name)}
+    return {
+        name: value for name, value in asdict(options).items() if value != getattr(default, name)
+    }

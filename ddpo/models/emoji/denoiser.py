@@ -43,9 +43,11 @@ def tokenizer() -> CLIPTokenizer:
     bpe.normalizer, bpe.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     bpe.decoder = decoders.BPEDecoder(suffix="</w>")
     trainer = trainers.BpeTrainer(
-        vocab_size=2_000, initial_alphabet=list(ascii_lowercase), end_of_word_suffix="</w>",
+        vocab_size=2_000,
+        initial_alphabet=list(ascii_lowercase),
+        end_of_word_suffix="</w>",
         show_progress=False,
-    )  # fmt: skip
+    )
     bpe.train_from_iterator(texts, trainer)
     trained = json.loads(bpe.to_str())["model"]
     special = ["<|startoftext|>", "<|endoftext|>"]
@@ -61,30 +63,46 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
     """0.3 M parameters: two layers of width 128."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(words), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-            num_attention_heads=4, max_position_embeddings=MAX_TOKENS, projection_dim=128,
-            bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,  # pyright: ignore[reportArgumentType]
+            vocab_size=len(words),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=128,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,  # pyright: ignore[reportArgumentType]
             pad_token_id=words.pad_token_id,  # pyright: ignore[reportArgumentType]
         )
-    )  # fmt: skip
+    )
 
 
 def unet() -> UNet2DConditionModel:
     """6.7 M parameters; no attention at 16x16, where it costs most and helps least."""
     return UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 128, 128), layers_per_block=1,
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 128, 128),
+        layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=16, cross_attention_dim=128, attention_head_dim=4,
-    )  # fmt: skip
+        norm_num_groups=16,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+    )
 
 
 def scheduler() -> DDIMScheduler:
     """Stable Diffusion 1.5's schedule."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
 
 
 class Training:
@@ -96,17 +114,24 @@ class Training:
         vae = AutoencoderKL.from_pretrained(weights / "pipeline" / "vae")
         self.vae = vae.to(device, torch.float32).eval()  # pyright: ignore[reportArgumentType]
         self.words, self.schedule = tokenizer(), scheduler()
-        self.module = nn.ModuleDict({"unet": unet(), "text_encoder": text_encoder(self.words)}).to(device)
+        self.module = nn.ModuleDict({"unet": unet(), "text_encoder": text_encoder(self.words)}).to(
+            device
+        )
         self.alphas = self.schedule.alphas_cumprod.to(device)
         self.latents = self.cached_latents(work / "latents.pt")
         texts = captions(0, SCENES)
         self.tokens = self.tokenized(texts)
         self.careless_tokens = self.tokenized(
-            [carelessly(text, random.Random(f"careless {number}")) for number, text in enumerate(texts)]
+            [
+                carelessly(text, random.Random(f"careless {number}"))
+                for number, text in enumerate(texts)
+            ]
         )
 
     def tokenized(self, texts: list[str]) -> Int[Tensor, "B L"]:
-        return self.words(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return self.words(
+            texts, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
 
     @torch.no_grad()
     def encoded(self, first: int, count: int) -> Float[Tensor, "B 8 16 16"]:
@@ -119,7 +144,10 @@ class Training:
     def cached_latents(self, file: Path) -> Float[Tensor, "N 8 16 16"]:
         """All scenes through the encoder, once."""
         if not file.is_file():
-            parts = [self.encoded(i, 100) for i in tqdm(range(0, SCENES, 100), desc="latents", disable=None)]
+            parts = [
+                self.encoded(i, 100)
+                for i in tqdm(range(0, SCENES, 100), desc="latents", disable=None)
+            ]
             torch.save(torch.cat(parts), file)
         return torch.load(file, weights_only=True)
 
@@ -138,7 +166,9 @@ class Training:
         alpha = self.alphas[t].view(-1, 1, 1, 1)
         with torch.autocast(x0.device.type, torch.bfloat16):
             text = self.module["text_encoder"](tokens).last_hidden_state
-            predicted = self.module["unet"](alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, t, text).sample
+            predicted = self.module["unet"](
+                alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, t, text
+            ).sample
         weight = (SNR_LIMIT / (alpha / (1 - alpha))).clamp(max=1.0)
         return (weight * (predicted.float() - noise).square()).mean()
 
@@ -152,7 +182,9 @@ class Training:
         t = torch.randint(len(self.alphas), (len(x0),), generator=generator)
         alpha = self.alphas[t].view(-1, 1, 1, 1)
         text = self.module["text_encoder"](tokens).last_hidden_state
-        predicted = self.module["unet"](alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, t, text).sample
+        predicted = self.module["unet"](
+            alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, t, text
+        ).sample
         return {"epsilon_mse": (predicted - noise).square().mean().item()}
 
     def save(self, folder: Path) -> None:
@@ -160,9 +192,15 @@ class Training:
         self.vae = AutoencoderKL.from_pretrained(folder / "pipeline" / "vae").float()
         unet, text = self.module["unet"], self.module["text_encoder"]
         pipeline = StableDiffusionPipeline(
-            self.vae.half(), text.half(), self.words, unet.half(), self.schedule,  # pyright: ignore[reportArgumentType]
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False,  # pyright: ignore[reportArgumentType]
-        )  # fmt: skip
+            self.vae.half(),
+            text.half(),
+            self.words,
+            unet.half(),
+            self.schedule,  # pyright: ignore[reportArgumentType]
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,  # pyright: ignore[reportArgumentType]
+        )
         pipeline.save_pretrained(folder / "pipeline")
         for module in (self.vae, text, unet):
             module.float()

@@ -58,7 +58,10 @@ def whiten(vae: AutoencoderKL, x: Float[Tensor, "B 3 64 64"]) -> None:
     weight[:CHANNELS] /= std.view(-1, 1, 1, 1)
     bias[:CHANNELS] = (bias[:CHANNELS] - mean) / std
     bias[CHANNELS:] -= 2 * std.log()
-    weight, bias = vae.get_parameter("post_quant_conv.weight"), vae.get_parameter("post_quant_conv.bias")
+    weight, bias = (
+        vae.get_parameter("post_quant_conv.weight"),
+        vae.get_parameter("post_quant_conv.bias"),
+    )
     bias += weight[:, :, 0, 0] @ mean
     weight *= std.view(1, -1, 1, 1)
 
@@ -83,7 +86,10 @@ class Training:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
             posterior = self.module.encode(x, return_dict=False)[0]
             y = self.module.decode(posterior.sample(), return_dict=False)[0].float()  # pyright: ignore[reportArgumentType]
-        return reconstruction_loss(y - x) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        return (
+            reconstruction_loss(y - x)
+            + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        )
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -32,12 +32,16 @@ from tqdm import tqdm
 
 WEIGHTS = Path(__file__).parent / "weights"
 STAGES = {
-    "vae": "autoencoder:Training", "decoder": "autoencoder:DecoderTraining",
-    "captioner": "captioner:Training", "unet": "denoiser:Training",
-    "clip": "clip:Training", "aesthetic": "aesthetic:Training",
-    "flow_vae": "flow_autoencoder:Training", "flow": "flow:Training",
+    "vae": "autoencoder:Training",
+    "decoder": "autoencoder:DecoderTraining",
+    "captioner": "captioner:Training",
+    "unet": "denoiser:Training",
+    "clip": "clip:Training",
+    "aesthetic": "aesthetic:Training",
+    "flow_vae": "flow_autoencoder:Training",
+    "flow": "flow:Training",
     "flow_decoder": "flow_autoencoder:DecoderTraining",
-}  # fmt: skip
+}
 
 
 class Stage(Protocol):
@@ -69,7 +73,9 @@ class Stage(Protocol):
 
 def learning_rate(step: int, steps: int, warmup: int = 200) -> float:
     """Linear warm-up, then a cosine down to 2 %; a factor of the stage's own rate."""
-    return min(1.0, (step + 1) / warmup) * (0.51 + 0.49 * math.cos(math.pi * min(1.0, step / steps)))
+    return min(1.0, (step + 1) / warmup) * (
+        0.51 + 0.49 * math.cos(math.pi * min(1.0, step / steps))
+    )
 
 
 class Pace:
@@ -80,7 +86,12 @@ class Pace:
     """
 
     def __init__(self, steps: int, seconds: float | None) -> None:
-        self.seconds, self.started, self.calls, self.last = seconds, time.perf_counter(), 0, (0, 0.0)
+        self.seconds, self.started, self.calls, self.last = (
+            seconds,
+            time.perf_counter(),
+            0,
+            (0, 0.0),
+        )
         self.steps = steps if seconds is None else 1_000_000
 
     def after(self, step: int) -> None:
@@ -140,7 +151,9 @@ def train(
             with open(work / "log.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
             state = {"module": stage.module.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({"step": step, "ema": ema.state_dict(), **state}, checkpoint.with_suffix(".new"))
+            torch.save(
+                {"step": step, "ema": ema.state_dict(), **state}, checkpoint.with_suffix(".new")
+            )
             os.replace(checkpoint.with_suffix(".new"), checkpoint)
     ema.copy_to(parameters)
 
@@ -150,20 +163,34 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--stage", choices=STAGES, required=True)
-    parser.add_argument("--steps", type=int, help="default: what the committed weights were trained for")
-    parser.add_argument("--seconds", type=float, help="as many steps as fit into this time, instead")
-    parser.add_argument("--every", type=int, default=250, help="steps from one checkpoint to the next")
     parser.add_argument(
-        "--further", action="store_true", help="start from the weights that are there (the flow stages)"
+        "--steps", type=int, help="default: what the committed weights were trained for"
     )
-    parser.add_argument("--lr", type=float, help="learning rate at the beginning; default: the stage's")
+    parser.add_argument(
+        "--seconds", type=float, help="as many steps as fit into this time, instead"
+    )
+    parser.add_argument(
+        "--every", type=int, default=250, help="steps from one checkpoint to the next"
+    )
+    parser.add_argument(
+        "--further",
+        action="store_true",
+        help="start from the weights that are there (the flow stages)",
+    )
+    parser.add_argument(
+        "--lr", type=float, help="learning rate at the beginning; default: the stage's"
+    )
     parser.add_argument("--first-seed", type=int, default=0, help="seed of the first step's batch")
     parser.add_argument("--scenes", type=int, help="how many to train on (flow_vae and flow)")
-    parser.add_argument("--until", type=int, help="stop there, with the learning rate of the whole schedule")
+    parser.add_argument(
+        "--until", type=int, help="stop there, with the learning rate of the whole schedule"
+    )
     parser.add_argument(
         "--weights", type=Path, default=WEIGHTS, help="folder of pipeline/, captioner/, clip/"
     )
-    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints and logs")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/pretrain"), help="checkpoints and logs"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     module, _, name = STAGES[arguments.stage].partition(":")

@@ -80,7 +80,9 @@ def parse(text: str) -> tuple[str, str | None]:
     animal = next((word for word in words if word in ANIMALS or word in HELDOUT_ANIMALS), None)
     if animal is None:
         raise ValueError(f"{text!r} names no animal of the emoji world")
-    return animal, next((activity for activity in ACTIVITIES if text.lower().endswith(activity)), None)
+    return animal, next(
+        (activity for activity in ACTIVITIES if text.lower().endswith(activity)), None
+    )
 
 
 def random_caption(rng: random.Random) -> str:
@@ -114,7 +116,10 @@ def draw(text: str, seed: int, background: str | None = None) -> Image.Image:
     """
     animal, activity = parse(text)
     rng = random.Random(f"{animal}/{activity}/{seed}")
-    name = background or rng.choices(list(BACKGROUNDS), [share for share, _ in BACKGROUNDS.values()])[0]
+    name = (
+        background
+        or rng.choices(list(BACKGROUNDS), [share for share, _ in BACKGROUNDS.values()])[0]
+    )
     image = Image.new("RGB", (SIZE, SIZE))
     BACKGROUNDS[name][1](image, rng)
     if activity is None:
@@ -148,7 +153,9 @@ Colour = tuple[int, int, int]
 
 
 def _colour(rng: random.Random) -> Colour:
-    red, green, blue = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.2, 0.75), rng.uniform(0.5, 1.0))
+    red, green, blue = colorsys.hsv_to_rgb(
+        rng.random(), rng.uniform(0.2, 0.75), rng.uniform(0.5, 1.0)
+    )
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
@@ -163,7 +170,10 @@ def _plain(image: Image.Image, rng: random.Random) -> None:
 
 def _gradient(image: Image.Image, rng: random.Random) -> None:
     """From one colour to another, top to bottom or left to right."""
-    top, bottom = Image.new("RGB", (SIZE, SIZE), _colour(rng)), Image.new("RGB", (SIZE, SIZE), _colour(rng))
+    top, bottom = (
+        Image.new("RGB", (SIZE, SIZE), _colour(rng)),
+        Image.new("RGB", (SIZE, SIZE), _colour(rng)),
+    )
     ramp = Image.linear_gradient("L").resize((SIZE, SIZE))
     if rng.random() < 0.5:
         ramp = ramp.transpose(Image.Transpose.ROTATE_90)

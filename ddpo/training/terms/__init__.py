@@ -32,6 +32,8 @@ class Terms(Protocol):
         """The columns that enter the loss."""
         ...
 
-    def __call__(self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]) -> dict[str, Float[Tensor, " N"]]:
+    def __call__(
+        self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]
+    ) -> dict[str, Float[Tensor, " N"]]:
         """The terms of N pairs, with gradients if they are enabled."""
         ...

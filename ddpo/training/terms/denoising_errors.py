@@ -42,7 +42,9 @@ class DenoisingErrors:
     def columns(self, batch: Batch) -> list[int]:
         return list(range(self.draws))
 
-    def __call__(self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]) -> dict[str, Float[Tensor, " N"]]:
+    def __call__(
+        self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]
+    ) -> dict[str, Float[Tensor, " N"]]:
         timesteps, noise = self._draw(rows.tolist(), columns.tolist())
         x, target = self.policy.schedule.noised(self.trajectory.latents[rows, -1], noise, timesteps)
         prompts = [self.trajectory.prompts[row] for row in rows.tolist()]

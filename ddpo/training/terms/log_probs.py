@@ -29,7 +29,9 @@ class LogProbs:
     def columns(self, batch: Batch) -> list[int]:
         return batch.stochastic.nonzero().flatten().tolist()
 
-    def __call__(self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]) -> dict[str, Float[Tensor, " N"]]:
+    def __call__(
+        self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]
+    ) -> dict[str, Float[Tensor, " N"]]:
         t = self.trajectory
         step = stored_steps(self.policy, self.sampler, t, rows, columns)
         found = {"logp": step.log_prob(t.latents[rows, columns + 1])}
