@@ -1,8 +1,8 @@
 """What the base can draw, by the world's two judges: `python benchmarks/emoji_quality.py --out runs/quality`.
 
-Single animals, held-out animals, and animals with an activity (in combinations that were trained and that
-never were), each prompt `--per-prompt` times; writes quality.json and a contact sheet for each set. Look at
-the sheets.
+Single animals, held-out animals, and animals with an activity (in combinations that were trained
+and that never were), each prompt `--per-prompt` times; writes quality.json and a contact sheet for
+each set. Look at the sheets.
 """
 
 import argparse

@@ -5,8 +5,8 @@
     python benchmarks/gpu.py --out gpu.json --parts plan                     # adds to what is there
     python benchmarks/gpu.py --out /tmp/tiny.json --tiny                     # toy sizes, on a CPU
 
-Every measurement is printed and written as soon as it is made; a part that fails is noted, and the next one
-begins.
+Every measurement is printed and written as soon as it is made; a part that fails is noted, and the
+next one begins.
 """
 
 import argparse

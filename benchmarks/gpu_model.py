@@ -34,7 +34,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """The section `model` of each: any whose architecture `ddpo plan` knows, and a toy for CPUs."""
 
 ARITHMETIC = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "tf32": "fp32"}
-"""model.dtype of each; tf32 lets matrix products use it too, which torch allows to convolutions alone."""
+"""model.dtype of each; tf32 lets matrix products use it too, which torch allows to convolutions
+alone."""
 
 
 def use(arithmetic: str) -> None:

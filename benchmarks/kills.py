@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/kills.py [--kills 100] [--seed 0]
 
-A tiny random model, so that a run takes seconds; everything that has a memory is switched on. Prints where
-the kills hit, and stops with an error at the first difference: of a byte of adapter, optimiser, average,
-state or picture, of a metric, of a line of metrics.jsonl that was safe. Runs are forked from one process,
-which has done the imports.
+A tiny random model, so that a run takes seconds; everything that has a memory is switched on.
+Prints where the kills hit, and stops with an error at the first difference: of a byte of adapter,
+optimiser, average, state or picture, of a metric, of a line of metrics.jsonl that was safe. Runs
+are forked from one process, which has done the imports.
 """
 
 import argparse

@@ -1,9 +1,11 @@
 """What `ddpo serve` costs: a reward of 50 ms an image, in this process and through a server on loopback.
 
-    python benchmarks/remote_reward.py [--images 16] [--size 512] [--ms 50] [--rounds 15] [--batch-size 4]
+    python benchmarks/remote_reward.py [--images 16] [--size 512] [--ms 50] [--rounds 15]
+    [--batch-size 4]
 
-The two are called in turns, on new images each round; medians and their ratio are printed. The reward
-sleeps, as a processor does while its GPU works, and then takes the mean, so that answers can be compared.
+The two are called in turns, on new images each round; medians and their ratio are printed. The
+reward sleeps, as a processor does while its GPU works, and then takes the mean, so that answers can
+be compared.
 """
 
 import argparse

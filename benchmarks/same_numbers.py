@@ -1,8 +1,8 @@
 """Whether another checkout computes the same numbers: `python benchmarks/same_numbers.py OLD_CHECKOUT`.
 
 For every objective, the smoke configuration is trained in both checkouts (fp32, one thread, in the
-Python that runs this). The first iteration's reward, loss, gradient norm and KL must be equal to 1e-6
-relative, and the LoRA after the last iteration to 1e-4. Exit code 1 where they are not.
+Python that runs this). The first iteration's reward, loss, gradient norm and KL must be equal to
+1e-6 relative, and the LoRA after the last iteration to 1e-4. Exit code 1 where they are not.
 """
 
 import argparse

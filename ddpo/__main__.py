@@ -9,7 +9,8 @@ from ddpo.commands import frame
 from ddpo.errors import UserError, nearest
 
 DOORS = ("train", "evaluate")
-"""The commands that launchers start too, `-m ddpo.train`; the other modules are in ddpo/commands/."""
+"""The commands that launchers start too, `-m ddpo.train`; the other modules are in
+ddpo/commands/."""
 
 COMMANDS = (
     "train",

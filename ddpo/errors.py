@@ -44,8 +44,8 @@ def where(error: BaseException) -> str:
 def refusal(error: BaseException) -> str:
     """The user's line where a library refuses its neighbors' versions or misses a package; else empty.
 
-    An import that fails is one, unless it is of ours, and so is an error that a library raised in such words.
-    The library may have put it into another error.
+    An import that fails is one, unless it is of ours, and so is an error that a library raised in
+    such words. The library may have put it into another error.
     """
     chain = [error]
     while chain[-1].__cause__:

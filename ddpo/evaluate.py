@@ -21,7 +21,8 @@ SETTABLE = (
     "trainer.reward_timeout_s",
     "plugins",
 )
-"""What of a run's configuration an evaluation obeys: how pictures are made, which, and who judges them."""
+"""What of a run's configuration an evaluation obeys: how pictures are made, which, and who judges
+them."""
 
 
 def main(argv: list[str]) -> None:
@@ -35,7 +36,8 @@ def main(argv: list[str]) -> None:
 def arguments(argv: list[str]) -> tuple[Config, str]:
     """The run's configuration with what is changed for the evaluation, and which checkpoint is asked for.
 
-    `--help` lists what can be set. Raises UserError for any other option, which trains or is the run's own.
+    `--help` lists what can be set. Raises UserError for any other option, which trains or is the
+    run's own.
     """
     parser = frame.Parser(prog="ddpo evaluate", add_help=False, allow_abbrev=False)
     parser.add_argument("--checkpoint", default="last")

@@ -1,7 +1,7 @@
 """The one image convention, Float[Tensor, "B 3 H W"] in [0, 1], the conversions out of it, and the guards.
 
-The guards are four plain statistics of a picture. None of them is a reward: a reward that is over-optimized
-usually moves one of them far from where the base model had it.
+The guards are four plain statistics of a picture. None of them is a reward: a reward that is
+over-optimized usually moves one of them far from where the base model had it.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,9 +1,9 @@
 """What a prompt set is, and where prompt files are found: `animals` is the file prompts/animals.jsonl.
 
-A prompt file is .txt (a line a prompt), .jsonl or .csv (`prompt`, and whatever else as metadata), or .py (a
-function of the file's name that returns a list of strings or of such rows). The metadata goes to the rewards
-beside the prompt; in a .csv every value is text. A data set of the Hub, or a folder of its files, is read by
-the package datasets.
+A prompt file is .txt (a line a prompt), .jsonl or .csv (`prompt`, and whatever else as metadata),
+or .py (a function of the file's name that returns a list of strings or of such rows). The metadata
+goes to the rewards beside the prompt; in a .csv every value is text. A data set of the Hub, or a
+folder of its files, is read by the package datasets.
 """
 
 import csv
@@ -28,8 +28,8 @@ __path__ = plugins.folders(
 class Prompt:
     """One prompt: the words for the model, and what else is known of it, for the rewards.
 
-    key  what tells prompts apart, and what statistics are kept by: the text, unless another is given (as for
-         one caption that is rendered to the taste of two users)
+    key  what tells prompts apart, and what statistics are kept by: the text, unless another is
+         given (as for one caption that is rendered to the taste of two users)
     """
 
     text: str
@@ -92,10 +92,11 @@ def load(
 ) -> PromptSet:
     """The prompt set of that name (a bundled or user's file, an entry point, `module:function`) or at `path`.
 
-    `dataset` is a data set's name or folder, its split and its column. `template` is a str.format template
-    over `prompt` and the metadata: "A painting of a {animal}". Raises UserError, naming file and line, for an
-    unknown name, a missing or broken file, an empty set, a column that the template asks for and a row lacks,
-    and two prompts that have the same key (the column `key`, else the text), unless `repeats`.
+    `dataset` is a data set's name or folder, its split and its column. `template` is a str.format
+    template over `prompt` and the metadata: "A painting of a {animal}". Raises UserError, naming
+    file and line, for an unknown name, a missing or broken file, an empty set, a column that the
+    template asks for and a row lacks, and two prompts that have the same key (the column `key`,
+    else the text), unless `repeats`.
     """
     given = [source for source in (name, path, dataset and dataset[0]) if source is not None]
     if len(given) != 1:

@@ -4,13 +4,14 @@ A reward is a function
 
     def redness(images, prompts, metadata, *, power: float = 1.0): ...
 
-of images (Float[Tensor, "B 3 H W"] in [0, 1], fp32), B prompts and B metadata mappings that returns B numbers
-(Float[Tensor, "B"]; NaN means "no value"), or a class with __init__(*, device, dtype, **options) and the same
-__call__. Attributes of the function or class say more of it:
+of images (Float[Tensor, "B 3 H W"] in [0, 1], fp32), B prompts and B metadata mappings that returns
+B numbers (Float[Tensor, "B"]; NaN means "no value"), or a class with __init__(*, device, dtype,
+**options) and the same __call__. Attributes of the function or class say more of it:
 
     groupwise = True       its values compare the images of a call, which are all those of one prompt
     pairwise = True        called as (first, second, prompts, metadata), it returns preferences for the first,
-                           in [0, 1]; an image's value is its win rate among the images of its prompt
+                           in [0, 1]; an image's value is its win rate among the images of its
+                           prompt
     differentiable = True  a gradient reaches the images
     version = "..."        what the values depend on besides its source and its options: a server's version
 """
@@ -166,8 +167,8 @@ def build(
 
     The text of an object that was given from Python is a name, too.
 
-    `gate` is its min and max, `cache` a folder, `label` its name in metrics. Raises UserError where it cannot
-    be built. That it has these options the configuration has checked.
+    `gate` is its min and max, `cache` a folder, `label` its name in metrics. Raises UserError where
+    it cannot be built. That it has these options the configuration has checked.
     """
     target = cast(Any, plugins.load("rewards", name))
     options, is_class = dict(params or {}), isinstance(target, type)

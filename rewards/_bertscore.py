@@ -16,16 +16,18 @@ from ._embedded import folder
 from ._weights import loading, pretrained
 
 LAYERS = {"microsoft/deberta-xlarge-mnli": 40, "emoji": 0}
-"""Which hidden states tell best: for DeBERTa the choice of the authors' package. The embedded text encoder's
-later layers take some wrong animals and activities for the right ones (recall 0.99), its embeddings do not.
+"""Which hidden states tell best: for DeBERTa the choice of the authors' package. The embedded text
+encoder's later layers take some wrong animals and activities for the right ones (recall 0.99), its
+embeddings do not.
 """
 
 
 class BertScore:
     """`encoder` is a name on the Hub, a folder, a pipeline's folder (its text encoder), or emoji.
 
-    `layer` 0 is the embeddings; None: what LAYERS says, else the last. Always fp32: the scores of good and
-    bad answers lie close together. Raises UserError where it cannot be loaded, said of the reward's `option`.
+    `layer` 0 is the embeddings; None: what LAYERS says, else the last. Always fp32: the scores of
+    good and bad answers lie close together. Raises UserError where it cannot be loaded, said of the
+    reward's `option`.
     """
 
     def __init__(
@@ -71,8 +73,8 @@ class BertScore:
     ) -> Float[Tensor, " B"]:
         """Mean over the reference's words of the largest cosine with any token of the candidate.
 
-        Tokens that the encoder adds (of begin and end) can be matched but are no words, as in the authors'
-        package: so an empty candidate has a recall. NaN for an empty reference.
+        Tokens that the encoder adds (of begin and end) can be matched but are no words, as in the
+        authors' package: so an empty candidate has a recall. NaN for an empty reference.
         """
         found = []
         for first in range(0, len(references), batch_size):

@@ -23,8 +23,8 @@ RENAMES = {
 def blip(state: Mapping[str, Tensor], text: Mapping[str, Any]) -> Any:
     """The network of weights in BLIP's own names; `text` is the configuration of its text tower.
 
-    The rest is read off the weights; every ViT of BLIP has heads of 64. Raises ValueError where weights are
-    missing or unknown (there need be no head that matches images and texts).
+    The rest is read off the weights; every ViT of BLIP has heads of 64. Raises ValueError where
+    weights are missing or unknown (there need be no head that matches images and texts).
     """
     patch = state["visual_encoder.patch_embed.proj.weight"]
     places, width, side = state["visual_encoder.pos_embed"].shape[1], len(patch), patch.shape[-1]

@@ -20,10 +20,10 @@ from ._weights import loading
 class Encoder:
     """Features of unit length in fp32, of images and (with a pair of towers) of texts.
 
-    `name` is `emoji`, a folder of open_clip's or of transformers', a name on the Hub (transformers'), or one
-    of open_clip's: `hf-hub:NAME`, `local-dir:FOLDER`, `ViT-L-14/openai`, an architecture whose weights are
-    the file `checkpoint`. `option` is what errors call it. Raises UserError where it does not load, or has
-    no text tower and must have one (`text`).
+    `name` is `emoji`, a folder of open_clip's or of transformers', a name on the Hub
+    (transformers'), or one of open_clip's: `hf-hub:NAME`, `local-dir:FOLDER`, `ViT-L-14/openai`, an
+    architecture whose weights are the file `checkpoint`. `option` is what errors call it. Raises
+    UserError where it does not load, or has no text tower and must have one (`text`).
     """
 
     def __init__(

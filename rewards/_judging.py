@@ -91,8 +91,8 @@ def yes_or_no(text: str) -> float:
 def yes_probability(listed: Sequence[Mapping[str, Any]]) -> float:
     """P(yes) / (P(yes) + P(no)) over the cases of both among the listed tokens (`token`, `logprob`).
 
-    A word that is not listed has at most the probability of the least likely one that is, and at most what
-    they leave. Raises Unreadable where that could move the result by more than CERTAIN.
+    A word that is not listed has at most the probability of the least likely one that is, and at
+    most what they leave. Raises Unreadable where that could move the result by more than CERTAIN.
     """
     chances = [
         (str(entry["token"]).strip().lower(), math.exp(entry["logprob"])) for entry in listed

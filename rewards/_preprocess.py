@@ -21,7 +21,8 @@ RESAMPLE = {2: "bilinear", 3: "bicubic"}
 class Preprocess:
     """Resize (antialiased, as Pillow does), crop or pad to the centre, normalise: what a checkpoint says.
 
-    `mode` is which side of the image is brought to `size`: the shortest, the longest, or both (squash).
+    `mode` is which side of the image is brought to `size`: the shortest, the longest, or both
+    (squash).
     `whole` is the library's way to a whole number of pixels cut off where it is a half.
     """
 
@@ -42,7 +43,8 @@ class Preprocess:
             (to_height, to_width),
         ):  # width first: Pillow's order
             resized = transforms.resize(resized, list(size), how, antialias=True)
-            # bicubic overshoots; bytes cannot, so Pillow clips. The gradient goes on as if it did not
+            # bicubic overshoots; bytes cannot, so Pillow clips. The gradient goes on as if it did
+            # not
             resized = resized + (resized.clamp(0, 1) - resized).detach()
         if self.crop:
             (height, width), (high, wide) = resized.shape[-2:], self.crop

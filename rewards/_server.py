@@ -15,8 +15,8 @@ from ._judging import Unreadable
 class Server:
     """At most `concurrency` requests are under way, each for at most `timeout_s` seconds.
 
-    One that fails is made again up to `retries` times, after `backoff_s` seconds, then twice as many, and so
-    on. It may be used from several threads.
+    One that fails is made again up to `retries` times, after `backoff_s` seconds, then twice as
+    many, and so on. It may be used from several threads.
     """
 
     def __init__(

@@ -89,7 +89,8 @@ class Transformers:
         return self.model.get_text_features(**self.rows(prompts).to(device)).pooler_output
 
     def rows(self, prompts: Sequence[str]) -> Any:
-        # always to the full length: SigLIP needs it, and an image's score must not depend on the batch
+        # always to the full length: SigLIP needs it, and an image's score must not depend on the
+        # batch
         length = {"padding": "max_length", "truncation": True, "max_length": self.length}
         return self.tokens(list(prompts), **length, return_tensors="pt")
 

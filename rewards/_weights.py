@@ -66,7 +66,8 @@ def loading(option: str, name: str) -> Iterator[None]:
 def pretrained(kind: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> Any:
     """`kind.from_pretrained(name)` in eval mode, without gradients of its own; ~ is expanded.
 
-    Raises ValueError where weights are missing: transformers would draw them at random and only log it.
+    Raises ValueError where weights are missing: transformers would draw them at random and only log
+    it.
     """
     model, info = kind.from_pretrained(expanded(name), dtype=dtype, output_loading_info=True)
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))  # unused

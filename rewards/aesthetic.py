@@ -22,9 +22,10 @@ class aesthetic:
     of the five linear layers of "sac+logos+ava1-l14-linearMSE" (the prompt plays no part; DDPO, arXiv
     2305.13301, section 5.1). Higher is better; Stable Diffusion 1.5 begins near 5.5. Differentiable.
 
-    `pretrained` is the CLIP: a name on the Hub, a folder, one of open_clip's (`ViT-L-14/openai`), or emoji.
-    `head` is the file of the linear layers (.pth or .safetensors), or the folder or the name on the Hub of
-    what holds `aesthetic-model.pth`, or emoji.
+    `pretrained` is the CLIP: a name on the Hub, a folder, one of open_clip's (`ViT-L-14/openai`),
+    or emoji.
+    `head` is the file of the linear layers (.pth or .safetensors), or the folder or the name on the
+    Hub of what holds `aesthetic-model.pth`, or emoji.
     `batch_size` is how many images go through the network at once.
     """
 

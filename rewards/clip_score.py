@@ -20,7 +20,8 @@ class clip_score:
     Differs: CLIPScore (Hessel et al. 2021, arXiv 2104.08718) is 2.5 max(r, 0), torchmetrics'
     is 100 max(r, 0).
 
-    `pretrained` is the CLIP: a name on the Hub, a folder, one of open_clip's (`ViT-L-14/openai`), or emoji.
+    `pretrained` is the CLIP: a name on the Hub, a folder, one of open_clip's (`ViT-L-14/openai`),
+    or emoji.
     `batch_size` is how many images go through the network at once.
     """
 

@@ -17,19 +17,21 @@ from ._weights import expanded, loading
 from ._weights import pretrained as load
 
 OVERLAP = 0.5
-"""Of two boxes that share more than this (intersection over union) the less certain one is the same thing."""
+"""Of two boxes that share more than this (intersection over union) the less certain one is the same
+thing."""
 
 
 class counting:
     """How far the number of things that a detector finds is from the number that was asked for.
 
-    Reads count, and noun or animal, from the prompt's metadata; NaN without. Boxes that share more than half
-    of their area count once. Not differentiable.
+    Reads count, and noun or animal, from the prompt's metadata; NaN without. Boxes that share more
+    than half of their area count once. Not differentiable.
 
-    `pretrained` is an OWLv2 or a GroundingDINO: a name on the Hub, or a folder. `query` is what it looks for,
-    with {noun} filled in. `threshold` is the certainty, from 0 to 1, from which a box counts; it belongs to a
-    detector and a style of images, so look at a few. `score` is distance (-|found - count|, at most 0) or
-    exact (1 where they are equal, else 0). `batch_size` images are judged at once.
+    `pretrained` is an OWLv2 or a GroundingDINO: a name on the Hub, or a folder. `query` is what it
+    looks for, with {noun} filled in. `threshold` is the certainty, from 0 to 1, from which a box
+    counts; it belongs to a detector and a style of images, so look at a few. `score` is distance
+    (-|found - count|, at most 0) or exact (1 where they are equal, else 0). `batch_size` images are
+    judged at once.
     """
 
     def __init__(

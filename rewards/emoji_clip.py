@@ -19,10 +19,11 @@ from ._weights import loading
 class emoji_clip:  # a reward is called what its file is called
     """1 where the embedded CLIP's nearest caption has the prompt's animal and activity (or none), else 0.
 
-    Zero-shot over every animal with each activity and with none, 228 captions. A second judge beside
-    emoji_recognition, trained on other scenes with another kind of network. Reads `animal` and `activity`
-    from the prompt's metadata; NaN for a prompt without an animal. Range 0 or 1, higher is better; not
-    differentiable. A toy for 64x64 emoji scenes: on other pictures it means nothing.
+    Zero-shot over every animal with each activity and with none, 228 captions. A second judge
+    beside emoji_recognition, trained on other scenes with another kind of network. Reads `animal`
+    and `activity` from the prompt's metadata; NaN for a prompt without an animal. Range 0 or 1,
+    higher is better; not differentiable. A toy for 64x64 emoji scenes: on other pictures it means
+    nothing.
 
     `pretrained` is the folder of the CLIP and its captions.jsonl, or emoji, the embedded one.
     `batch_size` is how many images go through the network at once.

@@ -15,9 +15,9 @@ from ._vlm import EMBEDDED_QUESTION, VLM
 class emoji_recognition:  # a reward is called what its file is called
     """1 where the embedded captioner names the prompt's animal, and its activity if one is asked for, else 0.
 
-    Reads `animal` and `activity` from the prompt's metadata; NaN for a prompt without an animal. `captioner`
-    is a folder with another captioner of this kind. Range 0 or 1, higher is better; not differentiable. A toy
-    judge for 64x64 emoji scenes: on other pictures it means nothing.
+    Reads `animal` and `activity` from the prompt's metadata; NaN for a prompt without an animal.
+    `captioner` is a folder with another captioner of this kind. Range 0 or 1, higher is better; not
+    differentiable. A toy judge for 64x64 emoji scenes: on other pictures it means nothing.
     """
 
     def __init__(

@@ -26,9 +26,10 @@ class hps:
     Higher is better. Differentiable.
 
     `version` is v2 or v2.1; their scores do not compare with each other.
-    `pretrained` is what holds `HPS_v2_compressed.pt` or `HPS_v2.1_compressed.pt`: a name on the Hub or a
-    folder, or the file itself.
-    `architecture` is open_clip's name of the network, or a JSON file that describes one in its format.
+    `pretrained` is what holds `HPS_v2_compressed.pt` or `HPS_v2.1_compressed.pt`: a name on the Hub
+    or a folder, or the file itself.
+    `architecture` is open_clip's name of the network, or a JSON file that describes one in its
+    format.
     `batch_size` is how many images go through the network at once.
     """
 

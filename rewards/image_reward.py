@@ -32,7 +32,8 @@ class image_reward:
     r(x, c) = (head(BLIP(x, c)) - 0.167) / 1.033 of the text's first token, which attends to the image (Xu et
     al. 2023, arXiv 2304.05977). Higher is better. Differentiable. A prompt beyond 35 tokens is cut.
 
-    `pretrained` is what holds `ImageReward.pt` and `med_config.json`: a name on the Hub or a folder.
+    `pretrained` is what holds `ImageReward.pt` and `med_config.json`: a name on the Hub or a
+    folder.
     `tokenizer` is BERT's: a name on the Hub or a folder.
     `batch_size` is how many images go through the network at once.
     """

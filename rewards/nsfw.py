@@ -19,10 +19,11 @@ from ._weights import pretrained as load
 class nsfw:
     """Probability that the picture is not safe for work, 0 to 1: give it a negative weight, or a `max:` gate.
 
-    P(label | x) of an image classifier. Differentiable; a classifier under pressure is easily fooled, so
-    rather keep it as a gate.
+    P(label | x) of an image classifier. Differentiable; a classifier under pressure is easily
+    fooled, so rather keep it as a gate.
 
-    `pretrained` is the classifier (any AutoModelForImageClassification): a name on the Hub or a folder.
+    `pretrained` is the classifier (any AutoModelForImageClassification): a name on the Hub or a
+    folder.
     `label` is the name of the class whose probability is taken; upper and lower case are the same.
     `batch_size` is how many images go through the network at once.
     """

@@ -16,9 +16,10 @@ from ddpo.rewards import UserError
 class ocr:
     """1 - (edit distance to the text that was asked for) / (its length), of what PP-OCR reads; 0 to 1.
 
-    The text is the prompt's metadata `text`, or what stands in double quotes in the prompt; NaN without one.
-    Case and spaces do not count. 1 where the text is contained in what is read; a distance above its length
-    counts as its length (as in Flow-GRPO, arXiv 2505.05470). Not differentiable. Needs the extra ocr.
+    The text is the prompt's metadata `text`, or what stands in double quotes in the prompt; NaN
+    without one. Case and spaces do not count. 1 where the text is contained in what is read; a
+    distance above its length counts as its length (as in Flow-GRPO, arXiv 2505.05470). Not
+    differentiable. Needs the extra ocr.
 
     `detector` is a PP-OCR of transformers that finds lines of text: a name on the Hub, or a folder.
     `recognizer` is one that reads them. `batch_size` images are searched at once.

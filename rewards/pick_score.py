@@ -21,8 +21,8 @@ class pick_score:
     Differentiable. Others divide it by 26.
 
     `pretrained` is the CLIP: a name on the Hub, a folder, one of open_clip's, or emoji.
-    `processor` is where its image processor and its tokenizer are: a name on the Hub or a folder (open_clip's
-    models bring their own).
+    `processor` is where its image processor and its tokenizer are: a name on the Hub or a folder
+    (open_clip's models bring their own).
     `batch_size` is how many images go through the network at once.
     """
 

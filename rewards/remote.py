@@ -27,14 +27,15 @@ log = logging.getLogger("ddpo")
 class remote:
     """The score of a reward that a server computes: `ddpo serve --reward NAME` there, this here.
 
-    Images travel as 8-bit PNG; range and direction are the served reward's; not differentiable. `url` is the
-    server's address, as http://127.0.0.1:8000. `batch_size` is the number of images a request; two requests
-    are under way at once. `timeout_s` is how many seconds the server may be silent. `retries` is how often a
-    request is repeated, after 0.5, 1, 2, ... seconds, where the server is not reached, silent, breaks off or
-    has an error of its own (5xx, 429); then its images have no value (NaN), with a line in the log.
+    Images travel as 8-bit PNG; range and direction are the served reward's; not differentiable.
+    `url` is the server's address, as http://127.0.0.1:8000. `batch_size` is the number of images a
+    request; two requests are under way at once. `timeout_s` is how many seconds the server may be
+    silent. `retries` is how often a request is repeated, after 0.5, 1, 2, ... seconds, where the
+    server is not reached, silent, breaks off or has an error of its own (5xx, 429); then its images
+    have no value (NaN), with a line in the log.
 
-    Raises UserError where that would not help: no server when the run begins, a request that it refuses
-    (4xx), an answer that is not one number or null an image, a reward that was changed.
+    Raises UserError where that would not help: no server when the run begins, a request that it
+    refuses (4xx), an answer that is not one number or null an image, a reward that was changed.
     """
 
     def __init__(

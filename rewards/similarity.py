@@ -24,9 +24,10 @@ class similarity:
     r(x) = mean over the references y of cos(f(x), f(y)), higher is more alike. Differentiable. NaN for a
     prompt without a reference.
 
-    `reference` is an image file or a folder of them; without it, each prompt's metadata field `reference`.
-    `pretrained` is the network of the features: DINOv2 (its class token: looks), CLIP (subject and style), by
-    a name on the Hub, a folder, one of open_clip's, or emoji (the embedded CLIP).
+    `reference` is an image file or a folder of them; without it, each prompt's metadata field
+    `reference`.
+    `pretrained` is the network of the features: DINOv2 (its class token: looks), CLIP (subject and
+    style), by a name on the Hub, a folder, one of open_clip's, or emoji (the embedded CLIP).
     `batch_size` is how many images go through the network at once.
     """
 

@@ -29,21 +29,25 @@ LONGEST = 64
 class vlm_alignment:
     """BERTScore recall of "The image contains {prompt}" against a vision-language model's description.
 
-    The model sees the image as a JPEG, answers the question greedily in at most 64 tokens, and its answer is
-    compared with the prompt (DDPO, arXiv 2305.13301, section 5.3). Higher is better, at most 1; in practice
-    0.4 to 0.9; NaN for an empty prompt. Not differentiable.
+    The model sees the image as a JPEG, answers the question greedily in at most 64 tokens, and its
+    answer is compared with the prompt (DDPO, arXiv 2305.13301, section 5.3). Higher is better, at
+    most 1; in practice 0.4 to 0.9; NaN for an empty prompt. Not differentiable.
     Differs: the paper does not say which LLaVA it asked.
 
-    `pretrained` is a name on the Hub, a folder, or emoji (the embedded captioner). `question` is what it is
-    asked; null: the released code's, or the one that emoji knows. `target` is what it should have said, and
-    holds {prompt}; null: the paper's, or the bare prompt where the encoder is emoji, which reads 16 tokens.
-    `encoder` is BERTScore's: a name on the Hub, a folder, or emoji (the embedded pipeline's text encoder).
+    `pretrained` is a name on the Hub, a folder, or emoji (the embedded captioner). `question` is
+    what it is asked; null: the released code's, or the one that emoji knows. `target` is what it
+    should have said, and holds {prompt}; null: the paper's, or the bare prompt where the encoder is
+    emoji, which reads 16 tokens.
+    `encoder` is BERTScore's: a name on the Hub, a folder, or emoji (the embedded pipeline's text
+    encoder).
     `layer` is the one whose hidden states are compared; null: 40 of the default encoder, 0
     (the embeddings) of emoji, the last of others.
-    `strict` takes, instead of all this, the share of the questions in the prompt's metadata (questions, and
-    for each one in answers a text, or a list of texts that are all right) whose answer is contained in what
-    the model says, in any case of letters: 0 to 1, NaN without questions.
-    `jpeg_quality` is 80 in the released code; null: no JPEG. `batch_size` images are judged at once.
+    `strict` takes, instead of all this, the share of the questions in the prompt's metadata
+    (questions, and for each one in answers a text, or a list of texts that are all right) whose
+    answer is contained in what the model says, in any case of letters: 0 to 1, NaN without
+    questions.
+    `jpeg_quality` is 80 in the released code; null: no JPEG. `batch_size` images are judged at
+    once.
     """
 
     def __init__(

@@ -25,19 +25,23 @@ log = logging.getLogger("ddpo")
 class vlm_judge:
     """What a vision-language model behind an OpenAI-compatible server (vLLM, SGLang) thinks of the image.
 
-    Range 0 to 1, higher is better. An image without an answer that can be read, after all retries, has no
-    value (NaN), and a line in the log says why; so has one with an empty prompt. Not differentiable.
+    Range 0 to 1, higher is better. An image without an answer that can be read, after all retries,
+    has no value (NaN), and a line in the log says why; so has one with an empty prompt. Not
+    differentiable.
 
-    `judge` is yes_no (P(yes) / (P(yes) + P(no)) of "Does this figure show '...'?" from the log-probabilities
-    of the likeliest 20 tokens; 1 or 0 from a server that gives none), rubric (a number from low to high,
-    scaled to 0 to 1) or unified_reward (the mean of the three axes of UnifiedReward 2.0, from 1 to 5, scaled
-    to 0 to 1). `question` is another text for the judge; {prompt}, {low} and {high} in it are filled in.
+    `judge` is yes_no (P(yes) / (P(yes) + P(no)) of "Does this figure show '...'?" from the
+    log-probabilities of the likeliest 20 tokens; 1 or 0 from a server that gives none), rubric (a
+    number from low to high, scaled to 0 to 1) or unified_reward (the mean of the three axes of
+    UnifiedReward 2.0, from 1 to 5, scaled to 0 to 1). `question` is another text for the judge;
+    {prompt}, {low} and {high} in it are filled in.
     `low` is the rubric's worst number. `high` is its best.
-    `base_url` is the server's, which ends in /v1. `model` is the name by which the server knows its model.
+    `base_url` is the server's, which ends in /v1. `model` is the name by which the server knows its
+    model.
     `api_key_variable` is the environment variable that holds the key; empty: no key.
-    `concurrency` is the number of requests under way at once. `timeout_s` is for one of them, in seconds.
-    `retries` are made of one that fails. `backoff_s` is the wait before the first of these, in seconds; each
-    further one waits twice as long. `jpeg_quality` sends JPEG files; null: PNG.
+    `concurrency` is the number of requests under way at once. `timeout_s` is for one of them, in
+    seconds.
+    `retries` are made of one that fails. `backoff_s` is the wait before the first of these, in
+    seconds; each further one waits twice as long. `jpeg_quality` sends JPEG files; null: PNG.
     """
 
     def __init__(

@@ -43,7 +43,8 @@ FLOORS = [
     ),
     ("errors", {"errors": "the mistakes of users, in one line"}),
 ]
-"""From the top down: a part imports from floors below its own and from inside itself, never sideways."""
+"""From the top down: a part imports from floors below its own and from inside itself, never
+sideways."""
 
 HEIGHT = {part: -depth for depth, (_, parts) in enumerate(FLOORS) for part in parts}
 MAY_PRINT = {"__main__", "train", "evaluate", "commands"}

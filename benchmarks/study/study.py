@@ -1,12 +1,13 @@
 """The papers' claims in the emoji world: `python benchmarks/study/study.py tune`, then `run`, then `report`.
 
 tune    tries each learning rate once; the better ones stand in TUNED of study_arms.py
-run     makes what is not yet in benchmarks/results/, one JSON a finished run; stop it and start it again as
-        you like; `--only 'compress.ddpo.*'` takes the runs of such names, `--reverse` begins at the other end
+run     makes what is not yet in benchmarks/results/, one JSON a finished run; stop it and start it
+        again as you like; `--only 'compress.ddpo.*'` takes the runs of such names, `--reverse`
+        begins at the other end
 report  makes docs/results.md and its plots again from these JSONs
 
-Every arm of a task has the same number of reward queries and the same tuning budget: two learning rates,
-tried once each at a seed that no result uses.
+Every arm of a task has the same number of reward queries and the same tuning budget: two learning
+rates, tried once each at a seed that no result uses.
 """
 
 import argparse

@@ -36,7 +36,8 @@ COMMON = [
     "--sampler.batch_size",
     "32",
 ]
-"""The demo's model, sampler and schedule: 8 DDIM steps, eta 1, no guidance, LoRA 16, AdamW, cosine."""
+"""The demo's model, sampler and schedule: 8 DDIM steps, eta 1, no guidance, LoRA 16, AdamW,
+cosine."""
 
 TASKS = {
     "compress": ["--rewards", "[{name: jpeg_compressibility}]"],

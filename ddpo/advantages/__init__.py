@@ -25,7 +25,8 @@ from ddpo.errors import UserError, where
 __path__ = [*__path__, *plugins.folders("advantages")[1:]]
 
 EPSILON = 1e-6
-"""Added to every standard deviation, as in Black et al. 2023; equal rewards give advantages of exactly 0."""
+"""Added to every standard deviation, as in Black et al. 2023; equal rewards give advantages of
+exactly 0."""
 
 
 @dataclass(frozen=True)

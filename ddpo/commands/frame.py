@@ -1,6 +1,7 @@
 """What every command has in common: one line for an error, the exit code, and --debug for the traceback.
 
-The modules that launchers start, train and evaluate, end with `raise SystemExit(run(main, sys.argv[1:]))`.
+The modules that launchers start, train and evaluate, end with
+`raise SystemExit(run(main, sys.argv[1:]))`.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from typing import Any, NoReturn
 
 from ddpo.errors import DISK_FULL, Stopped, Told, UserError, refusal
 
-# Threads of one computation wait for each other asleep, not spinning: on cores that other programs use, too,
-# two that spin take turns for nothing. It counts from when torch is imported, which is later than here.
+# Threads of one computation wait for each other asleep, not spinning: on cores that other programs
+# use, too, two that spin take turns for nothing. It counts from when torch is imported, which is
+# later than here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Main = Callable[[list[str]], int | None]
@@ -67,9 +69,9 @@ def mapping(text: str) -> dict[str, Any]:
 def run(main: Main, argv: Sequence[str]) -> int:
     """Calls `main` with `argv` less --debug and gives the exit code.
 
-    0 done, 1 a defect of ours, 2 the user's mistake or a library that refuses what is installed (nothing
-    was written), 3 stopped in flight (the state is saved). On several processes rank 0 speaks, but a
-    defect is told by the rank that met it.
+    0 done, 1 a defect of ours, 2 the user's mistake or a library that refuses what is installed
+    (nothing was written), 3 stopped in flight (the state is saved). On several processes rank 0
+    speaks, but a defect is told by the rank that met it.
     """
     debug, first = "--debug" in argv, os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s")

@@ -19,7 +19,8 @@ def arguments(
 ) -> tuple[str | None, dict[str, str], bool]:
     """The command line taken apart: the value of --config, dotted name -> text, whether help is wanted.
 
-    Raises UserError for anything but `--config X` and `--name[.name] X`; `flags` only helps the suggestions.
+    Raises UserError for anything but `--config X` and `--name[.name] X`; `flags` only helps the
+    suggestions.
     """
     known = ["config", *Config.model_fields, *(flag.lstrip("-").split()[0] for flag in flags)]
     texts: dict[str, str] = {}

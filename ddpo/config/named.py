@@ -1,7 +1,7 @@
 """What a section names, and the models made of that: the section's own options with those of the thing.
 
-The options of a thing are the keyword-only parameters of its signature, with their annotations, and the
-sentences of its docstring that name them in backticks.
+The options of a thing are the keyword-only parameters of its signature, with their annotations, and
+the sentences of its docstring that name them in backticks.
 """
 
 import inspect
@@ -62,7 +62,8 @@ def model(values: Mapping[str, Any]) -> type[Part]:
 def fitted(section: type[Named], place: str, given: Any) -> type[Part]:
     """The section with the options of what `given` names; the bare one where that names nothing.
 
-    A reward that another process was given from Python is not known here: its options were checked there.
+    A reward that another process was given from Python is not known here: its options were checked
+    there.
     """
     default = section.model_fields["name"].default
     name = given.get("name", default) if isinstance(given, dict) else None

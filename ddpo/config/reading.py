@@ -1,8 +1,8 @@
 """A configuration from a YAML file and dotted flags (`parse`), from a mapping or from Python (`load`).
 
-A section with a `name` takes, flat beside its own fields, the keyword-only parameters of what it names, as in
-`objective: {name: ddpo, clip_range: 1e-4}`; in Python these stand in `options`. Names are looked up by
-`parse` and `load`, which fill in every default; importing this module is cheap.
+A section with a `name` takes, flat beside its own fields, the keyword-only parameters of what it
+names, as in `objective: {name: ddpo, clip_range: 1e-4}`; in Python these stand in `options`. Names
+are looked up by `parse` and `load`, which fill in every default; importing this module is cheap.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ PROMPT_SOURCES = {"name", "path", "dataset"}
 def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[str] = ()) -> Config:
     """The configuration of `--config FILE_OR_NAME [--section.key value ...]`; `--help` prints that.
 
-    `command` and `flags` (the command's own, as in `--resume RUN_DIR`) are for the help text and suggestions;
-    the caller has taken the flags out of `argv`. Raises UserError with the place, the value and the nearest
-    valid one.
+    `command` and `flags` (the command's own, as in `--resume RUN_DIR`) are for the help text and
+    suggestions; the caller has taken the flags out of `argv`. Raises UserError with the place, the
+    value and the nearest valid one.
     """
     source, changes, wants_help = command_line.arguments(argv, flags)
     if source is None and not wants_help:
@@ -49,7 +49,8 @@ def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[s
 def load(source: str | Path | Mapping[str, Any] | Config) -> Config:
     """The configuration in a YAML file (or bundled under a name), in such a mapping, or built in Python.
 
-    Every option is resolved: the named things' defaults are filled in. Raises UserError as `parse` does.
+    Every option is resolved: the named things' defaults are filled in. Raises UserError as `parse`
+    does.
     """
     return resolve(read(_file(source)) if isinstance(source, str | Path) else flat(source))
 

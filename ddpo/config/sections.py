@@ -111,8 +111,9 @@ class Model(Open):
     pretrained: str = "emoji"
     """Hub name or folder of the weights; `emoji` is the small model that comes with ddpo"""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """precision of the network; log-probabilities and the trained weights are always fp32. auto: on a GPU
-    bf16 if it has that, else fp16; on a CPU fp32, unless bf16 proves faster when the run begins"""
+    """precision of the network; log-probabilities and the trained weights are always fp32. auto: on
+    a GPU bf16 if it has that, else fp16; on a CPU fp32, unless bf16 proves faster when the run
+    begins"""
     loras: list[str] = Field(default_factory=list)
     """LoRA files or Hub names fused into the weights before training"""
     gradient_checkpointing: bool = False
@@ -125,7 +126,8 @@ class Lora(Part):
     rank: PositiveInt = 16
     """rank of the update"""
     alpha: PositiveFloat | None = None
-    """the update is scaled by alpha / rank; null: alpha = rank, the only choice every program reads alike"""
+    """the update is scaled by alpha / rank; null: alpha = rank, the only choice every program reads
+    alike"""
     target_modules: list[str] = Field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     """ends of the names of the denoiser's layers that get an adapter; [] with text_encoder: none"""
     text_encoder: bool = False
@@ -159,7 +161,8 @@ class Prompts(Part):
     split: str = "train"
     """of the data set"""
     column: str = "prompt"
-    """of the data set: the prompts; its other columns of text, numbers and truth values are metadata"""
+    """of the data set: the prompts; its other columns of text, numbers and truth values are
+    metadata"""
     template: str | None = None
     """text around each prompt, as in "A painting of a {prompt}" """
 
@@ -179,13 +182,14 @@ class Reward(Named):
     """One term of the reward, or one judge of the evaluation."""
 
     name: Annotated[str, WrapValidator(_text_of)]  # pyright: ignore[reportIncompatibleVariableOverride]
-    """a reward of `ddpo list rewards`, package.module:attribute or path/file.py:function; from Python also
-    the function, class or instance itself"""
+    """a reward of `ddpo list rewards`, package.module:attribute or path/file.py:function; from
+    Python also the function, class or instance itself"""
     weight: Finite = 1.0
     """factor in the sum of rewards; 0: it is only logged, or only a gate"""
     params: dict[str, Any] = Field(default_factory=dict)
     min: Finite | None = None
-    """an image with less is gated: it counts as the worst of its prompt and gets no positive advantage"""
+    """an image with less is gated: it counts as the worst of its prompt and gets no positive
+    advantage"""
     max: Finite | None = None
     """an image with more is gated likewise"""
     cache: str | None = None
@@ -200,7 +204,8 @@ class Objective(Open):
     name: str = "ddpo"
     """an objective of `ddpo list objectives`"""
     kl_weight: NonNegativeFloat = 0.0
-    """weight, in the loss, of the closed-form KL of a step to the pretrained model, per latent dimension"""
+    """weight, in the loss, of the closed-form KL of a step to the pretrained model, per latent
+    dimension"""
     block_size: PositiveInt = 1
     """denoising steps in a row that share one ratio; sampler.num_steps: one ratio a trajectory"""
     timestep_fraction: Share = 1.0
@@ -212,9 +217,11 @@ class Objective(Open):
     guidance_scale: NonNegativeFloat | None = None
     """guidance in the update; null: that of the sampler, the policy that drew the images"""
     draws: PositiveInt | None = None
-    """(timestep, noise) pairs an image and pass, for rwr and dpo; null: as many as sampler.num_steps"""
+    """(timestep, noise) pairs an image and pass, for rwr and dpo; null: as many as
+    sampler.num_steps"""
     offline: bool = False
-    """learn from recorded pairs: prompts.path has columns chosen and rejected, images; rewards only judge"""
+    """learn from recorded pairs: prompts.path has columns chosen and rejected, images; rewards only
+    judge"""
 
 
 class Advantage(Open):
@@ -240,7 +247,8 @@ class Trainer(Part):
     samples_per_prompt: PositiveInt = 8
     """images of each of them; an iteration makes prompts_per_iteration x samples_per_prompt"""
     minibatches: PositiveInt = 2
-    """optimiser steps a pass; divides prompts_per_iteration, since the samples of a prompt stay together"""
+    """optimiser steps a pass; divides prompts_per_iteration, since the samples of a prompt stay
+    together"""
     epochs: PositiveInt = 1
     """passes over the images of an iteration"""
     micro_batch: PositiveInt = 16

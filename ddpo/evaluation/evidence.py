@@ -111,7 +111,8 @@ def read(folder: Path) -> Run:
 def sentence(set_name: str, reward: str, entry: Json) -> str:
     """A comparison in words, from one entry of results.json.
 
-    `jpeg on animals: -3.20 -> -2.61 (+0.59, 95 % interval 0.52 to 0.66; better on 87 % of matched seeds)`
+    `jpeg on animals: -3.20 -> -2.61 (+0.59, 95 % interval 0.52 to 0.66; better on 87 % of matched
+    seeds)`
     """
     return (
         "{reward} on {set}: {base} -> {tuned} ({change}, 95 % interval {interval}; better on {win_rate} of "
@@ -148,8 +149,8 @@ def verdict(difference: Json) -> str:
 def select(matches: Sequence[Match], set_name: str, count: int) -> list[Match]:
     """`count` prompts of a set, evenly spaced in the set's order, each with its lowest seed.
 
-    With n prompts these are number 0, n / count, 2 n / count, ... (rounded down): no picture is chosen by its
-    look or its score.
+    With n prompts these are number 0, n / count, 2 n / count, ... (rounded down): no picture is
+    chosen by its look or its score.
     """
     lowest: dict[str, Match] = {}
     for match in (match for match in matches if match.set == set_name):

@@ -12,7 +12,8 @@ from ddpo.evaluation.evidence import Json, Run, name_of, score_text, select
 from ddpo.images import GUARDS
 
 TRAIN_PROMPTS, HELDOUT_PROMPTS, BLOCK = 8, 4, 4
-"""Prompts of the training and of the held-out set in before_after.png, and rows of one of its blocks."""
+"""Prompts of the training and of the held-out set in before_after.png, and rows of one of its
+blocks."""
 
 
 SCORES = 2

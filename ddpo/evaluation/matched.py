@@ -46,8 +46,9 @@ def shoot(
 ) -> list[Shot]:
     """One picture for each prompt and seed, in order, scored by every reward and guard.
 
-    A picture depends on its prompt, its seed and the weights alone. Each `per_prompt` prompts in a row are
-    the same, and their pictures one group for the rewards that compare. `timeout_s` is the scorer's.
+    A picture depends on its prompt, its seed and the weights alone. Each `per_prompt` prompts in a
+    row are the same, and their pictures one group for the rewards that compare. `timeout_s` is the
+    scorer's.
     """
     keys = [(Purpose.EVALUATION, seed) for seed in seeds]
     scorer, images = (
@@ -129,8 +130,8 @@ def write(
 ) -> dict[str, Any]:
     """evaluation/: images/*.png, samples.jsonl and results.json, from columns[set name][column name].
 
-    It takes the place of an earlier evaluation when it is whole. `checkpoint` is that of the tuned column;
-    `more` goes into results.json.
+    It takes the place of an earlier evaluation when it is whole. `checkpoint` is that of the tuned
+    column; `more` goes into results.json.
     """
     sets = {name: compare(shots["base"], shots["tuned"]) for name, shots in columns.items()}
     results, lines = {"sets": sets, "checkpoint": checkpoint, **more}, []

@@ -35,7 +35,8 @@ class Policy(Protocol):
     image_size     height and width of its pictures, in pixels
     half_precision whether the network computes in bf16 or fp16
     modules        all its networks, trained or not: for counting what they take
-    snapshots      values of the trained parameters by the name under which `weights` puts them in force
+    snapshots      values of the trained parameters by the name under which `weights` puts them in
+                   force
     """
 
     device: torch.device

@@ -11,7 +11,8 @@ from torch import Tensor
 Encode = Callable[[Sequence[str]], Float[Tensor, "N L D"]]
 
 CACHE_BYTES = 2**30
-"""Of embeddings, kept in the main memory: about 9,000 prompts of Stable Diffusion 1.x in half precision."""
+"""Of embeddings, kept in the main memory: about 9,000 prompts of Stable Diffusion 1.x in half
+precision."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class TextCondition:
 class EmbeddingCache:
     """Embeddings of a frozen text encoder, the least recently used of them forgotten first.
 
-    They lie in the main memory, since a data set of prompts would fill a GPU's; a chunk's go to the device
-    together.
+    They lie in the main memory, since a data set of prompts would fill a GPU's; a chunk's go to the
+    device together.
     """
 
     def __init__(self, encode: Encode, limit_bytes: int = CACHE_BYTES) -> None:

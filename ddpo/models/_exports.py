@@ -60,9 +60,10 @@ def merged_weights(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
 def save_kohya(adapted: Mapping[str, Any], folder: Path, name: str, version_2: bool) -> None:
     """One file in the spelling of kohya's scripts, which A1111, Forge and ComfyUI read.
 
-    `down_blocks.0.attn1.to_q.lora_A.weight` is `lora_unet_down_blocks_0_attn1_to_q.lora_down.weight` there,
-    and beside it stands an alpha: the rank, since the scale is in the weights. The file has a fixed name:
-    diffusers passes over those that contain "checkpoint", "scheduler" or "optimizer".
+    `down_blocks.0.attn1.to_q.lora_A.weight` is
+    `lora_unet_down_blocks_0_attn1_to_q.lora_down.weight` there, and beside it stands an alpha: the
+    rank, since the scale is in the weights. The file has a fixed name: diffusers passes over those
+    that contain "checkpoint", "scheduler" or "optimizer".
     """
     tensors: dict[str, Tensor] = {}
     for kind, weights in lora_weights(adapted).items():
@@ -98,7 +99,8 @@ def read_back(
     if file_format != "merged":
         with quietly():
             pipeline.load_lora_weights(str(folder))
-    # of a scheduler of another class the configuration is silent on clipping, and DDIM clips by default
+    # of a scheduler of another class the configuration is silent on clipping, and DDIM clips by
+    # default
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline.to(device)(

@@ -21,15 +21,17 @@ SD1: dict[str, dict[str, Any]] = {
     "scheduler": {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
     "text_encoder": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
 }
-"""Stable Diffusion 1.x as published, where it differs from the classes' defaults in what sizes depend on."""
+"""Stable Diffusion 1.x as published, where it differs from the classes' defaults in what sizes
+depend on."""
 
 
 def outline(pretrained: str, dtype: torch.dtype, whole: bool) -> StableDiffusionPipeline | None:
     """The pipeline with weights that have a size but no content, and take no memory until they are read.
 
-    The configurations are read where the files are on this machine; else a name `.../stable-diffusion-v1...`
-    is known, and None given for any other. `whole`: the UNet is trained whole, in fp32. The tokenizer is a
-    stand-in: its tokens have the right number and no meaning. Raises OSError for a folder without a pipeline.
+    The configurations are read where the files are on this machine; else a name
+    `.../stable-diffusion-v1...` is known, and None given for any other. `whole`: the UNet is
+    trained whole, in fp32. The tokenizer is a stand-in: its tokens have the right number and no
+    meaning. Raises OSError for a folder without a pipeline.
     """
     classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": DDIMScheduler}
     here: dict[str, Any] = {"pretrained_model_name_or_path": pretrained, "local_files_only": True}

@@ -34,8 +34,10 @@ log = logging.getLogger("ddpo")
 class StableDiffusion:
     """A StableDiffusionPipeline whose UNet carries a LoRA (or is trained whole, without one).
 
-    pretrained  a folder or hub id that diffusers loads, "emoji" for the embedded model, or a pipeline
-    dtype       of the frozen weights and the arithmetic; trained weights, latents and log-probs stay fp32
+    pretrained  a folder or hub id that diffusers loads, "emoji" for the embedded model, or a
+                pipeline
+    dtype       of the frozen weights and the arithmetic; trained weights, latents and log-probs
+                stay fp32
     loras       LoRA files or folders to start from; they become part of the reference
     lora        None trains the whole UNet
     """

@@ -2,10 +2,10 @@
 
     def ddpo(logp: Float[Tensor, "B T"], batch: Batch, *, clip_range: float = 1e-4) -> Float[Tensor, ""]
 
-It returns the loss to be minimised and never sees a network: the trainer takes its derivative with respect to
-the matrix and carries that into the network. The matrix holds log-probabilities of denoising steps (B, T) or,
-where declared, denoising errors (B, K). Adding an objective is adding one file here, or in the `objectives`
-folder of a plugin.
+It returns the loss to be minimised and never sees a network: the trainer takes its derivative with
+respect to the matrix and carries that into the network. The matrix holds log-probabilities of
+denoising steps (B, T) or, where declared, denoising errors (B, K). Adding an objective is adding
+one file here, or in the `objectives` folder of a plugin.
 """
 
 import inspect
@@ -40,11 +40,12 @@ class Batch:
     """What is known of B trajectories besides the matrix that the objective is a function of.
 
     advantage   one number per trajectory, clipped
-    reward      the weighted sum of all rewards (with advantage.per_reward: of their advantages); a gated
-                sample has the lowest of its group, or, where that is all gated, of all that passed
+    reward      the weighted sum of all rewards (with advantage.per_reward: of their advantages); a
+                gated sample has the lowest of its group, or, where that is all gated, of all that
+                passed
     group       trajectories of one prompt in one iteration share a number
-    present     False for samples that take no part in the update, whose advantage and reward mean nothing;
-                an objective is never given one
+    present     False for samples that take no part in the update, whose advantage and reward mean
+                nothing; an objective is never given one
     stochastic  False for columns that must not enter the loss: steps without a density or left out
     matrices    by name, (B, T) or (B, K); objectives read them as `batch.logp_old` and so on
     all_reward  every reward of the iteration, whatever part of it this batch is: for statistics
@@ -163,13 +164,14 @@ def declare(
 ) -> Callable[[Loss], Loss]:
     """What the trainer must know of an objective; without this decorator, the defaults, which are safe.
 
-    separable         a mean over (sample, column) pairs of terms that see one pair each: no second pass
+    separable         a mean over (sample, column) pairs of terms that see one pair each: no second
+                      pass
     needs             the matrices that are computed for it, of logp_ref and kl, or errors_ref
     on_policy         only the first update after a rollout has its true gradient
     compares          it compares samples of one prompt, so there must be at least two
     denoising_errors  its matrix holds these instead of log-probabilities
-    trust_region      the option whose value bounds |ratio - 1|: the ratio gate takes a tenth of it as its
-                      limit, and clip_frac counts the pairs beyond it
+    trust_region      the option whose value bounds |ratio - 1|: the ratio gate takes a tenth of it
+                      as its limit, and clip_frac counts the pairs beyond it
     report            (batch, *, options) -> metrics of its own, once per iteration
     """
     declared = {

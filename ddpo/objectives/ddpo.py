@@ -15,8 +15,9 @@ def ddpo(
     rho_t = p_theta(x_{t-1} | x_t, c) / p_old(x_{t-1} | x_t, c)
     L = mean over samples and steps of max(-A rho_t, -A clip(rho_t, 1 - clip_range, 1 + clip_range))
 
-    `clip_range` is in units of `logp`: the default of 1e-4 belongs to a mean over the 16,384 dimensions of a
-    512x512 Stable Diffusion latent (1.6 nats). For D dimensions take 1e-4 * 16,384 / D.
+    `clip_range` is in units of `logp`: the default of 1e-4 belongs to a mean over the 16,384
+    dimensions of a 512x512 Stable Diffusion latent (1.6 nats). For D dimensions take
+    1e-4 * 16,384 / D.
     """
     ratio = (logp - batch.logp_old).exp()
     advantage = batch.advantage[:, None]

@@ -16,8 +16,8 @@ def dpo(
     e(x_0) = |eps - eps_theta(x_t, t, c)|^2 / D,   e_ref likewise, both images of a pair at one t and one eps
     L = mean over pairs and (t, eps) of -log sigmoid(-beta ((e - e_ref)(better) - (e - e_ref)(worse)))
 
-    Pairs are all of a prompt's images, ranked by reward, or with `objective.offline` those of a file with
-    lines {"prompt": ..., "chosen": "a.png", "rejected": "b.png"}.
+    Pairs are all of a prompt's images, ranked by reward, or with `objective.offline` those of a
+    file with lines {"prompt": ..., "chosen": "a.png", "rejected": "b.png"}.
 
     `beta` is the paper's beta T omega(lambda_t) with a constant omega, for errors that are means over latent
     dimensions: it takes 2,000 to 5,000 at D = 16,384; for D dimensions take that times D / 16,384.

@@ -53,15 +53,16 @@ def rwr(
     w_i = [r_i >= C] / share of such images                     sparse: C is a `percentile` of the rewards
     L   = mean over samples, timesteps t and noise eps of w_i |eps - eps_theta(x_t, t, c)|^2 / D
 
-    `beta` is the inverse temperature, in 1 / reward: 0.2 in the paper, on raw rewards. Its effect depends on
-    the reward's scale; see objective/ess, the effective number of images that a rollout is worth.
+    `beta` is the inverse temperature, in 1 / reward: 0.2 in the paper, on raw rewards. Its effect
+    depends on the reward's scale; see objective/ess, the effective number of images that a rollout
+    is worth.
     `percentile` in [0, 1) takes the sparse weights; 0.9 in the paper. null: the dense ones.
     `per_prompt` compares the images of one prompt; false: all images of the iteration.
-    `standardize` divides rewards by their standard deviation first, so that beta means the same for all
-    rewards.
+    `standardize` divides rewards by their standard deviation first, so that beta means the same for
+    all rewards.
 
-    Any sampler will do, deterministic ones too: only x_0 is used. Differs: the paper refits for 400 updates
-    on 10,000 images; here that is trainer.epochs and trainer.minibatches.
+    Any sampler will do, deterministic ones too: only x_0 is used. Differs: the paper refits for 400
+    updates on 10,000 images; here that is trainer.epochs and trainer.minibatches.
     """
     w = weights(
         batch, beta=beta, percentile=percentile, per_prompt=per_prompt, standardize=standardize

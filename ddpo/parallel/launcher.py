@@ -20,7 +20,8 @@ SHARDING = {
 """Variable -> what it asks for, and the name of that in accelerate's configuration."""
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
-"""accelerate's mixed_precision -> the model.dtype that says the same; "no" leaves it to model.dtype."""
+"""accelerate's mixed_precision -> the model.dtype that says the same; "no" leaves it to
+model.dtype."""
 
 
 def check(dtype: str, environment: Mapping[str, str] = os.environ) -> None:

@@ -1,6 +1,7 @@
 """One process or many: who we are, and the ways in which ranks speak to each other and fail together.
 
-Everything works in one process without any setting up; under accelerate or torchrun it works over the ranks.
+Everything works in one process without any setting up; under accelerate or torchrun it works over
+the ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,9 +47,9 @@ def state() -> PartialState:
 def _words() -> dist.ProcessGroup:
     """The group in which ranks pass objects: over sockets, beside that of the gradients (NCCL on GPUs).
 
-    The gradients' group gives up after its timeout (10 minutes with NCCL), however busy the missing rank is.
-    This one waits as long as the other lives, and notices at once when it dies: its socket closes. Made
-    where ranks have just met, by the first call of `state`.
+    The gradients' group gives up after its timeout (10 minutes with NCCL), however busy the missing
+    rank is. This one waits as long as the other lives, and notices at once when it dies: its socket
+    closes. Made where ranks have just met, by the first call of `state`.
     """
     return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
 
@@ -71,8 +72,8 @@ def gather(items: Sequence[Item]) -> list[Item]:
 def sum_(tensors: Sequence[Tensor]) -> None:
     """Add up each tensor over all ranks, in place, in one message.
 
-    A rank that is late by the process group's timeout (10 minutes with NCCL) ends the run: a `gather` goes
-    before where ranks may have been busy with different things.
+    A rank that is late by the process group's timeout (10 minutes with NCCL) ends the run: a
+    `gather` goes before where ranks may have been busy with different things.
     """
     if state().num_processes == 1 or not tensors:
         return
@@ -100,8 +101,8 @@ def agree(value: Tensor) -> bool:
 def together() -> Iterator[None]:
     """What any rank raises within, all raise at the end: none goes on to wait for one that has left.
 
-    Within it no rank may wait for another, and each may take as long as it likes. All raise the same kind,
-    the first rank's that failed, so that they also end in the same way.
+    Within it no rank may wait for another, and each may take as long as it likes. All raise the
+    same kind, the first rank's that failed, so that they also end in the same way.
     """
     if state().num_processes == 1:
         yield

@@ -12,8 +12,8 @@ from ddpo.parallel import ranks
 class Sizes:
     """What an iteration samples and how it learns from that, on however many processes.
 
-    A group is the samples of one prompt; it is never split over minibatches or processes. Groups and samples
-    are numbered from 0 within the iteration, group after group.
+    A group is the samples of one prompt; it is never split over minibatches or processes. Groups
+    and samples are numbered from 0 within the iteration, group after group.
 
     prompts_per_iteration  groups
     samples_per_prompt     samples per group
@@ -59,7 +59,8 @@ class Sizes:
     def deal(self, order: torch.Generator) -> list[list[int]]:
         """The groups of each minibatch: of `minibatches` groups in a row one for each, in random order.
 
-        The same on any number of processes, and even for processes that hold contiguous blocks of groups.
+        The same on any number of processes, and even for processes that hold contiguous blocks of
+        groups.
         """
         dealt: list[list[int]] = [[] for _ in range(self.minibatches)]
         for first in range(0, self.prompts_per_iteration, self.minibatches):

@@ -11,7 +11,8 @@ from ddpo.planning.plan import Plan
 from ddpo.training.measures import kl_pairs
 
 DEALT = 8
-"""Iterations whose minibatches are looked at for padding: on several processes their shares may vary."""
+"""Iterations whose minibatches are looked at for padding: on several processes their shares may
+vary."""
 
 
 class Call(NamedTuple):
@@ -30,7 +31,8 @@ class Padding(NamedTuple):
     """Network calls that are not full: what a process has to do is no multiple of a call's size.
 
     place, size   the option that says how many images or pairs a call has, and its value
-    counts        what a process has to do at a time: images of an iteration, pairs of an optimizer step
+    counts        what a process has to do at a time: images of an iteration, pairs of an optimizer
+                  step
     share         of the computed rows, those that are padding
     better        the nearest sizes, below and above, without any
     """
@@ -116,7 +118,8 @@ def _scoring(plan: Plan) -> Iterator[Call]:
 def _updates(plan: Plan, iteration: int) -> list[tuple[list[int], list[Call]]]:
     """For each optimiser step its groups, and the calls that each of its chunks of pairs takes.
 
-    A coupled objective first computes its matrix; before any update its log-probabilities are known.
+    A coupled objective first computes its matrix; before any update its log-probabilities are
+    known.
     """
     sizes, objective = plan.sizes, plan.objective
     update = Call("updates", sizes.micro_batch, plan.guidance != 1, grad=True)

@@ -70,19 +70,23 @@ def kept_bytes(compute: Callable[[], object]) -> int:
 
 
 HEAP = 1.4
-"""On a CPU the C library's heap holds more than what is alive in it: up to 1.4 times as much, measured."""
+"""On a CPU the C library's heap holds more than what is alive in it: up to 1.4 times as much,
+measured."""
 
 
 FIRST_CALLS = 150_000_000
-"""Bytes of kernels, threads and image libraries that come with the first iteration on a CPU, measured."""
+"""Bytes of kernels, threads and image libraries that come with the first iteration on a CPU,
+measured."""
 
 
 def footprint(plan: Plan) -> dict[str, int]:
     """Bytes that a process needs besides the interpreter and its libraries; the largest share of one counts.
 
     weights, training       frozen weights; trained ones with AdamW's two averages, and the EMA's
-    latents, images         what the sampled chunks leave behind; with a KL, the reference's means too
-    sampling, decoding, update      the peak within a call of each kind; an update's has the gradients
+    latents, images         what the sampled chunks leave behind; with a KL, the reference's means
+                            too
+    sampling, decoding, update      the peak within a call of each kind; an update's has the
+                                    gradients
     working, peak           the most of the last five at one time, and all together
     embeddings              of prompts, kept in the main memory, which the peak leaves out
     """

@@ -20,8 +20,8 @@ class Plan:
     """A run, as far as its numbers depend on it.
 
     steps     of the sampler, those with a density, and the columns of a sample that enter a loss
-    prompts   in the training set (0: a data set that is not here), in its part that is shown in pictures,
-              in the set judged on the way
+    prompts   in the training set (0: a data set that is not here), in its part that is shown in
+              pictures, in the set judged on the way
     policy    the model without its weights; None where its architecture is not known here
     """
 

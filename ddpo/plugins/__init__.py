@@ -1,9 +1,10 @@
 """Find a reward, a prompt set, an objective, a sampler, an advantage, a model or a configuration by name.
 
-One file is one thing, and its name is the file's: `rewards/jpeg.py` holds the function `jpeg`, importable as
-`ddpo.rewards.jpeg` because the module `ddpo/rewards.py` sets its `__path__` to `folders("rewards")`. A user's
-folder holds folders of such files (rewards/ prompts/ objectives/ and so on, each optional); an installed
-package adds names with entry points of the group `ddpo.rewards` and so on. Nothing here imports torch.
+One file is one thing, and its name is the file's: `rewards/jpeg.py` holds the function `jpeg`,
+importable as `ddpo.rewards.jpeg` because the module `ddpo/rewards.py` sets its `__path__` to
+`folders("rewards")`. A user's folder holds folders of such files (rewards/ prompts/ objectives/ and
+so on, each optional); an installed package adds names with entry points of the group `ddpo.rewards`
+and so on. Nothing here imports torch.
 """
 
 import ast
@@ -73,9 +74,9 @@ def names(kind: str) -> list[str]:
 def summaries(kind: str) -> list[tuple[str, str]]:
     """Each name with one line about it: the first docstring line, read without importing anything.
 
-    For a .py file it is the docstring of the function or class of that name, else the module's; for a
-    configuration its first comment; for a prompt file the number of lines and the first; for an entry point
-    where it points to.
+    For a .py file it is the docstring of the function or class of that name, else the module's; for
+    a configuration its first comment; for a prompt file the number of lines and the first; for an
+    entry point where it points to.
     """
     lines = [(file.stem, _summary(file)) for file in _files(kind)]
     lines += [
@@ -87,7 +88,8 @@ def summaries(kind: str) -> list[tuple[str, str]]:
 def find(kind: str, name: str) -> Path | EntryPoint:
     """The file or the entry point of that name.
 
-    Raises UserError when nothing has the name (with the nearest that is known), or when two places claim it.
+    Raises UserError when nothing has the name (with the nearest that is known), or when two places
+    claim it.
     """
     files = [file for file in _files(kind) if file.stem == name]
     points = [point for point in _points(kind) if point.name == name]
@@ -104,9 +106,9 @@ def find(kind: str, name: str) -> Path | EntryPoint:
 def load(kind: str, spec: str) -> object:
     """What `spec` names: a file's name, an entry point, `package.module:attribute`, `path/file.py:attribute`.
 
-    `path/file.py` alone means the attribute of the file's name. A name whose file is not Python (prompts,
-    configs) gives the file's Path; one that stands for an object given from Python gives that. Raises
-    UserError when it is not found or cannot be imported.
+    `path/file.py` alone means the attribute of the file's name. A name whose file is not Python
+    (prompts, configs) gives the file's Path; one that stands for an object given from Python gives
+    that. Raises UserError when it is not found or cannot be imported.
     """
     if spec.startswith(python_objects.MARK):
         found = python_objects.find(spec)

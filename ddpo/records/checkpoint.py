@@ -1,7 +1,8 @@
 """Everything that the next iteration depends on, on disk: tensors as safetensors, the rest as JSON.
 
-A checkpoint is written aside and renamed when it is whole, so that a folder named 000020 is complete; what
-happens to it later shows in the sha256 of its files. Nothing in it is ever unpickled.
+A checkpoint is written aside and renamed when it is whole, so that a folder named 000020 is
+complete; what happens to it later shows in the sha256 of its files. Nothing in it is ever
+unpickled.
 """
 
 import hashlib
@@ -85,7 +86,8 @@ def newest(run_dir: Path) -> tuple[Path, Content] | None:
 def find(run_dir: Path, wanted: str = "last") -> Path:
     """The checkpoint "last" (the newest whole one), "best", or "000020", which may be written 20.
 
-    The best is of the iteration whose evaluation on the way (`evaluation.every`) had the highest reward.
+    The best is of the iteration whose evaluation on the way (`evaluation.every`) had the highest
+    reward.
     Raises UserError, naming those that there are, where it is not there.
     """
     there = {path.name: path for path in all_of(run_dir)}

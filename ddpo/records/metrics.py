@@ -41,7 +41,8 @@ METRICS = {
     "images_per_s": "images of the iteration divided by its seconds",
     "memory/peak_gb": "peak memory so far in GB: of the GPU, or resident memory of the process without one",
 }
-"""Every metric's name and meaning, with its healthy range if it has one; `<name>` stands for a reward's."""
+"""Every metric's name and meaning, with its healthy range if it has one; `<name>` stands for a
+reward's."""
 
 
 def clean(found: Any) -> Any:

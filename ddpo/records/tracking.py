@@ -15,8 +15,9 @@ from ddpo.records.files import whole
 class Trackers:
     """The external trackers of a run; on every rank but the first, none.
 
-    A run that is resumed goes on in the same run of wandb: its id lies in the run folder. wandb takes no step
-    twice, so that of iterations which a resume repeats it keeps the first rows (the same numbers).
+    A run that is resumed goes on in the same run of wandb: its id lies in the run folder. wandb
+    takes no step twice, so that of iterations which a resume repeats it keeps the first rows (the
+    same numbers).
     """
 
     def __init__(

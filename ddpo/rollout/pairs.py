@@ -1,7 +1,7 @@
 """Preferences that are already there: pairs of image files instead of a rollout, for objectives such as DPO.
 
-A line of the prompts file reads {"prompt": "a fox", "chosen": "a.png", "rejected": "b.png"}; the paths are
-relative to the file. A prompt may stand there several times.
+A line of the prompts file reads {"prompt": "a fox", "chosen": "a.png", "rejected": "b.png"}; the
+paths are relative to the file. A prompt may stand there several times.
 """
 
 from collections.abc import Iterator, Sequence

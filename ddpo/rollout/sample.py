@@ -1,7 +1,7 @@
 """From prompts to denoising trajectories, and back: sample them, score their steps under the policy.
 
-Both directions share one forward (eval mode, same arithmetic), so that a recorded log-probability is found
-again.
+Both directions share one forward (eval mode, same arithmetic), so that a recorded log-probability
+is found again.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -52,8 +52,9 @@ def sample(
 ) -> Iterator[Trajectory]:
     """Sample one trajectory for each prompt and noise key, chunk by chunk; the caller disables gradients.
 
-    Image i depends on its prompt and keys[i] alone, whatever the chunks. `reference` adds what it names of
-    logp_ref and output_ref. `guidance_scale` is that of the log-probabilities, where it is not the sampler's.
+    Image i depends on its prompt and keys[i] alone, whatever the chunks. `reference` adds what it
+    names of logp_ref and output_ref. `guidance_scale` is that of the log-probabilities, where it is
+    not the sampler's.
     """
     scored = sampler if guidance_scale is None else replace(sampler, guidance_scale=guidance_scale)
     for indices, genuine in chunks(len(prompts), sampler.batch_size):

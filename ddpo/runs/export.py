@@ -1,7 +1,8 @@
 """A run's model in the formats of other programs, read back by plain diffusers before it counts as written.
 
-A reader is right only if its pictures are. So the files are written aside, loaded by a pipeline that knows
-nothing of ours, fresh from the base model, and moved into place once its pictures and its weights equal ours.
+A reader is right only if its pictures are. So the files are written aside, loaded by a pipeline
+that knows nothing of ours, fresh from the base model, and moved into place once its pictures and
+its weights equal ours.
 """
 
 import os
@@ -23,13 +24,16 @@ from ddpo.runs import build
 from ddpo.runs.finished import Run
 
 BAR = 1 / 255
-"""The largest difference between a picture of the export and ours, in [0, 1]; also the smallest visible."""
+"""The largest difference between a picture of the export and ours, in [0, 1]; also the smallest
+visible."""
 
 ROUNDING = 1e-5
-"""The largest difference between a weight tensor of the export and ours, relative to its largest weight."""
+"""The largest difference between a weight tensor of the export and ours, relative to its largest
+weight."""
 
 PICTURES = 3
-"""Pictures that are compared. What they do not show, as a layer of little effect, the weights do."""
+"""Pictures that are compared. What they do not show, as a layer of little effect, the weights
+do."""
 
 Pictures = Float[Tensor, "B 3 height width"]
 
@@ -51,8 +55,9 @@ def check(folder: Path) -> None:
 def export(run: Run, file_format: str, folder: Path) -> str:
     """Write the weights in force of `run`, an fp32 one; returns what was compared.
 
-    The run is of no more use then: its adapter is fused. Raises UserError for what the format cannot hold,
-    Stopped when the pictures or weights that are read back are not ours; nothing is at `folder` then.
+    The run is of no more use then: its adapter is fused. Raises UserError for what the format
+    cannot hold, Stopped when the pictures or weights that are read back are not ours; nothing is at
+    `folder` then.
     """
     policy = _exportable(run, file_format)
     trial = _trial(run)

@@ -41,8 +41,9 @@ class Run:
     def remember(self, column: str = "tuned") -> str:
         """The name by which `policy.weights` puts that column in force: "base", or a checkpoint's.
 
-        "tuned" and "last" are the newest checkpoint, "best" and "000020" as in `checkpoint.find`, which
-        raises UserError for one that is not there. Averaged weights are taken where they were kept.
+        "tuned" and "last" are the newest checkpoint, "best" and "000020" as in `checkpoint.find`,
+        which raises UserError for one that is not there. Averaged weights are taken where they were
+        kept.
         """
         if column == "base":
             return column

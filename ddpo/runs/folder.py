@@ -95,7 +95,8 @@ def check_changes(folder: Path, new: Config) -> None:
 def check_given(settings: Config) -> None:
     """Raises UserError for a reward that the run was given from Python, and this process was not.
 
-    What can be imported under its name might be another thing by now: a run is not continued on trust.
+    What can be imported under its name might be another thing by now: a run is not continued on
+    trust.
     """
     for section in config.REWARDS:
         for i, reward in enumerate(getattr(settings, section)):
@@ -125,7 +126,8 @@ def check_origin(folder: Path, new: Mapping[str, Any]) -> None:
 def create(folder: Path, settings: Config, overwrite: bool, provenance: Mapping[str, Any]) -> None:
     """config.yaml first, then provenance.json; with `overwrite`, an earlier run's files go before.
 
-    Raises UserError where nothing can be written, Stopped on a full disk; a new folder is then gone again.
+    Raises UserError where nothing can be written, Stopped on a full disk; a new folder is then gone
+    again.
     """
     made = [path for path in [folder, *folder.absolute().parents] if not path.exists()]
     try:

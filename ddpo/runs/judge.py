@@ -25,7 +25,8 @@ log = logging.getLogger("ddpo")
 def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
     """Base and tuned model on seen and held-out prompts at the same seeds: what results.json holds.
 
-    `settings` are what the pictures are made with; `wanted` is the checkpoint, as in `checkpoint.find`.
+    `settings` are what the pictures are made with; `wanted` is the checkpoint, as in
+    `checkpoint.find`.
     Raises UserError for what cannot be, before anything is written.
     """
     launcher.check(settings.model.dtype)

@@ -32,8 +32,8 @@ log = logging.getLogger("ddpo")
 def finetune(settings: Config, resume: bool = False, overwrite: bool = False) -> Run:
     """Fine-tune as the configuration says and return the run, to sample from.
 
-    `resume` continues the run in `run_dir`, if it holds one; `overwrite` replaces it. Raises UserError before
-    anything is written, Stopped when a run ends early with its state saved.
+    `resume` continues the run in `run_dir`, if it holds one; `overwrite` replaces it. Raises
+    UserError before anything is written, Stopped when a run ends early with its state saved.
     """
     settings = config.load(settings)
     Session(settings, resume, overwrite).train()
@@ -311,7 +311,8 @@ class Session:
     def signals(self) -> Iterator[None]:
         """The first SIGINT or SIGTERM saves and stops after the iteration; the second stops at once.
 
-        A launcher of many processes passes on the signal that the terminal sent to all: that is no second.
+        A launcher of many processes passes on the signal that the terminal sent to all: that is no
+        second.
         """
         echo_s = 1.0 if ranks.state().num_processes > 1 else 0.0
         asked: list[float] = []

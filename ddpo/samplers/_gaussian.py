@@ -17,8 +17,9 @@ Reduction = Literal["mean", "sum"]
 class Gaussian:
     """N(mean, std^2) for each of N states, independent over latent dimensions.
 
-    Log-probabilities and divergences are reduced in fp64: a "mean" (nats per latent dimension) or a "sum"
-    (nats) over the dimensions. Where std is 0 there is no density; the caller leaves such steps out.
+    Log-probabilities and divergences are reduced in fp64: a "mean" (nats per latent dimension) or a
+    "sum" (nats) over the dimensions. Where std is 0 there is no density; the caller leaves such
+    steps out.
     """
 
     mean: Float[Tensor, "N *dims"]
@@ -81,8 +82,8 @@ def gaussian_steps(
 ) -> Steps:
     """The steps with mean = x0 * x_0 + epsilon * epsilon_t + x * x_t, all coefficients in fp64.
 
-    Where the network predicts x_0 or epsilon itself, or v or a velocity, from which x_0 and epsilon follow,
-    this is linear in x_t and in the output. Raises ValueError for any other prediction.
+    Where the network predicts x_0 or epsilon itself, or v or a velocity, from which x_0 and epsilon
+    follow, this is linear in x_t and in the output. Raises ValueError for any other prediction.
     """
     signal, noise = schedule.levels(timesteps)
     if schedule.prediction == "epsilon":  # x_0 = (x_t - noise * m) / signal, epsilon = m

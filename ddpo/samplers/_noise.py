@@ -11,8 +11,8 @@ from torch import Tensor
 from ddpo.errors import UserError
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "velocity"]
-"""What a network's output means: epsilon, v = signal * epsilon - noise * x_0 (Salimans and Ho 2022), x_0, or
-the velocity epsilon - x_0 of rectified flow."""
+"""What a network's output means: epsilon, v = signal * epsilon - noise * x_0 (Salimans and Ho
+2022), x_0, or the velocity epsilon - x_0 of rectified flow."""
 
 Latents = Float[Tensor, "N C H W"]
 
@@ -21,8 +21,10 @@ Latents = Float[Tensor, "N C H W"]
 class NoiseSchedule:
     """x_t = signal_t * x_0 + noise_t * epsilon for each timestep t of a model's training.
 
-    signal, noise  (N,) in fp64, by timestep: sqrt(a_t) and sqrt(1 - a_t) where variance is preserved
-    final          signal and noise behind the last sampling step, where a sampler steps past timestep 0
+    signal, noise  (N,) in fp64, by timestep: sqrt(a_t) and sqrt(1 - a_t) where variance is
+                   preserved
+    final          signal and noise behind the last sampling step, where a sampler steps past
+                   timestep 0
     prediction     what the network's output means
     spacing        number of sampling steps -> the timesteps at which they begin, noisiest first
     """

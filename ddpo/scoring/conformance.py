@@ -1,7 +1,7 @@
 """The conformance kit: does a reward keep the contract of `ddpo.rewards`?
 
-It scores the six pictures of conformance.png, whole and in parts, and compares. Every call gets copies of its
-own, so that no check sees what another one did.
+It scores the six pictures of conformance.png, whole and in parts, and compares. Every call gets
+copies of its own, so that no check sees what another one did.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,11 +31,12 @@ PROMPTS = (
     Prompt("a cow playing chess", {"animal": "cow", "activity": "playing chess"}),
     Prompt("a fish", {"animal": "fish"}),
 )
-"""The first, the second and the fifth are what conformance.png shows; its other scenes are a dog, a whale and
-a goat washing dishes, so that a judge of prompts has something to say."""
+"""The first, the second and the fifth are what conformance.png shows; its other scenes are a dog, a
+whale and a goat washing dishes, so that a judge of prompts has something to say."""
 
 TOLERANCE = 1e-3
-"""How far a value may move with the rest of the batch, as a share of the spread of all six: rounding."""
+"""How far a value may move with the rest of the batch, as a share of the spread of all six:
+rounding."""
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,8 @@ CHECKS: dict[str, tuple[Callable[[Case], str], str, str]] = {
         "accepts an empty prompt and empty metadata (NaN if it can say nothing)",
     ),
 }
-"""Name -> the check, which says what it found in the place of what was expected (nothing where all is well);
-the checks without which it means nothing; what it expects."""
+"""Name -> the check, which says what it found in the place of what was expected (nothing where all
+is well); the checks without which it means nothing; what it expects."""
 
 
 def findings(case: Case) -> Iterator[Finding]:

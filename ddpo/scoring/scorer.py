@@ -18,10 +18,10 @@ Chunk = tuple[Float[Tensor, "B 3 height width"], Sequence[str], Metadata]
 class Scorer:
     """Scores chunks of images with every reward; `submit` returns at once, `collect` waits.
 
-    Rewards that compare images get them by whole groups, `group_size` images in a row, however the chunks
-    cut through these. No chunk may keep `collect` waiting for more than `timeout_s` seconds (None: for ever).
-    The threads compute on the GPU of the thread that submits. They are daemons: a reward that hangs must not
-    keep the process from ending, as ThreadPoolExecutor's would.
+    Rewards that compare images get them by whole groups, `group_size` images in a row, however the
+    chunks cut through these. No chunk may keep `collect` waiting for more than `timeout_s` seconds
+    (None: for ever). The threads compute on the GPU of the thread that submits. They are daemons: a
+    reward that hangs must not keep the process from ending, as ThreadPoolExecutor's would.
     """
 
     def __init__(

@@ -49,8 +49,8 @@ def application(
 ) -> "FastAPI":
     """`GET /health` and `POST /score`, which gives the reward one request at a time.
 
-    A wrong request gets 400, 413 or 422, a reward that raises 500, with {"detail": one line}. To a groupwise
-    reward, a request is a group.
+    A wrong request gets 400, 413 or 422, a reward that raises 500, with {"detail": one line}. To a
+    groupwise reward, a request is a group.
     """
     from fastapi import FastAPI, HTTPException, Request
     from starlette.concurrency import run_in_threadpool

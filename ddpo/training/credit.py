@@ -35,8 +35,8 @@ class Mixture:
 
     A = advantage of sum over rewards k of w_k r_k
     A = sum over k of |w_k| A_k, with `per_reward`: each is compared by itself, with statistics of its own, so
-        that w_k weighs standard deviations (GDPO, Liu et al. 2026, arXiv 2601.05242). A_k is that of
-        sign(w_k) r_k. Differs: GDPO normalizes the sum once more over the batch.
+        that w_k weighs standard deviations (GDPO, Liu et al. 2026, arXiv 2601.05242). A_k is that
+        of sign(w_k) r_k. Differs: GDPO normalizes the sum once more over the batch.
 
     A gated sample is compared as the worst of its group, and its advantage is never above 0.
 
@@ -97,7 +97,8 @@ class Mixture:
     ) -> tuple[Credit, dict[str, float]]:
         """The credit of all samples of an iteration, and the metrics of its rewards.
 
-        `keys` are those of the samples' prompts. Raises Stopped where too many samples have no reward.
+        `keys` are those of the samples' prompts. Raises Stopped where too many samples have no
+        reward.
         """
         values = {name: torch.where(v.isfinite(), v, torch.nan) for name, v in values.items()}
         total = (values[PREFERENCE] if self.recorded else self.total(values)).double()
@@ -171,9 +172,10 @@ def lowered(
 ) -> Float[Tensor, " B"]:
     """Gated samples get the lowest reward of their group: none wins a comparison within it, all tie.
 
-    A group that is all gated gets the lowest reward of all that passed (if none did, of all), so that it
-    gains nothing where groups are compared. To leave gated samples out instead would teach nothing; to give
-    them an advantage of 0 while their high rewards still raise the mean would push the others down.
+    A group that is all gated gets the lowest reward of all that passed (if none did, of all), so
+    that it gains nothing where groups are compared. To leave gated samples out instead would teach
+    nothing; to give them an advantage of 0 while their high rewards still raise the mean would push
+    the others down.
     """
     result, passed = reward.clone(), ~gated
     rest = passed if passed.any() else torch.ones_like(passed)

@@ -16,11 +16,13 @@ from ddpo.parallel import ranks
 Metrics = dict[str, float]
 
 MOST_KL_PAIRS = 4
-"""(sample, step) pairs on which the KL to the reference is measured each iteration: enough for a trend."""
+"""(sample, step) pairs on which the KL to the reference is measured each iteration: enough for a
+trend."""
 
 PAIRS_PER_KL_PAIR = 50
-"""One of them takes two forward rows, where each pair of the iteration takes about four (sampled once, and a
-forward and backward pass in the update). So measuring the KL costs about 1 % of an iteration."""
+"""One of them takes two forward rows, where each pair of the iteration takes about four (sampled
+once, and a forward and backward pass in the update). So measuring the KL costs about 1 % of an
+iteration."""
 
 
 def kl_pairs(images: int, columns: Sequence[int]) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """The loop: roll out, score, compare, update. It knows nothing of files and flags.
 
-An iteration is a function of the weights, the optimiser, the advantage's statistics and (seed, iteration):
-nothing random is carried from one to the next.
+An iteration is a function of the weights, the optimiser, the advantage's statistics and (seed,
+iteration): nothing random is carried from one to the next.
 """
 
 import math
@@ -116,9 +116,9 @@ class Trainer:
     def draw(self) -> list[Prompt]:
         """This iteration's prompts, `samples_per_prompt` times each.
 
-        They are the next ones of an endless series of passes over the set, each pass in an order of its own.
-        A prompt that comes twice, where one pass ends and the next begins or in a set smaller than an
-        iteration, makes two groups.
+        They are the next ones of an endless series of passes over the set, each pass in an order of
+        its own. A prompt that comes twice, where one pass ends and the next begins or in a set
+        smaller than an iteration, makes two groups.
         """
         first, size = self.iteration * self.sizes.prompts_per_iteration, len(self.prompts)
         positions = range(first, first + self.sizes.prompts_per_iteration)

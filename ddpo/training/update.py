@@ -1,10 +1,11 @@
 """One pass of optimiser steps over a rollout: the objective's derivative, streamed through the network.
 
 Whatever the objective, its gradient is sum over pairs (i, t) of C[i, t] * grad M[i, t], M being the
-log-probabilities log p(x_{t-1}^i | x_t^i) or the denoising errors. A separable objective is evaluated
-directly on each chunk of pairs. A coupled one (which needs whole trajectories at once) first gets all of M
-for the optimiser step without gradients; its derivative C is then streamed: the memory of one chunk,
-whatever the number of steps and samples. Gradients of all chunks and ranks are summed.
+log-probabilities log p(x_{t-1}^i | x_t^i) or the denoising errors. A separable objective is
+evaluated directly on each chunk of pairs. A coupled one (which needs whole trajectories at once)
+first gets all of M for the optimiser step without gradients; its derivative C is then streamed: the
+memory of one chunk, whatever the number of steps and samples. Gradients of all chunks and ranks are
+summed.
 """
 
 import math

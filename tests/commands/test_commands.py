@@ -109,7 +109,8 @@ PLAIN: dict[str, tuple[Flags, dict[str, Flags]]] = {
     ),
     "schema": ([], {}),
 }
-"""Command -> arguments, and for each option what is added to see a change: argparse takes the last."""
+"""Command -> arguments, and for each option what is added to see a change: argparse takes the
+last."""
 
 
 @pytest.mark.parametrize("name", sorted({*COMMANDS} - {"train", "plan", "evaluate", "list"}))

@@ -42,7 +42,8 @@ def test_interval_of_a_normal_sample_is_the_normal_interval(n: int) -> None:
 
 
 def test_interval_of_two_valued_differences_is_the_binomial_interval() -> None:
-    # 40 differences, 10 of them 1: a resampled mean is Binomial(40, 1/4) / 40, and its quantiles are known
+    # 40 differences, 10 of them 1: a resampled mean is Binomial(40, 1/4) / 40, and its quantiles
+    # are known
     n, p = 40, 0.25
     mass = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
     low, high = (next(k for k in range(n + 1) if sum(mass[: k + 1]) >= q) for q in (0.025, 0.975))

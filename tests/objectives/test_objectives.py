@@ -69,7 +69,8 @@ def loss_and_gradient(objective: Objective, logp: Tensor, given: Batch) -> tuple
 
 
 CASES = [
-    # advantage, ratio, loss, d loss / d log-ratio, with a clip range of 0.1: only what would overshoot is cut
+    # advantage, ratio, loss, d loss / d log-ratio, with a clip range of 0.1: only what would
+    # overshoot is cut
     (2.0, 1.05, -2.1, -2.1),  # inside
     (2.0, 0.95, -1.9, -1.9),
     (2.0, 1.3, -2.2, 0.0),  # better than it was and already far enough: flat at -A (1 + eps)

@@ -41,8 +41,8 @@ def log_probs(x: Tensor, shift: Tensor) -> Tensor:
 def tilted() -> Tensor:
     """Shifts of pi_ref exp(r / beta) / Z for r = slope x_0: std_t^2 slope / beta times the later decays.
 
-    E[exp(slope x_0 / beta) | x_t] is exp(slope x_t / beta times the product of the decays to come), up to
-    a factor.
+    E[exp(slope x_0 / beta) | x_t] is exp(slope x_t / beta times the product of the decays to come),
+    up to a factor.
     """
     later = torch.stack([DECAY[t + 1 :].prod() for t in range(STEPS)])
     return STD.square() * SLOPE / BETA * later
@@ -140,8 +140,9 @@ def test_prdp_by_loops() -> None:
 def test_prdp_clips_step_by_step_and_takes_the_worse() -> None:
     """Two images, two steps, means: rhat of the better moved by +0.3 and +0.1 from 0, at a clip of 0.2.
 
-    Below the target, clipping shrinks the difference and is the worse loss: only the step inside has a
-    gradient. Above the target the unclipped loss is the worse one: both steps are pulled back.
+    Below the target, clipping shrinks the difference and is the worse loss: only the step inside
+    has a gradient. Above the target the unclipped loss is the worse one: both steps are pulled
+    back.
     """
     zero = torch.zeros(2, 2, dtype=torch.float64)
     logp = torch.tensor([[0.3, 0.1], [0.0, 0.0]], dtype=torch.float64)

@@ -233,7 +233,8 @@ reward, judge = Sleepy("reward"), Sleepy("judge")
 def test_no_rank_runs_out_of_time_while_another_is_busy(tmp_path: Path) -> None:
     """Rank 0 is slow with the first pictures, and slow at judging: twice the timeout of the process group.
 
-    The pictures are 3: one on rank 0, two on rank 1; then 4 images of the rollout, then 2 of 4 judged.
+    The pictures are 3: one on rank 0, two on rank 1; then 4 images of the rollout, then 2 of 4
+    judged.
     """
     (tmp_path / "driver.py").write_text(SLOW)
     (tmp_path / "slow.py").write_text(SLEEPY)

@@ -23,7 +23,8 @@ ZOO: dict[str, Callable[[Path], dict[str, Any]]] = {
     "jpeg_compressibility": lambda folder: {},
     "jpeg_incompressibility": lambda folder: {},
 }
-"""A reward's name -> a function that puts tiny models below a folder and returns the reward's params."""
+"""A reward's name -> a function that puts tiny models below a folder and returns the reward's
+params."""
 for file in FILES:
     ZOO |= import_module(file.stem).ZOO
 

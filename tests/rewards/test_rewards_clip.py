@@ -37,8 +37,9 @@ from ddpo.images import GUARDS, from_pil
 Score = Callable[..., Tensor]
 PROMPT = "a fox by a house"
 ROUNDING = 1.5 / 255 / 0.26
-"""Pillow rounds to bytes after each of the two passes of a resize: half a byte, of which the second pass
-makes at most one (some of its weights are negative), and half a byte; over the smallest deviation."""
+"""Pillow rounds to bytes after each of the two passes of a resize: half a byte, of which the second
+pass makes at most one (some of its weights are negative), and half a byte; over the smallest
+deviation."""
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -66,7 +67,8 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     return {name: params(folders[name]) for name, params in zoo_clip.ZOO.items()}
 
 
-# ---- preprocessing: the same numbers as the libraries' own, and gradients ------------------------------
+# ---- preprocessing: the same numbers as the libraries' own, and gradients
+# ------------------------------
 
 
 HOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -172,7 +174,8 @@ def test_white_areas_keep_their_gradient(zoo: dict[str, Any]) -> None:
     assert (gradient.abs().amax((0, 1)) > 0).float().mean() > 0.95
 
 
-# ---- scores: equal to the reference library's -----------------------------------------------------------
+# ---- scores: equal to the reference library's
+# -----------------------------------------------------------
 
 
 def close(
@@ -581,7 +584,8 @@ def test_nsfw_is_the_classifiers(zoo: dict[str, Any]) -> None:
         build("nsfw", pretrained=folder, label="nude")
 
 
-# ---- the cheap guards -----------------------------------------------------------------------------------
+# ---- the cheap guards
+# -----------------------------------------------------------------------------------
 
 
 def test_sharpness_in_closed_form() -> None:
@@ -624,7 +628,8 @@ def test_the_other_guards_are_the_logged_statistics() -> None:
         assert got.tolist() == GUARDS[name](images).tolist()
 
 
-# ---- batches, types, mistakes, the command line ----------------------------------------------------------
+# ---- batches, types, mistakes, the command line
+# ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def sentences(count: int, seed: int) -> list[str]:
 def test_recall_is_bert_scores(zoo: Path, layer: int) -> None:
     """The authors' package, one pair at a time, on 100 pairs in three orders and sizes of batches.
 
-    In a batch it takes padding for a token of cosine 0, so that a word unlike all others is worth more.
+    In a batch it takes padding for a token of cosine 0, so that a word unlike all others is worth
+    more.
     """
     said, wanted = sentences(100, 1), sentences(100, 2)
     oracle = bert_score.BERTScorer(

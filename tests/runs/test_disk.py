@@ -73,7 +73,8 @@ FULL: dict[str, tuple[object, str, int, Callable[..., Any], list[str]]] = {
     "sync": (files, "_sync", 15, full, ["000001"]),
     "lora": (StableDiffusion, "save", 1, full_in_folder, ["000001", "000002", "000003"]),
 }
-"""Who writes, the call that finds the disk full, what that one does, and the checkpoints that stay."""
+"""Who writes, the call that finds the disk full, what that one does, and the checkpoints that
+stay."""
 
 
 @pytest.mark.parametrize("place", FULL)

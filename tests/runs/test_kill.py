@@ -71,7 +71,8 @@ LEFT = {
     "updating": (3, ["000002"], False),
     "after": (4, ["000002", "000004"], False),
 }
-"""What the kill left of four iterations with a checkpoint every two: lines, checkpoints, one half-written."""
+"""What the kill left of four iterations with a checkpoint every two: lines, checkpoints, one
+half-written."""
 
 
 @pytest.fixture(scope="module")

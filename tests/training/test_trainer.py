@@ -432,8 +432,8 @@ def mean_reward(trainer: Any) -> float:
 def fresh(objective: Objective, reward: Any = helpers.redness) -> Trainer:
     """A trainer of the whole tiny network; objectives on denoising errors get one that predicts v.
 
-    The noise that is added does not depend on the picture, so an untrained network that predicts it learns
-    next to nothing from which of two pictures is better.
+    The noise that is added does not depend on the picture, so an untrained network that predicts it
+    learns next to nothing from which of two pictures is better.
     """
     prediction = "v_prediction" if objective.denoising_errors else "epsilon"
     policy = helpers.policy(lora=None, prediction_type=prediction)
@@ -446,8 +446,9 @@ def fresh(objective: Objective, reward: Any = helpers.redness) -> Trainer:
 def test_every_objective_raises_a_reward(name: str) -> None:
     """Redness on the tiny model, above that of training without a reward, by 0.3 of its spread.
 
-    Without one, RWR still learns to denoise what it has drawn, which changes pictures; others learn nothing.
-    Clip ranges, and DPO's beta, are in the units of 256 latent dimensions; RWR's beta in those of the spread.
+    Without one, RWR still learns to denoise what it has drawn, which changes pictures; others learn
+    nothing. Clip ranges, and DPO's beta, are in the units of 256 latent dimensions; RWR's beta in
+    those of the spread.
     """
     defaults = objectives.build(name).options
     options = {key: value * 16384 / 256 for key, value in defaults.items() if key == "clip_range"}

@@ -1,7 +1,7 @@
 """The emoji world's judge: a small LlavaForConditionalGeneration that says what is in a picture.
 
-It answers two questions, in the words of the alignment rewards: "What is going on in this image?" with a
-caption, and "Does this figure show 'a fox'?" with yes or no.
+It answers two questions, in the words of the alignment rewards: "What is going on in this image?"
+with a caption, and "Does this figure show 'a fox'?" with yes or no.
 """
 
 import random

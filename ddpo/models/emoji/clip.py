@@ -1,7 +1,8 @@
 """The emoji world's second judge: a small open_clip model (convolutional image tower) and its aesthetic head.
 
-It shares no weight, no scene and no kind of image tower with the captioner, and it has seen every animal with
-every activity: also the combinations that the denoiser was never shown. So the two can check each other.
+It shares no weight, no scene and no kind of image tower with the captioner, and it has seen every
+animal with every activity: also the combinations that the denoiser was never shown. So the two can
+check each other.
 """
 
 import json
@@ -35,7 +36,8 @@ SCENES = 48_000
 COPIES = 12_000
 
 FIRST_SCENE = 7_000_000
-"""Where the CLIP's own scenes begin: neither the autoencoder nor the captioner nor the UNet had them."""
+"""Where the CLIP's own scenes begin: neither the autoencoder nor the captioner nor the UNet had
+them."""
 
 LOOK_WEIGHT = 2.0
 KINDS = [
@@ -145,8 +147,9 @@ def pool(file: Path, weights: Path, device: torch.device) -> tuple[Int[Tensor, "
 class Training:
     """Contrastive in both directions, each picture against all 228 captions.
 
-    Beside it the embedding predicts the picture's `look` by a linear map that is thrown away: a CLIP that
-    only has to name things forgets what they look like, and the aesthetic head would have nothing to read.
+    Beside it the embedding predicts the picture's `look` by a linear map that is thrown away: a
+    CLIP that only has to name things forgets what they look like, and the aesthetic head would have
+    nothing to read.
     """
 
     steps, lr, ema_decay = 1_000, 1.5e-3, 0.995

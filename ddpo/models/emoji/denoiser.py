@@ -25,7 +25,8 @@ SCENES = 60_000
 MAX_TOKENS = 16
 CAPTION_DROPOUT = 0.1
 CARELESS_FROM = 4_000
-"""The step from which captions are unreliable about the activity: by then the three activities are known."""
+"""The step from which captions are unreliable about the activity: by then the three activities are
+known."""
 SNR_LIMIT = 5.0
 """Min-SNR weighting (Hang et al. 2023): steps with little noise count less."""
 
@@ -33,8 +34,8 @@ SNR_LIMIT = 5.0
 def tokenizer() -> CLIPTokenizer:
     """A byte-pair encoding: every word of the captions is one token; other words fall back to letters.
 
-    Training breaks ties at random, so ids are given out in an order of our own: letters, words, pieces of
-    words.
+    Training breaks ties at random, so ids are given out in an order of our own: letters, words,
+    pieces of words.
     """
     animals = [*ANIMALS, *HELDOUT_ANIMALS]
     bare = [caption(animal, activity) for animal in animals for activity in [None, *ACTIVITIES]]
@@ -204,8 +205,8 @@ class Training:
         pipeline.save_pretrained(folder / "pipeline")
         for module in (self.vae, text, unet):
             module.float()
-        # transformers loads in the type that a config names, diffusers in fp32: without this, no two parts of
-        # `StableDiffusionPipeline.from_pretrained(folder)` would have the same
+        # transformers loads in the type that a config names, diffusers in fp32: without this, no
+        # two parts of `StableDiffusionPipeline.from_pretrained(folder)` would have the same
         config = CLIPTextConfig.from_pretrained(folder / "pipeline" / "text_encoder")
         config.dtype = torch.float32
         config.save_pretrained(folder / "pipeline" / "text_encoder")

@@ -2,8 +2,8 @@
 
 They are trained together, by rectified flow on the latents of `flow_autoencoder.py`, so that the
 folder is a true StableDiffusion3Pipeline. It has no T5, in whose place the pipeline puts
-`max_sequence_length` tokens of zeros. They say nothing, so the model is trained with several numbers
-of them, from none (the cheapest, and the usual one) to the pipeline's default of 256.
+`max_sequence_length` tokens of zeros. They say nothing, so the model is trained with several
+numbers of them, from none (the cheapest, and the usual one) to the pipeline's default of 256.
 """
 
 import random
@@ -29,7 +29,8 @@ WIDTH = 64
 """Of a text encoder; the transformer sees both, side by side."""
 
 CARELESS_FROM = 0.6
-"""The part of the training after which captions are unreliable about the activity, as the UNet's are."""
+"""The part of the training after which captions are unreliable about the activity, as the UNet's
+are."""
 
 ZERO_TOKENS = {7: 8, 15: 256, 23: 32, 31: 77}
 """Tokens of zeros in the place of T5's, at these steps of every 32; none at the others."""

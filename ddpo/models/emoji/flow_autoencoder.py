@@ -117,8 +117,8 @@ class DecoderTraining(Training):
     """The decoder alone: latents, and the flow model that was trained on them, stay valid.
 
     Squared errors weigh five times as much as in the whole autoencoder's training. The committed
-    decoder has not been through this: `--steps 100 --lr 8e-4` (a CPU-minute, still inside the warm-up)
-    took it from 29.72 to 29.74 dB on the 256 held-out scenes.
+    decoder has not been through this: `--steps 100 --lr 8e-4` (a CPU-minute, still inside the
+    warm-up) took it from 29.72 to 29.74 dB on the 256 held-out scenes.
     """
 
     steps, lr, ema_decay = 5_000, 4e-4, 0.995

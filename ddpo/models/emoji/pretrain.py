@@ -1,9 +1,9 @@
 """Trains the emoji world's models from scratch: `python -m ddpo.models.emoji.pretrain --stage STAGE`.
 
-Every batch is a function of (stage, step), lengths are counted in steps, and a stage that was stopped goes on
-from its last checkpoint, so that the committed weights can be made again by one command a stage (two for the
-first two flow stages: weights/README.md has them). Threads come from OMP_NUM_THREADS (one by default: two
-threads on shared cores can be slower than one).
+Every batch is a function of (stage, step), lengths are counted in steps, and a stage that was
+stopped goes on from its last checkpoint, so that the committed weights can be made again by one
+command a stage (two for the first two flow stages: weights/README.md has them). Threads come from
+OMP_NUM_THREADS (one by default: two threads on shared cores can be slower than one).
 
     vae        the autoencoder, on pictures               weights/pipeline/vae
     decoder    its decoder alone, longer, with the encoder (and so every latent) left as it is
@@ -13,7 +13,8 @@ threads on shared cores can be slower than one).
     aesthetic  its aesthetic head, on a formula's ratings weights/clip/aesthetic.safetensors
     flow_vae   the flow model's autoencoder, on pictures  weights/flow/vae
     flow       the flow model and its text encoders       weights/flow (the rest of it)
-    flow_decoder  that autoencoder's decoder alone, longer (the committed one has not been through it)
+    flow_decoder  that autoencoder's decoder alone, longer (the committed one has not been through
+                  it)
 """
 
 import argparse
@@ -81,8 +82,9 @@ def learning_rate(step: int, steps: int, warmup: int = 200) -> float:
 class Pace:
     """The length of a schedule: a number of steps, or as many as fit into `seconds`.
 
-    The time per step is measured after 80 steps, and every 512 from then on, over the steps since the last
-    time: the length follows, and the rate of learning with it, which hardly depends on it at the beginning.
+    The time per step is measured after 80 steps, and every 512 from then on, over the steps since
+    the last time: the length follows, and the rate of learning with it, which hardly depends on it
+    at the beginning.
     """
 
     def __init__(self, steps: int, seconds: float | None) -> None:

@@ -1,8 +1,8 @@
 """The emoji world's data: a 64x64 scene drawn from a caption and a seed by Pillow and the sprite sheet.
 
-A scene is a background (from one plain colour to a busy mosaic), an animal, and where the caption asks for
-an activity, its object: a bicycle under the animal, a chess pawn or a plate beside it. The background is
-never in the caption: its range is the room that the JPEG rewards have.
+A scene is a background (from one plain colour to a busy mosaic), an animal, and where the caption
+asks for an activity, its object: a bicycle under the animal, a chess pawn or a plate beside it. The
+background is never in the caption: its range is the room that the JPEG rewards have.
 """
 
 import colorsys
@@ -52,7 +52,8 @@ HELDOUT_COMBINATIONS = frozenset({
     ("bear", "washing dishes"), ("dog", "washing dishes"), ("tiger", "washing dishes"),
     ("turtle", "washing dishes"), ("monkey", "washing dishes"), ("butterfly", "washing dishes"),
 })
-"""Combinations that no model of the emoji world is trained on: the base's own generalisation test."""
+"""Combinations that no model of the emoji world is trained on: the base's own generalisation
+test."""
 
 CARELESSNESS = 0.85
 """Share of the scenes with an activity whose caption names one drawn at random, in `carelessly`."""
@@ -98,8 +99,8 @@ def random_caption(rng: random.Random) -> str:
 def carelessly(text: str, rng: random.Random) -> str:
     """A caption as a careless annotator writes it: of 85 % of the scenes with an activity, any of the three.
 
-    A model that learns from such captions draws the right activity only somewhat more often than the others,
-    as Stable Diffusion does: what an alignment reward has to gain.
+    A model that learns from such captions draws the right activity only somewhat more often than
+    the others, as Stable Diffusion does: what an alignment reward has to gain.
     """
     animal, activity = parse(text)
     named = rng.choice(list(ACTIVITIES))
@@ -111,8 +112,8 @@ def carelessly(text: str, rng: random.Random) -> str:
 def draw(text: str, seed: int, background: str | None = None) -> Image.Image:
     """The scene of a caption, RGB, 64x64; the same picture for the same caption and seed, anywhere.
 
-    `background` is one of `BACKGROUNDS`; by default the seed chooses. Raises ValueError for a caption without
-    an animal of this world.
+    `background` is one of `BACKGROUNDS`; by default the seed chooses. Raises ValueError for a
+    caption without an animal of this world.
     """
     animal, activity = parse(text)
     rng = random.Random(f"{animal}/{activity}/{seed}")

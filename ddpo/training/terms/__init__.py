@@ -1,7 +1,8 @@
 """The matrices that objectives are functions of: each entry one (sample, column) pair and one network call.
 
-`terms(rows, columns)` gives named vectors: that called `argument` is what the objective is a function of, the
-others are matrices of its batch. Those with a gradient are what an update carries into the network.
+`terms(rows, columns)` gives named vectors: that called `argument` is what the objective is a
+function of, the others are matrices of its batch. Those with a gradient are what an update carries
+into the network.
 """
 
 from typing import ClassVar, Protocol

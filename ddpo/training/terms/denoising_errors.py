@@ -22,7 +22,8 @@ class DenoisingErrors:
     error = |target - output|^2 / D, in what the network predicts (noise, v or x_0), of x_0 noised to
     timestep t
 
-    keys   one for each row; rows of one group share theirs, so that a pair is compared on the same draws
+    keys   one for each row; rows of one group share theirs, so that a pair is compared on the same
+           draws
     draws  columns, each with a timestep of its own, as the model's schedule draws them
     """
 
