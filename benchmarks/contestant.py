@@ -1,4 +1,5 @@
-"""Our entry in a speed comparison of DDPO trainers: one epoch of the real trainer per line `epoch` on stdin.
+"""Our entry in a speed comparison of DDPO trainers: one epoch of the real trainer per line `epoch`
+on stdin.
 
 Speaks the line protocol of a harness whose folder (with protocol.py) is on PYTHONPATH: sampling
 with log-probabilities, decoding, the JPEG reward, advantages and one pass of updates over every

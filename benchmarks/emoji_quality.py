@@ -1,4 +1,5 @@
-"""What the base can draw, by the world's two judges: `python benchmarks/emoji_quality.py --out runs/quality`.
+"""What the base can draw, by the world's two judges:
+`python benchmarks/emoji_quality.py --out runs/quality`.
 
 Single animals, held-out animals, and animals with an activity (in combinations that were trained
 and that never were), each prompt `--per-prompt` times; writes quality.json and a contact sheet for
@@ -25,7 +26,8 @@ SETS = ("animals", "animals_heldout", "activities", "activities_heldout")
 
 
 def scene_sizes(count: int = 500) -> dict[str, float]:
-    """Mean JPEG size (kB, quality 95) of single-animal scenes: of all backgrounds, and of plain ones."""
+    """Mean JPEG size (kB, quality 95) of single-animal scenes: of all backgrounds, and of plain
+    ones."""
     animals = [prompt.text for prompt in prompts.load("animals")]
 
     def size(seed: int, background: str | None) -> float:

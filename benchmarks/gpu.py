@@ -1,4 +1,5 @@
-"""What a GPU makes of ddpo, in one command: speed, memory, ratios, host synchronisations; random weights.
+"""What a GPU makes of ddpo, in one command: speed, memory, ratios, host synchronisations; random
+weights.
 
     python benchmarks/gpu.py --out gpu.json                                  # everything
     python benchmarks/gpu.py --out gpu.json --parts peak,sampling --dtypes bf16 --seconds 120

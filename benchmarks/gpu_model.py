@@ -1,4 +1,5 @@
-"""A known architecture with random weights, and ddpo's own objects around it, for benchmarks/gpu.py."""
+"""A known architecture with random weights, and ddpo's own objects around it, for
+benchmarks/gpu.py."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ def settings(
     micro_batch: int = 8,
     batch_size: int = 8,
 ) -> Config:
-    """DDPO with LoRA of rank 16, guidance 5 and DDIM of eta 1; `changes` are dotted names, as flags are."""
+    """DDPO with LoRA of rank 16, guidance 5 and DDIM of eta 1; `changes` are dotted names, as flags
+    are."""
     values = {
         "model": {**ARCHITECTURES[architecture], "dtype": ARITHMETIC[arithmetic]},
         "lora": {"rank": 16},

@@ -42,7 +42,8 @@ GUIDED = 2
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is done. Sampling is timed at two numbers of steps; what differs is the time of the steps."""
+    """How much is done. Sampling is timed at two numbers of steps; what differs is the time of the
+    steps."""
 
     matmul: int = 8192
     copied: int = 2**32
@@ -114,7 +115,8 @@ def predict(case: Case, rows: int, grad: bool = False) -> None:
 
 
 def sampling(bench: Bench) -> Found:
-    """Images a second with log-probabilities, decoded: measured at few and many steps, and at all of them."""
+    """Images a second with log-probabilities, decoded: measured at few and many steps, and at all
+    of them."""
     case, sizes = bench.case, bench.sizes
     forward = counted_flops(lambda: predict(case, 1))
     with torch.no_grad():
@@ -247,7 +249,8 @@ def optimizer_seconds(bench: Bench) -> float:
 
 
 def waits(bench: Bench) -> Found:
-    """Host synchronisations of a sampling step and of a training micro-batch, by the line of code."""
+    """Host synchronisations of a sampling step and of a training micro-batch, by the line of
+    code."""
     case, sizes = bench.case, bench.sizes
     if case.device.type != "cuda":
         yield "left_out", {"why": "only CUDA tells of synchronisations"}
@@ -326,7 +329,8 @@ def plan(bench: Bench) -> Found:
 
 
 def demo(bench: Bench) -> Found:
-    """Seconds an iteration of the embedded model's demonstration, and its gate, in each precision."""
+    """Seconds an iteration of the embedded model's demonstration, and its gate, in each
+    precision."""
     sizes = bench.sizes
     for dtype in sizes.dtypes:
         use(dtype)
@@ -359,7 +363,8 @@ def demo(bench: Bench) -> Found:
 
 
 def bare(bench: Bench) -> Found:
-    """Ours beside a loop without a framework, in turn, at equal settings: sampling, and training on it."""
+    """Ours beside a loop without a framework, in turn, at equal settings: sampling, and training on
+    it."""
     if bench.folder is None:
         yield "left_out", {"why": "needs --bench, the folder of bare.py"}
         return
@@ -399,7 +404,8 @@ def bare(bench: Bench) -> Found:
 
 
 def _our_epoch(case: Case, sampler: Sampler) -> tuple[float, float]:
-    """Seconds of sampling and training; without AdamW's step, which the part training times by itself."""
+    """Seconds of sampling and training; without AdamW's step, which the part training times by
+    itself."""
     images = sampler.batch_size
     found: list[Trajectory] = []
     sampled = seconds(

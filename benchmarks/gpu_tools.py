@@ -1,4 +1,5 @@
-"""How benchmarks/gpu.py measures: seconds, peak memory, floating-point operations, host synchronisations."""
+"""How benchmarks/gpu.py measures: seconds, peak memory, floating-point operations, host
+synchronisations."""
 
 import platform
 import statistics
@@ -79,14 +80,16 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, float | None]]:
 
 
 def counted_flops(compute: Callable[[], object]) -> int:
-    """Floating-point operations of matrix products, convolutions and attention, 2 a multiply-add."""
+    """Floating-point operations of matrix products, convolutions and attention, 2 a
+    multiply-add."""
     with FlopCounterMode(display=False) as counter:
         compute()
     return counter.get_total_flops()
 
 
 def synchronisations(compute: Callable[[], object]) -> Counter[str]:
-    """How often `compute` makes the host wait for the GPU, by the line that does so. Needs a GPU."""
+    """How often `compute` makes the host wait for the GPU, by the line that does so. Needs a
+    GPU."""
     found: Counter[str] = Counter()
 
     def note(message: Warning | str, *_: Any, **__: Any) -> None:

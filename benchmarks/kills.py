@@ -1,4 +1,5 @@
-"""SIGKILL a run at random times, resume it until it ends, and compare it with a run that was never killed.
+"""SIGKILL a run at random times, resume it until it ends, and compare it with a run that was never
+killed.
 
     OMP_NUM_THREADS=1 python benchmarks/kills.py [--kills 100] [--seed 0]
 
@@ -95,7 +96,8 @@ def tensors(file: Path) -> dict[str, object]:
 
 
 def safe(folder: Path, started: float) -> tuple[bytes, str]:
-    """The lines of metrics up to the newest checkpoint, and where the kill hit the process of that time."""
+    """The lines of metrics up to the newest checkpoint, and where the kill hit the process of that
+    time."""
     saved, file = checkpoint.all_of(folder), folder / "metrics.jsonl"
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
     reached = int(saved[-1].name) if saved else 0

@@ -1,4 +1,5 @@
-"""What `ddpo serve` costs: a reward of 50 ms an image, in this process and through a server on loopback.
+"""What `ddpo serve` costs: a reward of 50 ms an image, in this process and through a server on
+loopback.
 
     python benchmarks/remote_reward.py [--images 16] [--size 512] [--ms 50] [--rounds 15]
     [--batch-size 4]

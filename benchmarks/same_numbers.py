@@ -1,4 +1,5 @@
-"""Whether another checkout computes the same numbers: `python benchmarks/same_numbers.py OLD_CHECKOUT`.
+"""Whether another checkout computes the same numbers:
+`python benchmarks/same_numbers.py OLD_CHECKOUT`.
 
 For every objective, the smoke configuration is trained in both checkouts (fp32, one thread, in the
 Python that runs this). The first iteration's reward, loss, gradient norm and KL must be equal to
@@ -24,7 +25,8 @@ HERE = Path(__file__).parent.parent
 
 
 def train(checkout: Path, objective: str, run: Path) -> None:
-    """The smoke run of a checkout, whose own code and configuration are read: it is the working folder."""
+    """The smoke run of a checkout, whose own code and configuration are read: it is the working
+    folder."""
     flags = ["--config", "configs/smoke.yaml", "--objective.name", objective, "--run_dir", str(run)]
     quiet = ["--log.images", "0", "--model.dtype", "fp32"]
     environment = {
@@ -45,7 +47,8 @@ def first_row(run: Path) -> dict[str, float | None]:
 
 
 def relative(old: float | None, new: float | None) -> float:
-    """|new - old| / |old|; 0 where both are missing, as the KL of an objective without densities."""
+    """|new - old| / |old|; 0 where both are missing, as the KL of an objective without
+    densities."""
     if old is None or new is None:
         return 0.0 if old is new else math.inf
     return abs(new - old) / max(abs(old), 1e-30) if old != new else 0.0

@@ -10,8 +10,9 @@ from torch import Tensor
 class Affine:
     """f(x) = w . x + b, the product of the layers `layers.N.weight` and `layers.N.bias` in the order of N.
 
-    Published as 768-1024-128-64-16-1 with N = 0, 2, 4, 6, 7: dropout (off when scoring) stood in between,
-    no other function. Raises ValueError where the layers do not lead from `width` features to one number.
+    Published as 768-1024-128-64-16-1 with N = 0, 2, 4, 6, 7: dropout (off when scoring) stood in
+    between, no other function. Raises ValueError where the layers do not lead from `width` features
+    to one number.
     """
 
     def __init__(self, state: Mapping[str, Tensor], width: int, device: torch.device | str) -> None:

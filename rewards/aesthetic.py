@@ -18,9 +18,10 @@ from ._weights import file, loading, tensors
 class aesthetic:
     """How much people would like the picture, by LAION's improved aesthetic predictor: about 1 to 10.
 
-    r(x) = w . f(x) / |f(x)| + b with f the image feature of OpenAI's CLIP ViT-L/14; w and b are the product
-    of the five linear layers of "sac+logos+ava1-l14-linearMSE" (the prompt plays no part; DDPO, arXiv
-    2305.13301, section 5.1). Higher is better; Stable Diffusion 1.5 begins near 5.5. Differentiable.
+    r(x) = w . f(x) / |f(x)| + b with f the image feature of OpenAI's CLIP ViT-L/14; w and b are the
+    product of the five linear layers of "sac+logos+ava1-l14-linearMSE" (the prompt plays no part;
+    DDPO, arXiv 2305.13301, section 5.1). Higher is better; Stable Diffusion 1.5 begins near 5.5.
+    Differentiable.
 
     `pretrained` is the CLIP: a name on the Hub, a folder, one of open_clip's (`ViT-L-14/openai`),
     or emoji.

@@ -15,8 +15,8 @@ from ._clip import Encoder
 class diversity:
     """Mean distance of an image to the others of its prompt's group, in [0, 2]; 0 where all are the same.
 
-    r(x_i) = 1 / (G - 1) sum over j != i of 1 - cos(f(x_i), f(x_j)); the mean over the group is the mean
-    pairwise distance. Higher is more diverse. Differentiable. NaN for an image that is alone.
+    r(x_i) = 1 / (G - 1) sum over j != i of 1 - cos(f(x_i), f(x_j)); the mean over the group is the
+    mean pairwise distance. Higher is more diverse. Differentiable. NaN for an image that is alone.
 
     `pretrained` is the network of the features: DINOv2 (its class token: looks), CLIP (subject and
     style), by a name on the Hub, a folder, one of open_clip's, or emoji (the embedded CLIP).

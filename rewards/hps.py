@@ -21,9 +21,9 @@ FILES = {"v2": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 class hps:
     """Human Preference Score v2, a CLIP-H tuned on rankings of generated images: cosine, about 0.14 to 0.34.
 
-    r(x, c) = cos(f(x), g(c)) (Wu et al. 2023, arXiv 2306.09341; their tables are 100 times this). The image's
-    longest side is brought to 224 and the rest padded with black, as in the original; nothing is cropped.
-    Higher is better. Differentiable.
+    r(x, c) = cos(f(x), g(c)) (Wu et al. 2023, arXiv 2306.09341; their tables are 100 times this).
+    The image's longest side is brought to 224 and the rest padded with black, as in the original;
+    nothing is cropped. Higher is better. Differentiable.
 
     `version` is v2 or v2.1; their scores do not compare with each other.
     `pretrained` is what holds `HPS_v2_compressed.pt` or `HPS_v2.1_compressed.pt`: a name on the Hub

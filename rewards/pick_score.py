@@ -17,8 +17,8 @@ class pick_score:
     """PickScore, a CLIP-H tuned on half a million choices between two images: about 18 to 24.
 
     r(x, c) = s cos(f(x), g(c)) with the model's own scale s, near 100 (Kirstain et al. 2023, arXiv
-    2305.01569); exp(r) / (exp(r) + exp(r')) is the probability that x is picked over x'. Higher is better.
-    Differentiable. Others divide it by 26.
+    2305.01569); exp(r) / (exp(r) + exp(r')) is the probability that x is picked over x'. Higher is
+    better. Differentiable. Others divide it by 26.
 
     `pretrained` is the CLIP: a name on the Hub, a folder, one of open_clip's, or emoji.
     `processor` is where its image processor and its tokenizer are: a name on the Hub or a folder

@@ -21,8 +21,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 class similarity:
     """Mean cosine of the image's features and the reference images', in [-1, 1]; 1 for the same image.
 
-    r(x) = mean over the references y of cos(f(x), f(y)), higher is more alike. Differentiable. NaN for a
-    prompt without a reference.
+    r(x) = mean over the references y of cos(f(x), f(y)), higher is more alike. Differentiable. NaN
+    for a prompt without a reference.
 
     `reference` is an image file or a folder of them; without it, each prompt's metadata field
     `reference`.

@@ -1,4 +1,5 @@
-"""One thread a worker, no network, and the shapes annotated in the formulas are checked at every call."""
+"""One thread a worker, no network, and the shapes annotated in the formulas are checked at every
+call."""
 
 import os
 

@@ -1,4 +1,5 @@
-"""Several rewards as one: per-reward comparison, gates, groups, win rates, missing values. By hand."""
+"""Several rewards as one: per-reward comparison, gates, groups, win rates, missing values. By
+hand."""
 
 import json
 import math
@@ -75,7 +76,8 @@ TWO = [judge("a", 2.0), judge("b", -0.5)]
 
 
 def test_each_reward_compared_by_itself_or_their_sum() -> None:
-    """a: mean 1, std 1; b: mean 20, std 10. The sum 2 a - b / 2 is (-5, -15, -1, -11): mean -8, std 5.385."""
+    """a: mean 1, std 1; b: mean 20, std 10. The sum 2 a - b / 2 is (-5, -15, -1, -11): mean -8, std
+    5.385."""
     batch, row = outcome({"a": A, "b": B}, TWO, per_reward=True)
     expected = torch.tensor([-2 + 0.5, -2 - 0.5, 2 + 0.5, 2 - 0.5], dtype=torch.float64)
     torch.testing.assert_close(batch.advantage[:4], expected, atol=1e-5, rtol=0)
@@ -123,7 +125,8 @@ def test_a_gated_sample_is_the_worst_of_its_group() -> None:
 
 
 def test_a_gate_and_each_reward_by_itself() -> None:
-    """The third is gated: 2 A(0, 0, 0, 2) + A(-10, -30, -30, -30) / 2, with std 0.75^0.5 and 75^0.5."""
+    """The third is gated: 2 A(0, 0, 0, 2) + A(-10, -30, -30, -30) / 2, with std 0.75^0.5 and
+    75^0.5."""
     judges = [*TWO, judge("light", 0.0, max=0.9)]
     batch, _ = outcome({"a": A, "b": B, "light": GATED["light"]}, judges, per_reward=True)
     a, b = torch.tensor([-0.5, -0.5, -0.5, 1.5]), torch.tensor([15.0, -5, -5, -5])
@@ -160,7 +163,8 @@ def test_a_group_that_is_all_gated_is_the_worst_of_the_iteration() -> None:
 
 
 def test_the_best_checkpoint_heeds_gates_and_missing_values() -> None:
-    """2 a - b of five pictures: 2, 4, 18 (gated, so 2), NaN, infinite; without a value there is none."""
+    """2 a - b of five pictures: 2, 4, 18 (gated, so 2), NaN, infinite; without a value there is
+    none."""
     judges = [judge("a", 2.0), judge("b", -1.0), judge("light", 0.0, max=0.9), judge("logged", 0.0)]
     columns = {
         "a": [1.0, 2, 9, NAN, float("inf")],
@@ -178,7 +182,8 @@ def test_the_best_checkpoint_heeds_gates_and_missing_values() -> None:
 
 
 def test_rwr_over_all_prompts_knows_the_gate() -> None:
-    """Weights exp(beta r) over the iteration: a gated prompt's are those of the worst that passed."""
+    """Weights exp(beta r) over the iteration: a gated prompt's are those of the worst that
+    passed."""
     columns = {"a": [9.0] * 4 + [1.0, 2, 3] * 4, "light": [1.0] * 4 + [0.5] * 12}
     batch, _ = outcome(columns, JUDGES)
     found = weights(batch, beta=0.2, percentile=None, per_prompt=False, standardize=False)
@@ -425,7 +430,8 @@ def own(tmp_path: Path) -> str:
 def test_a_composition_trains_and_is_judged(
     own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From one file: a reward with options, a gate, a groupwise and a pairwise one; runs share a cache."""
+    """From one file: a reward with options, a gate, a groupwise and a pairwise one; runs share a
+    cache."""
     names = [f"{{name: '{own}:{name}'" for name in ("bright", "apart", "redder")]
     first = f"{names[0]}, params: {{power: 2.0}}, min: 0.0, max: 0.2}}"
     cached = first.replace("}}", f"}}, cache: {tmp_path / 'kept'}}}").replace(

@@ -1,4 +1,5 @@
-"""An option is obeyed or refused, by train, train --resume and plan: each is named here with what it changes.
+"""An option is obeyed or refused, by train, train --resume and plan: each is named here with what
+it changes.
 
 The options are those of the real parser. One that stands in no table fails its test, as does one
 that is accepted and changes nothing.

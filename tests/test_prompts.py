@@ -1,4 +1,5 @@
-"""Every form of prompt file is read alike, mistakes name file and line, bundled sets are the papers'."""
+"""Every form of prompt file is read alike, mistakes name file and line, bundled sets are the
+papers'."""
 
 import json
 import sys
@@ -250,7 +251,8 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same rows as parquet and as jsonl, each in a folder, and as the prompt file they amount to."""
+    """The same rows as parquet and as jsonl, each in a folder, and as the prompt file they amount
+    to."""
     import datasets
 
     folder = tmp_path_factory.mktemp("data")
@@ -316,7 +318,8 @@ def test_a_data_set_that_cannot_be(data: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_run_on_a_data_set(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Named on the command line it takes the place of the file's name; the provenance knows its rows."""
+    """Named on the command line it takes the place of the file's name; the provenance knows its
+    rows."""
     run, same = tmp_path / "run", prompts.load(path=data / "same.jsonl")
     flags = ["--prompts.dataset", str(data / "lines"), "--prompts.column", "caption"]
     assert main(["train", *helpers.smoke(run), *flags, "--trainer.iterations", "1"]) == 0

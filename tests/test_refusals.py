@@ -1,4 +1,5 @@
-"""A library that refuses versions, or misses a package, costs one line with a remedy; a defect stays one."""
+"""A library that refuses versions, or misses a package, costs one line with a remedy; a defect
+stays one."""
 
 import importlib
 from collections.abc import Callable

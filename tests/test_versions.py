@@ -1,4 +1,5 @@
-"""The versions that we name: constraints.txt holds the whole tested set, and pyproject.toml allows it."""
+"""The versions that we name: constraints.txt holds the whole tested set, and pyproject.toml allows
+it."""
 
 import re
 import tomllib
@@ -38,7 +39,8 @@ def test_the_tested_versions_are_allowed() -> None:
 
 
 def test_every_direct_requirement_has_a_lower_bound() -> None:
-    """That of a library that is imported; the development tools are the tested ones, or the newest."""
+    """That of a library that is imported; the development tools are the tested ones, or the
+    newest."""
     wanted = [Requirement(line) for line in PROJECT["dependencies"]]
     assert not [
         str(each) for each in wanted if not any(part.operator == ">=" for part in each.specifier)

@@ -1,4 +1,5 @@
-"""Outside the checkout: the wheel beside a foreign `rewards`, and two processes by our accelerate files."""
+"""Outside the checkout: the wheel beside a foreign `rewards`, and two processes by our accelerate
+files."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""The papers' claims in the emoji world: `python benchmarks/study/study.py tune`, then `run`, then `report`.
+"""The papers' claims in the emoji world: `python benchmarks/study/study.py tune`, then `run`, then
+`report`.
 
 tune    tries each learning rate once; the better ones stand in TUNED of study_arms.py
 run     makes what is not yet in benchmarks/results/, one JSON a finished run; stop it and start it
@@ -115,7 +116,8 @@ def measure(run: Arm) -> dict[str, Any]:
 
 
 def compare(session: Session, task: str, name: str) -> dict[str, dict[str, float]]:
-    """Of every judge: means before and after at the same seeds, two pictures a prompt, and the difference."""
+    """Of every judge: means before and after at the same seeds, two pictures a prompt, and the
+    difference."""
     asked = (session.trainer.policy, session.trainer.sampler, prompts.load(name), 2, session.judges)
     if (task, name) not in BASE:
         with session.trainer.policy.weights("base"):

@@ -1,4 +1,5 @@
-"""What the study runs: tasks (a reward and its prompts), arms (a method with its options), seeds."""
+"""What the study runs: tasks (a reward and its prompts), arms (a method with its options),
+seeds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -39,7 +39,8 @@ def kl(result: Result) -> float:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % interval over seeds (Student's t); infinite for one seed."""
+    """Mean and half the width of its 95 % interval over seeds (Student's t); infinite for one
+    seed."""
     if len(values) < 2:
         return values[0], math.inf
     return statistics.mean(values), T_975[len(values)] * statistics.stdev(values) / math.sqrt(
@@ -49,7 +50,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Check:
-    """One inequality: the mean over common seeds of left - factor * right, of `measure`, is above 0."""
+    """One inequality: the mean over common seeds of left - factor * right, of `measure`, is above
+    0."""
 
     words: str
     task: str

@@ -104,7 +104,8 @@ def show(values: Sequence[float]) -> str:
 
 
 def plot(claim: Claim, pool: Pool, file: Path) -> None:
-    """A row a task: the reward of the sampled images over queries and over CPU time, and what it cost."""
+    """A row a task: the reward of the sampled images over queries and over CPU time, and what it
+    cost."""
     tasks = list(dict.fromkeys(task for task, arm in claim.arms if (task, arm) in pool))
     figure, axes = plt.subplots(len(tasks), 3, figsize=(15, 3.6 * len(tasks)), squeeze=False)
     for row, task in zip(axes, tasks, strict=True):
@@ -128,7 +129,8 @@ def plot(claim: Claim, pool: Pool, file: Path) -> None:
 
 
 def draw(row: Sequence[Axes], seeds: dict[int, Result], arm: str, color: str) -> None:
-    """The mean over seeds and the band of their range; each point is a mean over three iterations."""
+    """The mean over seeds and the band of their range; each point is a mean over three
+    iterations."""
     curves = [
         smooth([line["reward/mean"] for line in result["curve"]]) for result in seeds.values()
     ]

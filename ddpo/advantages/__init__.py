@@ -2,13 +2,13 @@
 
     def own(reward: Float[Tensor, " B"], keys: Sequence[str], group: Int[Tensor, " B"], *, power: float = 1.0)
 
-An advantage is a function that returns Float[Tensor, " B"], or a class with __init__(*, **options) and the
-same __call__. It gets the rewards of an iteration (gathered over ranks, so that every rank computes the
-same), the keys of their prompts, and a number per group: the samples of one prompt in one iteration. Samples
-without a reward are not among them. A class that remembers something from one iteration to the next has
-`state_dict()`, which JSON can hold, and `load_state_dict(state)`. `compares = True` says that it compares
-samples of one prompt, so there must be at least two. Adding an advantage is adding one file here, or in the
-`advantages` folder of a plugin.
+An advantage is a function that returns Float[Tensor, " B"], or a class with __init__(*, **options)
+and the same __call__. It gets the rewards of an iteration (gathered over ranks, so that every rank
+computes the same), the keys of their prompts, and a number per group: the samples of one prompt in
+one iteration. Samples without a reward are not among them. A class that remembers something from
+one iteration to the next has `state_dict()`, which JSON can hold, and `load_state_dict(state)`.
+`compares = True` says that it compares samples of one prompt, so there must be at least two. Adding
+an advantage is adding one file here, or in the `advantages` folder of a plugin.
 """
 
 from collections.abc import Sequence

@@ -17,8 +17,8 @@ def ddpm(
     mean  = sqrt(a_s) beta / (1 - a_t) x_0 + sqrt(alpha) (1 - a_s) / (1 - a_t) x_t
     std^2 = beta (1 - a_s) / (1 - a_t)  (`variance` "small", the posterior)   or   beta  ("large")
 
-    with a = signal^2 = 1 - noise^2. Each step leads to the timestep of the next; the last one reaches the
-    data, adds no noise and has no density, as in Ho et al., algorithm 2.
+    with a = signal^2 = 1 - noise^2. Each step leads to the timestep of the next; the last one
+    reaches the data, adds no noise and has no density, as in Ho et al., algorithm 2.
     """
     if variance not in ("small", "large"):
         raise UserError(f"sampler.variance: {variance!r} is neither small nor large")

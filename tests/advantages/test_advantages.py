@@ -47,7 +47,8 @@ def test_batch_is_the_z_score() -> None:
 
 
 def test_group_units() -> None:
-    """Groups (1, 3) and (10, 20): deviations -1, 1, -5, 5 in units of the group's, the batch's, or none."""
+    """Groups (1, 3) and (10, 20): deviations -1, 1, -5, 5 in units of the group's, the batch's, or
+    none."""
     rewards = [1.0, 3.0, 10.0, 20.0]
     deviations = torch.tensor([-1.0, 1.0, -5.0, 5.0], dtype=torch.float64)
     own = torch.tensor([1.0, 1.0, 5.0, 5.0], dtype=torch.float64)
@@ -169,7 +170,8 @@ def test_the_order_of_samples_does_not_matter(name: str, options: dict[str, Any]
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_the_memory_survives_json(name: str, options: dict[str, Any]) -> None:
-    """What a checkpoint does with it; and the memory that was given away is not written to later."""
+    """What a checkpoint does with it; and the memory that was given away is not written to
+    later."""
     one, other = built(name, **options), built(name, **options)
     of_groups(one, sixteen(0))
     state = one.state_dict()

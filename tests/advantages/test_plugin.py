@@ -1,4 +1,5 @@
-"""An advantage from a plugin folder is listed, explained, planned, trained and resumed like ours."""
+"""An advantage from a plugin folder is listed, explained, planned, trained and resumed like
+ours."""
 
 from pathlib import Path
 

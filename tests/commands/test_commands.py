@@ -218,7 +218,8 @@ def test_a_command_refuses(
 
 
 def stub(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
-    """In the place of networks, servers and files: what they were asked for is appended to `seen`."""
+    """In the place of networks, servers and files: what they were asked for is appended to
+    `seen`."""
     import uvicorn
 
     picture = Image.new("RGB", (8, 8))

@@ -45,7 +45,8 @@ def bytes_of(count: int, size: tuple[int, int] = (24, 40), seed: int = 0) -> Ten
 
 
 def picky(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Depends on every pixel's place, on the prompt and on the metadata; says nothing of "nothing"."""
+    """Depends on every pixel's place, on the prompt and on the metadata; says nothing of
+    "nothing"."""
     weights = torch.linspace(-1, 1, images[0].numel()).view(images.shape[1:])
     values = (images * weights).sum((1, 2, 3)) + torch.tensor(
         [float(row.get("n", 0)) for row in metadata]
@@ -123,7 +124,8 @@ def url() -> Iterator[str]:
 
 
 def test_remote_is_in_process() -> None:
-    """Scores to the last bit, whatever the requests' sizes, with text that JSON escapes; NaN stays NaN."""
+    """Scores to the last bit, whatever the requests' sizes, with text that JSON escapes; NaN stays
+    NaN."""
     prompts = [
         "a fox",
         'a "quoted" \\ one',
@@ -276,7 +278,8 @@ def test_a_wrong_request_gets_one_line_and_leaves_it_serving(
 def test_an_endless_body_is_refused_before_it_is_read(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By what its header says, and as soon as it is known where there is none; nothing waits for the rest."""
+    """By what its header says, and as soon as it is known where there is none; nothing waits for
+    the rest."""
     monkeypatch.setattr(server_module, "LINGER_S", 0.1)
     host, port = url.removeprefix("http://").split(":")
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
@@ -438,7 +441,8 @@ def test_trouble_that_stays(
     ],
 )
 def test_a_wrong_answer_is_never_a_score(answer: Any, line: str, scripted: Any) -> None:
-    """One that a repetition would not mend: an error at once, for the run to stop with its state saved."""
+    """One that a repetition would not mend: an error at once, for the run to stop with its state
+    saved."""
     url, kind = scripted(answer)
     with pytest.raises(UserError, match=line) as caught:
         client(url, retries=3)(bytes_of(2), ["a", "b"], [{}, {}])

@@ -46,7 +46,8 @@ class toy:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A plugin folder with a model, two objectives, a reward, and toy.yaml that uses them; we are there."""
+    """A plugin folder with a model, two objectives, a reward, and toy.yaml that uses them; we are
+    there."""
     files = {
         "models/toy.py": TOY_MODEL,
         "objectives/toy.py": TOY_OBJECTIVE,

@@ -1,4 +1,5 @@
-"""ddpo evaluate: an option is obeyed, and results.json says with what the pictures were made, or refused."""
+"""ddpo evaluate: an option is obeyed, and results.json says with what the pictures were made, or
+refused."""
 
 import io
 import json
@@ -49,7 +50,8 @@ OBEYED: dict[str, Flags] = {
 
 @pytest.fixture(scope="module")
 def evaluated(folder: Path) -> Callable[[Flags], tuple[dict[str, Any], Any]]:
-    """results.json, and the pictures with all that they are made with, of `ddpo evaluate run FLAGS`."""
+    """results.json, and the pictures with all that they are made with, of
+    `ddpo evaluate run FLAGS`."""
 
     @cache
     def evaluated(flags: tuple[str, ...]) -> Any:

@@ -79,7 +79,8 @@ def test_labels_and_captions_are_written_where_they_belong() -> None:
 
 
 def test_pictures_of_several_shapes_are_centered_and_no_caption_covers_them() -> None:
-    """Each is whole, in the middle of its cell; the captions stand in one line below the row's tallest."""
+    """Each is whole, in the middle of its cell; the captions stand in one line below the row's
+    tallest."""
     shapes = [(128, 60), (128, 128), (90, 128)]
     cells = [[noise(shape, i) for i, shape in enumerate(shapes)]]
     page, bare = (

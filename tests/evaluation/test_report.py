@@ -78,7 +78,8 @@ def write_training(folder: Path, iterations: int = 40) -> None:
 
 
 def write_evaluation(folder: Path) -> None:
-    """Two seeds of 20 training prompts and of 8 held-out ones; the judge falls on the held-out prompts."""
+    """Two seeds of 20 training prompts and of 8 held-out ones; the judge falls on the held-out
+    prompts."""
     rng = np.random.default_rng(1)
     (folder / "evaluation" / "images").mkdir(parents=True)
     activities = (None, "riding a bike", "playing chess", "washing dishes")
@@ -121,7 +122,8 @@ def write_evaluation(folder: Path) -> None:
 
 
 class Page(HTMLParser):
-    """What a reader sees of a page: its words, table rows, links and sources; checks that elements nest."""
+    """What a reader sees of a page: its words, table rows, links and sources; checks that elements
+    nest."""
 
     VOID = ("meta", "img", "br", "link", "input")
 

@@ -1,4 +1,5 @@
-"""The emoji world: its scenes, and the committed models, loaded by plain diffusers and transformers."""
+"""The emoji world: its scenes, and the committed models, loaded by plain diffusers and
+transformers."""
 
 import io
 import random

@@ -1,4 +1,5 @@
-"""The committed flow model: plain diffusers loads it, and it draws what it is asked for, sharply."""
+"""The committed flow model: plain diffusers loads it, and it draws what it is asked for,
+sharply."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
-"""Objectives: DDPO by hand in every clipping case, and what every objective that is found must hold to."""
+"""Objectives: DDPO by hand in every clipping case, and what every objective that is found must hold
+to."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -94,7 +95,8 @@ def test_ddpo_by_hand(advantage: float, ratio: float, loss: float, slope: float)
 
 
 def test_ddpo_is_the_mean_over_samples_and_stochastic_steps() -> None:
-    """All nine cases at once, each on one of two steps; a third step without density holds nonsense."""
+    """All nine cases at once, each on one of two steps; a third step without density holds
+    nonsense."""
     advantage = torch.tensor([case[0] for case in CASES], dtype=torch.float64)
     ratio = torch.tensor([[case[1], 1.0] for case in CASES], dtype=torch.float64)
     old = torch.full((len(CASES), 3), -0.7, dtype=torch.float64)
@@ -185,7 +187,8 @@ def test_steps_without_a_density_have_no_part(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_better_samples_become_more_likely(name: str) -> None:
-    """At the old policy: every step of a group's best sample goes up beside its worst; errors go down."""
+    """At the old policy: every step of a group's best sample goes up beside its worst; errors go
+    down."""
     _, given = random_batch()
     gradient = loss_and_gradient(objectives.build(name), given.logp_old, given)[1]
     up = gradient if name in ON_ERRORS else -gradient
@@ -197,7 +200,8 @@ def test_better_samples_become_more_likely(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in EVERY if objectives.build(name).separable])
 def test_what_is_declared_separable_is(name: str) -> None:
-    """No pair sees another (second derivatives across pairs are 0), and chunks add up by their sizes."""
+    """No pair sees another (second derivatives across pairs are 0), and chunks add up by their
+    sizes."""
     objective = objectives.build(name)
     logp, given = random_batch(4, 3)
     hessian = torch.autograd.functional.hessian(

@@ -125,7 +125,8 @@ def test_descending_prdp_reaches_the_optimum() -> None:
 
 
 def test_prdp_by_loops() -> None:
-    """Without clipping: the mean over pairs of the squared error, and its derivative in the paper's form."""
+    """Without clipping: the mean over pairs of the squared error, and its derivative in the paper's
+    form."""
     logp, batch = noisy()
     error, first, second = rdp_error(logp, batch, 0.3)
     prdp = objectives.build("prdp", beta=0.3, clip_range=OFF)
@@ -138,7 +139,8 @@ def test_prdp_by_loops() -> None:
 
 
 def test_prdp_clips_step_by_step_and_takes_the_worse() -> None:
-    """Two images, two steps, means: rhat of the better moved by +0.3 and +0.1 from 0, at a clip of 0.2.
+    """Two images, two steps, means: rhat of the better moved by +0.3 and +0.1 from 0, at a clip of
+    0.2.
 
     Below the target, clipping shrinks the difference and is the worse loss: only the step inside
     has a gradient. Above the target the unclipped loss is the worse one: both steps are pulled
@@ -207,7 +209,8 @@ def test_p3o_coefficient_is_minus_beta_times_the_rdp_error() -> None:
 
 @pytest.mark.parametrize("joint", [True, False])
 def test_p3o_draws_equal_rewards_together(joint: bool) -> None:
-    """A tie has nothing to gain but the KL: what has risen above the reference falls beside the other."""
+    """A tie has nothing to gain but the KL: what has risen above the reference falls beside the
+    other."""
     old = torch.zeros(2, 2, dtype=torch.float64)
     logp = torch.tensor([[0.3, 0.1], [0.0, 0.0]], dtype=torch.float64)
     batch = outcomes(old, old, torch.ones(2, dtype=torch.float64))
@@ -396,7 +399,8 @@ def quantiles() -> Tensor:
 
 
 def slope_of_the_mean(objective: Objective, x: Tensor, mean: float, batch: Batch) -> float:
-    """d loss / d mean, the matrix being exact log-likelihoods or twice the negative ones less a constant."""
+    """d loss / d mean, the matrix being exact log-likelihoods or twice the negative ones less a
+    constant."""
     center = torch.tensor(mean, dtype=torch.float64, requires_grad=True)
     errors = ((x - center) / WIDTH).square()[:, None]
     matrix = (
@@ -418,7 +422,8 @@ def at_the_reference(x: Tensor, reward: Tensor) -> Batch:
 
 
 def test_small_steps_agree() -> None:
-    """From the reference, all three move along the covariance of reward and score, in known proportions."""
+    """From the reference, all three move along the covariance of reward and score, in known
+    proportions."""
     x = quantiles()
     reward = x.sin() + 0.3 * x.square()
     batch, beta = at_the_reference(x, reward), 1e-4
@@ -435,7 +440,8 @@ def test_small_steps_agree() -> None:
 
 
 def test_their_optimum_is_one() -> None:
-    """Linear reward: pi_ref exp(r / beta) / Z is N(MEAN + WIDTH^2 slope / beta, WIDTH^2), for all three."""
+    """Linear reward: pi_ref exp(r / beta) / Z is N(MEAN + WIDTH^2 slope / beta, WIDTH^2), for all
+    three."""
     x = quantiles()
     batch, optimum = at_the_reference(x, SLOPE * x), MEAN + WIDTH**2 * SLOPE / BETA
     prdp = objectives.build("prdp", beta=BETA, clip_range=OFF)
@@ -456,7 +462,8 @@ def test_their_optimum_is_one() -> None:
 
 
 def test_d3po_by_hand() -> None:
-    """Two images, two steps, the second beyond the clip; at ratios of 1 every step pulls with beta / 2."""
+    """Two images, two steps, the second beyond the clip; at ratios of 1 every step pulls with
+    beta / 2."""
     zero = torch.zeros(2, 2, dtype=torch.float64)
     batch = outcomes(random(2, 2), zero, torch.tensor([0.0, 1.0], dtype=torch.float64))
     d3po = objectives.build("d3po", beta=2.0, clip_range=0.1)
@@ -513,7 +520,8 @@ def test_a_shift_of_rewards_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ddpo", "grpo", "prdp", "d3po"])
 def test_blocks(name: str) -> None:
-    """Of 1 step: nothing changes. Of all steps: one ratio a trajectory. The last block may be shorter."""
+    """Of 1 step: nothing changes. Of all steps: one ratio a trajectory. The last block may be
+    shorter."""
     logp, batch = noisy(steps=5)
     one = objectives.build(name, block_size=1)
     torch.testing.assert_close(

@@ -1,4 +1,5 @@
-"""What accelerate's configuration asks for and ddpo does not do is refused, in the variables that it sets."""
+"""What accelerate's configuration asks for and ddpo does not do is refused, in the variables that
+it sets."""
 
 import argparse
 import subprocess
@@ -102,7 +103,8 @@ def test_tensor_parallelism_is_refused(tmp_path: Path) -> None:
 
 
 def test_gradient_accumulation_and_fp8_are_refused() -> None:
-    """Of fp8 accelerate checks the libraries before it starts anything, so the variable stands for itself."""
+    """Of fp8 accelerate checks the libraries before it starts anything, so the variable stands for
+    itself."""
     with pytest.raises(
         UserError, match=r"asks for 4, but the images of an optimiser step are trainer.minibatches"
     ):

@@ -1,4 +1,5 @@
-"""What happens to one rank happens to all: they end together, with one line, and only rank 0 speaks."""
+"""What happens to one rank happens to all: they end together, with one line, and only rank 0
+speaks."""
 
 import json
 import os
@@ -112,7 +113,8 @@ def test_shares_are_blocks_that_differ_by_at_most_one(count: int, world: int) ->
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]], float]:
-    """Six runs on two ranks, each of them spoilt on rank 1: the folder, the lines on stderr, seconds."""
+    """Six runs on two ranks, each of them spoilt on rank 1: the folder, the lines on stderr,
+    seconds."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "driver.py").write_text(DRIVER)
     (folder / "fragile.py").write_text(REWARD)
@@ -231,7 +233,8 @@ reward, judge = Sleepy("reward"), Sleepy("judge")
 
 
 def test_no_rank_runs_out_of_time_while_another_is_busy(tmp_path: Path) -> None:
-    """Rank 0 is slow with the first pictures, and slow at judging: twice the timeout of the process group.
+    """Rank 0 is slow with the first pictures, and slow at judging: twice the timeout of the process
+    group.
 
     The pictures are 3: one on rank 0, two on rank 1; then 4 images of the rollout, then 2 of 4
     judged.

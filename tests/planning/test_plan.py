@@ -1,4 +1,5 @@
-"""What `ddpo plan` says is what a run then does: calls counted at the UNet, bytes at the process."""
+"""What `ddpo plan` says is what a run then does: calls counted at the UNet, bytes at the
+process."""
 
 import json
 import re
@@ -67,7 +68,8 @@ def test_the_calls_are_counted(
     coupled: str,
     tmp_path: Path,
 ) -> None:
-    """Ragged chunks, minibatches, passes, a step without a density (ddpm's last), pictures, an evaluation."""
+    """Ragged chunks, minibatches, passes, a step without a density (ddpm's last), pictures, an
+    evaluation."""
     every = {"log__every": 1, "evaluation__every": 1, "trainer__iterations": 1}
     settings = helpers.settings(
         tmp_path / "run",
@@ -103,7 +105,8 @@ def test_the_calls_are_counted(
 
 
 def test_two_processes_by_hand(tmp_path: Path) -> None:
-    """Each has 2 of 4 groups of 2 images, and one of each minibatch's 2 groups: 6 pairs in 2 calls of 4."""
+    """Each has 2 of 4 groups of 2 images, and one of each minibatch's 2 groups: 6 pairs in 2 calls
+    of 4."""
     sizes = {"sampler__batch_size": 3, "trainer__micro_batch": 4, "log__images": 0}
     settings = helpers.settings(tmp_path, **sizes)
     assert calls.calls(planning.plan(settings, 2), 0) == {
@@ -193,7 +196,8 @@ PROCESSES = {"rwr_sd15": 8}
 
 @pytest.fixture(scope="module")
 def counted() -> dict[str, int]:
-    """Memory of each kind of call that was counted before: several of our configurations share theirs."""
+    """Memory of each kind of call that was counted before: several of our configurations share
+    theirs."""
     return {}
 
 
@@ -277,7 +281,8 @@ def test_sizes_of_stable_diffusion_1() -> None:
 
 
 def test_live_bytes_of_a_chain() -> None:
-    """Matrices of 1 MB: a layer needs its input and output; backward, three saved results and a gradient."""
+    """Matrices of 1 MB: a layer needs its input and output; backward, three saved results and a
+    gradient."""
     weight, x = torch.zeros(500, 500), torch.zeros(500, 500)
     assert memory.peak_bytes(lambda: ((x @ weight) @ weight) @ weight) == 2_000_000
     kept: list[torch.Tensor] = []

@@ -1,4 +1,5 @@
-"""The files that CONTRIBUTING.md shows are complete, and the commands under them work as they stand."""
+"""The files that CONTRIBUTING.md shows are complete, and the commands under them work as they
+stand."""
 
 import re
 import shlex

@@ -1,4 +1,5 @@
-"""A sampler, an advantage and a model family of a user: one file each, and everything works with them."""
+"""A sampler, an advantage and a model family of a user: one file each, and everything works with
+them."""
 
 import json
 import textwrap

@@ -1,4 +1,5 @@
-"""Things are found by name, in our folders, a user's, a package, by path; or one line says why not."""
+"""Things are found by name, in our folders, a user's, a package, by path; or one line says why
+not."""
 
 import os
 import shutil

@@ -1,4 +1,5 @@
-"""A cached value is the reward's own for that image, prompt, options, version; what failed is not kept."""
+"""A cached value is the reward's own for that image, prompt, options, version; what failed is not
+kept."""
 
 import math
 import multiprocessing
@@ -105,7 +106,8 @@ def test_whatever_a_value_depends_on_is_in_its_key(tmp_path: Path) -> None:
 
 
 def test_a_helper_that_is_imported_later_is_in_the_version(tmp_path: Path) -> None:
-    """As that of `ocr`: inside the function, so that no module of it is there when the reward is built."""
+    """As that of `ocr`: inside the function, so that no module of it is there when the reward is
+    built."""
     late = SOURCE.replace("from ._weights import SCALE\n", "").replace(
         "    asked.append", "    from ._weights import SCALE\n    asked.append"
     )

@@ -133,7 +133,8 @@ def test_stop_and_resume_is_the_same_run(
 
 
 def copy(straight: Path, tmp_path: Path) -> Path:
-    """The straight run as it stood after iteration 3, with the lines of iteration 4 already written."""
+    """The straight run as it stood after iteration 3, with the lines of iteration 4 already
+    written."""
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
     shutil.rmtree(folder / "lora")

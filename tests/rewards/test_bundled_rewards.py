@@ -34,7 +34,8 @@ EXTRAS = {"ocr": {"cv2", "rapidfuzz"}, "_ppocr": {"cv2", "rapidfuzz"}}
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only loopback, which `remote` is tested on; HF_HUB_OFFLINE alone would not stop other libraries."""
+    """Only loopback, which `remote` is tested on; HF_HUB_OFFLINE alone would not stop other
+    libraries."""
     connect, look_up = socket.socket.connect, socket.getaddrinfo
 
     def only_loopback(host: object) -> None:
@@ -67,7 +68,8 @@ def imported(file: Path) -> set[str]:
     "file", sorted((ROOT / "rewards").glob("*.py")), ids=lambda file: file.stem
 )
 def test_one_environment(file: Path) -> None:
-    """What a reward imports is there after `pip install ddpo`, without an extra; only ocr has one."""
+    """What a reward imports is there after `pip install ddpo`, without an extra; only ocr has
+    one."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {plain(re.split(r"[^\w.-]", each)[0]) for each in project["dependencies"]}
     owners = packages_distributions()

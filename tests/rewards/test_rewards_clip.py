@@ -1,4 +1,5 @@
-"""Rewards on image towers against the reference libraries' own models and their own way from a picture."""
+"""Rewards on image towers against the reference libraries' own models and their own way from a
+picture."""
 
 import json
 import math
@@ -43,7 +44,8 @@ deviation."""
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """Noise, flat areas and hard edges: bicubic overshoots on them, and aliases without its filter."""
+    """Noise, flat areas and hard edges: bicubic overshoots on them, and aliases without its
+    filter."""
     noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     drawn = Image.fromarray(noise)
     draw = ImageDraw.Draw(drawn)
@@ -148,7 +150,8 @@ def test_which_are_differentiable() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_gradient_reaches_the_pixels(name: str, zoo: dict[str, Any]) -> None:
-    """It is the derivative: two evaluations along it differ by its size (on pictures without overshoot)."""
+    """It is the derivative: two evaluations along it differ by its size (on pictures without
+    overshoot)."""
     reward = build(name, **zoo[name])
     y, x = torch.meshgrid(torch.linspace(0, 3, 40), torch.linspace(0, 4, 48), indexing="ij")
     waves = [torch.sin(x * (i + 1)) * torch.cos(y + i) for i in range(3)]
@@ -181,7 +184,8 @@ def test_white_areas_keep_their_gradient(zoo: dict[str, Any]) -> None:
 def close(
     ours: Callable[[Image.Image], float], theirs: Callable[[Image.Image], float], scale: float
 ) -> None:
-    """At the network's own size nothing is resized and all is exact; else Pillow's bytes move the score."""
+    """At the network's own size nothing is resized and all is exact; else Pillow's bytes move the
+    score."""
     for size, tolerance in (((32, 32), 1e-5), ((90, 61), 0.02), ((48, 80), 0.02)):
         drawn = picture(*size)
         assert ours(drawn) == pytest.approx(theirs(drawn), abs=tolerance * scale), size
@@ -265,7 +269,8 @@ def test_the_scale_of_pick_score_is_never_rounded(tmp_path: Path) -> None:
 
 
 def test_captions_of_any_length(zoo: dict[str, Any]) -> None:
-    """Beyond the context they are cut, as the libraries cut them; the empty one is the empty text."""
+    """Beyond the context they are cut, as the libraries cut them; the empty one is the empty
+    text."""
     drawn, folder = picture(32, 32), zoo["pick_score"]["pretrained"]
     pick = build("pick_score", **zoo["pick_score"])
     local = zoo["clip_score"]["pretrained"]
@@ -287,7 +292,8 @@ def test_captions_of_any_length(zoo: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["clip_score", "pick_score", "aesthetic", "hps", "image_reward"])
 def test_tokenizers_are_settled_before_threads_share_them(name: str, zoo: dict[str, Any]) -> None:
-    """One that a call changes (its padding, its cut) raises "Already borrowed" in another thread's call."""
+    """One that a call changes (its padding, its cut) raises "Already borrowed" in another thread's
+    call."""
     reward = build(name, **zoo[name])
     if name == "image_reward":
         tokenizer, text = reward.tokenizer, reward.tokens
@@ -357,7 +363,8 @@ def test_openais_weights_get_their_gelu(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
 def test_aesthetic_is_the_published_network(tmp_path: Path, act: str) -> None:
-    """The head as its authors define it, loaded strictly; the feature as CLIPModel gives it; either GELU."""
+    """The head as its authors define it, loaded strictly; the feature as CLIPModel gives it; either
+    GELU."""
     folder, file = zoo_clip.hf_clip(tmp_path / "clip", act), zoo_clip.head(tmp_path / "head.pth")
     layers = nn.Sequential(
         nn.Linear(16, 12),
@@ -455,7 +462,8 @@ def blip(
 
 
 def test_image_reward_is_the_original(zoo: dict[str, Any]) -> None:
-    """Its own transform of the picture, its own cut of the text, a forward written from its own source."""
+    """Its own transform of the picture, its own cut of the text, a forward written from its own
+    source."""
     params = zoo["image_reward"]
     reward = build("image_reward", **params)
     state = torch.load(Path(params["pretrained"]) / "ImageReward.pt")
@@ -485,7 +493,8 @@ def test_image_reward_is_the_original(zoo: dict[str, Any]) -> None:
 
 
 def test_the_true_image_reward_fits() -> None:
-    """Names and shapes of the published checkpoint (BLIP-L at 224, its BERT of 12 layers and 12 heads)."""
+    """Names and shapes of the published checkpoint (BLIP-L at 224, its BERT of 12 layers and 12
+    heads)."""
     med = {
         **zoo_clip.MED,
         "hidden_size": 768,

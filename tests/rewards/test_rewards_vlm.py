@@ -244,7 +244,8 @@ def test_vqa_score_and_its_gradient(zoo: Path) -> None:
 
 
 def test_the_embedded_world_is_understood() -> None:
-    """Both judges know the scene from one with another animal and from one with another activity."""
+    """Both judges know the scene from one with another animal and from one with another
+    activity."""
     rng = random.Random(4)
     animals, activities = list(scenes.ANIMALS), list(scenes.ACTIVITIES)
     pairs = [(rng.choice(animals), rng.choice(activities)) for _ in range(24)]
@@ -374,7 +375,8 @@ def test_lines_of_text_are_cut_out_in_order() -> None:
 
 
 def test_each_line_is_read_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Boxes in any order; the lines by the recognizer's own library, from what is within each box."""
+    """Boxes in any order; the lines by the recognizer's own library, from what is within each
+    box."""
     reward = build("ocr", **zoo_vlm.pp_ocr(tmp_path))
     pages = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
     places = [[(0, 32, 96, 56), (50, 2, 96, 26), (0, 4, 44, 28)], [(8, 30, 80, 62), (4, 0, 90, 24)]]

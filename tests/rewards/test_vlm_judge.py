@@ -1,4 +1,5 @@
-"""The judge behind a server: right scores from right answers, and from nothing else any score at all."""
+"""The judge behind a server: right scores from right answers, and from nothing else any score at
+all."""
 
 import base64
 import io
@@ -214,7 +215,8 @@ FINAL = ("wrong key", "not found")
 def test_no_fault_makes_a_score(
     serve: Callable[..., Judge], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All at once: each fault costs its own image its value, after all retries, and nobody else's."""
+    """All at once: each fault costs its own image its value, after all retries, and nobody
+    else's."""
     judge = serve(wrong)
     with caplog.at_level(logging.WARNING, "ddpo"):
         found = score(
@@ -312,7 +314,8 @@ def params_of(name: str, params: dict[str, Any]) -> dict[str, Any]:
 def test_a_run_with_a_bad_judge(
     serve: Callable[..., Judge], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It survives a judge that fails now and then, stops when it fails altogether, and goes on from there."""
+    """It survives a judge that fails now and then, stops when it fails altogether, and goes on from
+    there."""
     works, each = threading.Event(), 8
 
     def answer(question: str, times: int, request: dict[str, Any]) -> Reply:

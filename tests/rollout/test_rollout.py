@@ -1,4 +1,5 @@
-"""Sampling is that of diffusers, and what was recorded is found again in whatever shape it is scored."""
+"""Sampling is that of diffusers, and what was recorded is found again in whatever shape it is
+scored."""
 
 import helpers
 import pytest
@@ -46,7 +47,8 @@ def test_recorded_is_recomputed(dtype: str, limit: float, micro_batch: int) -> N
 
 
 def test_recorded_is_the_density_of_what_is_stored() -> None:
-    """The log-probabilities are those of torch's Normal at the stored latents, and spread as a Gaussian's."""
+    """The log-probabilities are those of torch's Normal at the stored latents, and spread as a
+    Gaussian's."""
     policy = helpers.policy(moved=0.3)
     sampler = helpers.sampler(policy)
     trajectory, _ = helpers.rolled(policy, sampler, 8)
@@ -92,7 +94,8 @@ def test_a_fresh_adapter_has_its_own_reference() -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_sampling_is_that_of_diffusers(eta: float, prediction: str) -> None:
-    """StableDiffusionPipeline.__call__ from generators with the same keys: the same noise, step by step."""
+    """StableDiffusionPipeline.__call__ from generators with the same keys: the same noise, step by
+    step."""
     policy = helpers.policy(prediction_type=prediction)
     sampler = Sampler(ddim(policy.schedule, 5, eta=eta), 4.0, 3)
     keys, prompts = [(9, i) for i in range(5)], helpers.WORDS[:5]

@@ -1,4 +1,5 @@
-"""What is on disk is whole: after a full disk, with a damaged checkpoint, and nothing of it is unpickled."""
+"""What is on disk is whole: after a full disk, with a damaged checkpoint, and nothing of it is
+unpickled."""
 
 import errno
 import json
@@ -136,7 +137,8 @@ def test_an_overwrite_that_is_cut_short(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is left of the old run is never taken for the new one's: the folder still asks for --overwrite."""
+    """What is left of the old run is never taken for the new one's: the folder still asks for
+    --overwrite."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     monkeypatch.setattr(run_folder, "remove", at_call(8, run_folder.remove, full))
@@ -168,7 +170,8 @@ def test_a_picture_that_cannot_be_written(
 def test_what_cannot_be_continued(
     straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another model's checkpoint, other prompts under the same name: exit code 2, every byte as before."""
+    """Another model's checkpoint, other prompts under the same name: exit code 2, every byte as
+    before."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     text = (run / "config.yaml").read_text()
@@ -207,7 +210,8 @@ def test_no_pickle_is_ever_loaded(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Neither one beside a checkpoint's files, nor one that has taken their names, nor one in their place."""
+    """Neither one beside a checkpoint's files, nor one that has taken their names, nor one in their
+    place."""
     run, trap = tmp_path / "run", tmp_path / "trap"
     shutil.copytree(straight, run)
     torch.save(Evil(trap), tmp_path / "evil")
@@ -275,7 +279,8 @@ def test_a_stale_lora_is_written_again(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A finished run goes further and is killed after its last checkpoint: lora/ is still the old one."""
+    """A finished run goes further and is killed after its last checkpoint: lora/ is still the old
+    one."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     old = (run / "lora" / "pytorch_lora_weights.safetensors").read_bytes()

@@ -1,4 +1,5 @@
-"""Exports as other programs read them: plain diffusers, and a reader of kohya files by their format alone.
+"""Exports as other programs read them: plain diffusers, and a reader of kohya files by their format
+alone.
 
 Their pictures must be ours, whatever our own check says; and our check must see what is broken.
 """
@@ -111,7 +112,8 @@ def apart(one: list[np.ndarray], other: list[np.ndarray]) -> int:
 
 
 def by_hand(file: Path, use_alpha: bool) -> StableDiffusionPipeline:
-    """W + alpha / rank * up @ down for the layer of each name, as kohya's and A1111's loaders do it."""
+    """W + alpha / rank * up @ down for the layer of each name, as kohya's and A1111's loaders do
+    it."""
     pipeline, weights = helpers.plain_pipeline(), load_file(file)
     layers = {}
     for prefix, root in (
@@ -153,7 +155,8 @@ def test_every_format_gives_our_pictures(
 
 
 def test_the_names_and_the_metadata(made: Callable[[str], Path], tmp_path: Path) -> None:
-    """Spelled as kohya's scripts spell Stable Diffusion 1, the text encoder as before transformers 5.6."""
+    """Spelled as kohya's scripts spell Stable Diffusion 1, the text encoder as before transformers
+    5.6."""
     for wanted in StableDiffusion.export_formats:
         assert call(made("everything"), "--to", tmp_path / wanted, "--format", wanted) == 0
     with safe_open(tmp_path / "kohya/lora.safetensors", "pt") as file:
@@ -189,7 +192,8 @@ def test_the_names_and_the_metadata(made: Callable[[str], Path], tmp_path: Path)
 def test_other_layers_another_sampler_weak_guidance(
     made: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Convolutions too; ddpm and guidance below 1, which plain pipelines lack; PNDM as in SD 1.5."""
+    """Convolutions too; ddpm and guidance below 1, which plain pipelines lack; PNDM as in SD
+    1.5."""
     for wanted in StableDiffusion.export_formats:
         assert call(made("ddpm"), "--to", tmp_path / wanted, "--format", wanted) == 0
     scheduler = StableDiffusionPipeline.from_pretrained(tmp_path / "merged").scheduler

@@ -1,4 +1,5 @@
-"""A fault during a run costs one line and exit code 3; continued, the run is the one without the fault."""
+"""A fault during a run costs one line and exit code 3; continued, the run is the one without the
+fault."""
 
 import os
 import signal
@@ -205,7 +206,8 @@ def test_an_objective_fails(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`later` breaks at the second of two minibatches: what the first has done to the weights is not kept."""
+    """`later` breaks at the second of two minibatches: what the first has done to the weights is
+    not kept."""
     monkeypatch.setenv(plugins.VARIABLE, "")
     run, (words, kept) = tmp_path / "run", IN_OBJECTIVE[name]
     flags = ["--plugins", f"[{mine}]", "--objective.name", name, "--checkpoint.every", "1"]
@@ -238,7 +240,8 @@ def test_signals(
 def test_the_best_checkpoint_stays(
     mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The reward falls with each call, so the first evaluation is the best; it makes its own checkpoint."""
+    """The reward falls with each call, so the first evaluation is the best; it makes its own
+    checkpoint."""
     run = tmp_path / "run"
     flags = [
         "--evaluation.every",

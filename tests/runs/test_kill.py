@@ -77,7 +77,8 @@ half-written."""
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each run is forked from one process that has done the imports. All that has a memory is switched on."""
+    """Each run is forked from one process that has done the imports. All that has a memory is
+    switched on."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "driver.py").write_text(DRIVER)
     (folder / "four.txt").write_text("a fox\na cat\nan owl\na bee\n")

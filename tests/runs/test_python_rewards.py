@@ -1,4 +1,5 @@
-"""A reward given from Python: `ddpo.Config(rewards=[{"name": my_function}])`, and what a run of it says."""
+"""A reward given from Python: `ddpo.Config(rewards=[{"name": my_function}])`, and what a run of it
+says."""
 
 import json
 import shutil
@@ -193,7 +194,8 @@ ddpo.finetune(settings)
 
 
 def test_a_function_of_main_as_a_process(tmp_path: Path) -> None:
-    """As in a notebook or a script; afterwards, `ddpo train --resume` in a process of its own refuses."""
+    """As in a notebook or a script; afterwards, `ddpo train --resume` in a process of its own
+    refuses."""
     (tmp_path / "script.py").write_text(NOTEBOOK.format(tests=str(Path(helpers.__file__).parent)))
     arguments: Any = {
         "env": helpers.one_thread(),

@@ -1,4 +1,5 @@
-"""`ddpo train` from its command line to its folder: what is written, refused, stopped and continued."""
+"""`ddpo train` from its command line to its folder: what is written, refused, stopped and
+continued."""
 
 import json
 import os
@@ -127,7 +128,8 @@ def test_a_finished_run_says_so(finished: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_its_lora_gives_our_pictures_in_plain_diffusers(finished: Path) -> None:
-    """By the pipeline's own __call__, from generators with our keys; the base model's are others."""
+    """By the pipeline's own __call__, from generators with our keys; the base model's are
+    others."""
     prompts, seeds = ["a fox", "an owl", "a fox"], [0, 1, 2]
     run = ddpo.load(finished)
     tuned, base = run.sample(prompts, seeds), run.sample(prompts, seeds, "base")
@@ -146,7 +148,8 @@ def test_its_lora_gives_our_pictures_in_plain_diffusers(finished: Path) -> None:
 
 
 def test_an_evaluation_compares_at_matched_seeds(finished: Path, tmp_path: Path) -> None:
-    """Before training differs from after by the pairs' mean difference, recomputed from samples.jsonl."""
+    """Before training differs from after by the pairs' mean difference, recomputed from
+    samples.jsonl."""
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     settings = config.parse(["--config", str(folder / "config.yaml"), "--run_dir", str(folder)])
@@ -202,7 +205,8 @@ def test_held_out_prompts_go_through_the_template(tmp_path: Path) -> None:
 
 
 def test_everything_shown_and_judged_is_the_average(tmp_path: Path) -> None:
-    """With an EMA: the means on the way, the best, the pictures and lora/ are not of the raw weights."""
+    """With an EMA: the means on the way, the best, the pictures and lora/ are not of the raw
+    weights."""
     folder = tmp_path / "run"
     reward = helpers.reward_file(tmp_path / "rewards")
     flags = ["--ema.decay", "0.9", "--rewards", f"[{{name: '{reward}'}}]", "--trainer.lr", "0.6"]
@@ -244,7 +248,8 @@ def tree(folder: Path) -> set[Path]:
 
 
 def clipping(folder: Path) -> str:
-    """The tiny pipeline with a scheduler that clips (of clip_sample diffusers' own pipeline disposes)."""
+    """The tiny pipeline with a scheduler that clips (of clip_sample diffusers' own pipeline
+    disposes)."""
     shutil.copytree(helpers.pipeline_folder(), folder)
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
     DDIMScheduler.from_config(scheduler.config, thresholding=True).save_pretrained(

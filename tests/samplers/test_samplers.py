@@ -1,4 +1,5 @@
-"""Every step is the Gaussian that diffusers samples from, with the density of torch.distributions."""
+"""Every step is the Gaussian that diffusers samples from, with the density of
+torch.distributions."""
 
 import itertools
 from typing import Any
@@ -136,7 +137,8 @@ def test_ddim_with_eta_1_is_the_ddpm_posterior(model: StableDiffusion, predictio
 
 
 def test_known_numbers_of_stable_diffusion(model: StableDiffusion) -> None:
-    """50 steps of Stable Diffusion 1.x: 981, 961, ..., 1; standard deviations from 0.4545 to 0.0206."""
+    """50 steps of Stable Diffusion 1.x: 981, 961, ..., 1; standard deviations from 0.4545 to
+    0.0206."""
     with_scheduler(model)
     steps = ddim(model.schedule, 50)
     assert steps.timesteps[[0, 1, -2, -1]].tolist() == [981, 961, 21, 1]
@@ -166,7 +168,8 @@ def test_steps_without_noise_are_marked(model: StableDiffusion) -> None:
 
 
 def test_zero_terminal_signal(model: StableDiffusion) -> None:
-    """Schedules rescaled to zero terminal SNR begin at alpha 0; a v-prediction model can start there."""
+    """Schedules rescaled to zero terminal SNR begin at alpha 0; a v-prediction model can start
+    there."""
     changes = {
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",

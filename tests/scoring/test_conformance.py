@@ -1,4 +1,5 @@
-"""The conformance kit tells rewards that break their contract from those that keep it; ours keep it."""
+"""The conformance kit tells rewards that break their contract from those that keep it; ours keep
+it."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -165,7 +166,8 @@ def test_each_fault_is_seen_by_its_check(reward: Any, checks: str) -> None:
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line a check; what was expected and found; exit code 2 where one fails; mistakes cost one line."""
+    """One line a check; what was expected and found; exit code 2 where one fails; mistakes cost one
+    line."""
     monkeypatch.chdir(tmp_path)
     source = "def mine(images, prompts, metadata, *, power: float = 1.0):\n    return images.mean((1, 2, 3))"
     Path("mine.py").write_text(f"{source} ** power\n")
@@ -212,7 +214,8 @@ def test_the_command(
 def test_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Pictures of several sizes and modes, each by itself; nothing is scored where one cannot be read."""
+    """Pictures of several sizes and modes, each by itself; nothing is scored where one cannot be
+    read."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (20, 10), (255, 0, 0)).save("red.png")
     Image.new("RGBA", (7, 9), (0, 0, 255, 255)).save("blue.png")

@@ -1,4 +1,5 @@
-"""For tests: a tiny policy with its sampler, a trainer around it, its pipeline as a folder, a small run."""
+"""For tests: a tiny policy with its sampler, a trainer around it, its pipeline as a folder, a small
+run."""
 
 import atexit
 import functools
@@ -52,7 +53,8 @@ def adapter(**changes: Any) -> LoraConfig:
 def policy(
     *, moved: float = 0.0, lora: LoraConfig | str | None = "default", **options: Any
 ) -> StableDiffusion:
-    """The tiny model with its adapter; `moved` draws every trained weight again or shifts it, by so much."""
+    """The tiny model with its adapter; `moved` draws every trained weight again or shifts it, by so
+    much."""
     pipeline = options.pop("pipeline", None) or tiny(options.pop("prediction_type", "epsilon"))
     torch.manual_seed(1)
     built = StableDiffusion(pipeline, lora=adapter() if isinstance(lora, str) else lora, **options)
@@ -80,7 +82,8 @@ def sampler(
 def rolled(
     policy: StableDiffusion, sampler: Sampler, count: int, *, reference: bool = False, seed: int = 0
 ) -> tuple[Trajectory, Tensor]:
-    """`count` trajectories as one, and their images; with the reference's log-probabilities and outputs."""
+    """`count` trajectories as one, and their images; with the reference's log-probabilities and
+    outputs."""
     keys, prompts = (
         [(seed, i) for i in range(count)],
         as_prompts(WORDS[i // 2 % len(WORDS)] for i in range(count)),
@@ -130,7 +133,8 @@ def work_on(
 def step_log_probs(
     policy: StableDiffusion, sampler: Sampler, trajectory: Trajectory, rows: Tensor, columns: Tensor
 ) -> Tensor:
-    """log p(x_{t-1} | x_t, c) of chosen (sample, step) pairs, with gradients if they are enabled."""
+    """log p(x_{t-1} | x_t, c) of chosen (sample, step) pairs, with gradients if they are
+    enabled."""
     step = stored_steps(policy, sampler, trajectory, rows, columns)
     return step.log_prob(trajectory.latents[rows, columns + 1])
 
@@ -229,7 +233,8 @@ def reward_file(folder: Path) -> str:
 
 
 def smoke(run_dir: Path, *flags: str) -> list[str]:
-    """Arguments of `ddpo train` for the smoke configuration on the tiny model: a second an iteration."""
+    """Arguments of `ddpo train` for the smoke configuration on the tiny model: a second an
+    iteration."""
     return [
         "--config",
         "smoke",

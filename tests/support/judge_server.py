@@ -13,7 +13,8 @@ Reply = tuple[int, Any]
 
 
 class Judge(ThreadingHTTPServer):
-    """Answers POST /v1/chat/completions with `answer(question, how many times it came, request)`."""
+    """Answers POST /v1/chat/completions with
+    `answer(question, how many times it came, request)`."""
 
     daemon_threads = True
 
@@ -62,7 +63,8 @@ class Handler(BaseHTTPRequestHandler):
 def choice(
     text: Any = "Yes", chances: dict[str, float] | None = None, **changes: Any
 ) -> dict[str, Any]:
-    """What an OpenAI-compatible server sends: `text`, and the first token's likeliest alternatives."""
+    """What an OpenAI-compatible server sends: `text`, and the first token's likeliest
+    alternatives."""
     answer: dict[str, Any] = {
         "index": 0,
         "finish_reason": "stop",

@@ -1,4 +1,5 @@
-"""For tests of options: a folder with what options name, and a run; all that a configuration can set."""
+"""For tests of options: a folder with what options name, and a run; all that a configuration can
+set."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,8 @@ FOLDER = {
 
 @contextmanager
 def world(root: Path, *, run: bool) -> Iterator[Path]:
-    """Files that options name and, if asked for, the smoke run on the tiny model, `run`; we are there."""
+    """Files that options name and, if asked for, the smoke run on the tiny model, `run`; we are
+    there."""
     for name, text in FOLDER.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)

@@ -36,7 +36,8 @@ CONTEXT = 24
 
 
 def spread(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights drawn wide enough that different pictures and words get clearly different features."""
+    """Weights drawn wide enough that different pictures and words get clearly different
+    features."""
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

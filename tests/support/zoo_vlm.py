@@ -188,7 +188,8 @@ def grounding_dino(folder: Path) -> str:
 
 
 def calibrate(model: torch.nn.Module, pixels: torch.Tensor) -> None:
-    """Set the statistics of batch normalisation, without which a random network forgets its input."""
+    """Set the statistics of batch normalisation, without which a random network forgets its
+    input."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0

@@ -1,4 +1,5 @@
-"""What objectives are functions of: KLs, denoising errors, pairs; which steps and samples take part."""
+"""What objectives are functions of: KLs, denoising errors, pairs; which steps and samples take
+part."""
 
 import json
 from dataclasses import replace
@@ -36,7 +37,8 @@ def every_pair(rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def test_the_kl_of_a_step_is_that_of_two_gaussians() -> None:
-    """Against torch.distributions, per latent dimension; 0 with the adapter off, and it has a gradient."""
+    """Against torch.distributions, per latent dimension; 0 with the adapter off, and it has a
+    gradient."""
     policy = helpers.policy(moved=0.3)
     sampler = helpers.sampler(policy)
     trajectory, _ = helpers.rolled(policy, sampler, 3, reference=True)
@@ -125,7 +127,8 @@ def test_each_pass_of_each_iteration_has_draws_of_its_own() -> None:
 
 
 def test_guidance_in_the_update_alone() -> None:
-    """Log-probabilities of guided samples, recorded and scored under another guidance: the ratio is 1."""
+    """Log-probabilities of guided samples, recorded and scored under another guidance: the ratio is
+    1."""
     trainer = helpers.make_trainer(helpers.policy(moved=0.2), "prdp", guidance_scale=1.0, lr=0.0)
     trajectory, _, _, _ = trainer.rollout(trainer.draw())
     assert trajectory.logp_ref is not None
@@ -182,7 +185,8 @@ def test_a_window_of_all_steps_is_all_steps() -> None:
 
 
 def test_an_iteration_trains_on_its_subset() -> None:
-    """Only these columns are scored; another iteration draws others; the gradient is theirs alone."""
+    """Only these columns are scored; another iteration draws others; the gradient is theirs
+    alone."""
     trainer = helpers.make_trainer(helpers.policy(), "ddpo_sf", subset=Subset(fraction=0.5), lr=0.0)
     seen = []
     for _ in range(6):
@@ -289,7 +293,8 @@ def forbidden(*_: object) -> Tensor:
 
 
 def test_dpo_learns_from_recorded_pairs(pairs: Path) -> None:
-    """Errors of red pictures fall beside those of blue ones; no image is sampled, no reward asked."""
+    """Errors of red pictures fall beside those of blue ones; no image is sampled, no reward
+    asked."""
     lines = [json.loads(line) for line in (pairs / "pairs.jsonl").read_text().splitlines()]
     trainer = helpers.make_trainer(
         helpers.policy(lora=None),

@@ -57,7 +57,8 @@ def test_every_metric_is_in_the_table() -> None:
 
 
 def test_the_minibatches_of_a_pass_share_out_its_gradient() -> None:
-    """At a learning rate of 0: two steps on 8 of 16 images each have the mean gradient of one step on all."""
+    """At a learning rate of 0: two steps on 8 of 16 images each have the mean gradient of one step
+    on all."""
     found: list[list[Tensor]] = []
     for minibatches in (1, 2):
         trainer = helpers.make_trainer(
@@ -108,7 +109,8 @@ def test_kl_ref_is_0_at_the_reference_and_grows() -> None:
 
 
 def test_kl_ref_is_measured_on_pairs_in_the_middle_of_equal_parts() -> None:
-    """A fiftieth of the pairs, at least 1 and at most 4; steps without a density are none of them."""
+    """A fiftieth of the pairs, at least 1 and at most 4; steps without a density are none of
+    them."""
     assert kl_pairs(16, range(4)) == [(8, 2)]
     assert kl_pairs(10, [1, 2, 3, 4, 6, 7, 8, 9, 11, 12]) == [(2, 3), (7, 9)]
     assert kl_pairs(32, range(8)) == [(4, 1), (12, 3), (20, 5), (28, 7)]
@@ -306,7 +308,8 @@ def test_one_broken_step_of_two_is_counted_and_the_run_goes_on() -> None:
 
 
 def test_prompts_come_in_passes_over_the_set() -> None:
-    """8 prompts, 3 an iteration: each comes once in a pass, and each pass has an order of its own."""
+    """8 prompts, 3 an iteration: each comes once in a pass, and each pass has an order of its
+    own."""
     trainer = helpers.make_trainer(helpers.policy(), prompts_per_iteration=3, samples_per_prompt=2)
     drawn: list[str] = []
     for trainer.iteration in range(16):
@@ -326,7 +329,8 @@ def test_prompts_come_in_passes_over_the_set() -> None:
 def test_minibatches_are_dealt_anew_each_pass_and_iteration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two passes of two iterations and of another seed: no two alike, and the same again when repeated."""
+    """Two passes of two iterations and of another seed: no two alike, and the same again when
+    repeated."""
     steps: list[int] = []
     monkeypatch.setattr(Pass, "backward", lambda _, samples: steps.append(samples[0]) or 0.0)
     trainer = helpers.make_trainer(
@@ -394,7 +398,8 @@ def test_advantages_are_clipped() -> None:
 
 
 def test_ema_follows_the_weights() -> None:
-    """diffusers' warm-up: a decay of min(0.5, (1 + n) / (10 + n)), 0 at the first of n + 1 steps."""
+    """diffusers' warm-up: a decay of min(0.5, (1 + n) / (10 + n)), 0 at the first of n + 1
+    steps."""
     policy = helpers.policy()
     ema = EMAModel(list(policy.parameters().values()), decay=0.5)
     trainer = helpers.make_trainer(policy, ema=ema, lr=1e-2)
@@ -466,7 +471,8 @@ def test_every_objective_raises_a_reward(name: str) -> None:
 
 
 def test_an_iteration_that_broke_off_is_taken_back() -> None:
-    """The memory of the advantage is; weights that an optimizer step has moved are not, and that is said."""
+    """The memory of the advantage is; weights that an optimizer step has moved are not, and that is
+    said."""
     make = partial(advantages.build, "per_prompt", min_count=1)
     asked: list[int] = []
 
@@ -492,7 +498,8 @@ def test_an_iteration_that_broke_off_is_taken_back() -> None:
 
 
 def test_a_state_is_what_the_next_iteration_depends_on() -> None:
-    """Two iterations, or one, its state in another trainer, and one more: the same numbers and weights."""
+    """Two iterations, or one, its state in another trainer, and one more: the same numbers and
+    weights."""
 
     def built() -> Trainer:
         policy = helpers.policy()

@@ -1,4 +1,5 @@
-"""The gradient is that of the objective over all pairs, however it is cut up, on one process or two."""
+"""The gradient is that of the objective over all pairs, however it is cut up, on one process or
+two."""
 
 import json
 import math
@@ -103,7 +104,8 @@ def autograd(given: Pass, samples: Sequence[int]) -> tuple[float, Tensor]:
 def test_streamed_is_full_autograd(
     rolled: tuple[StableDiffusion, Sampler, Trajectory], name: str, micro_batch: int
 ) -> None:
-    """Clips active, the last step without density; of pairs, some samples have lost their partner."""
+    """Clips active, the last step without density; of pairs, some samples have lost their
+    partner."""
     samples = range(COUNT) if name in FURTHER else SAMPLES
     given = work(rolled, {**OBJECTIVES, **FURTHER}[name], micro_batch)
     loss, expected = autograd(given, samples)
@@ -120,7 +122,8 @@ def test_streamed_is_full_autograd(
 def test_every_part_of_an_objective_matters_here(
     rolled: tuple[StableDiffusion, Sampler, Trajectory], name: str
 ) -> None:
-    """Without its clip, or its KL, the gradient would be another: what is streamed above is all of it."""
+    """Without its clip, or its KL, the gradient would be another: what is streamed above is all of
+    it."""
     objective = FURTHER[name]
     options = {**objective.options}
     switches = {"kl_weight": objective.kl_weight, "block_size": objective.block_size}
@@ -190,7 +193,8 @@ def test_the_samplers_chunks_do_not_change_the_gradient(batch_size: int) -> None
 def test_minibatches_add_up_to_the_whole(
     rolled: tuple[StableDiffusion, Sampler, Trajectory],
 ) -> None:
-    """Each of 2 and 4 samples is the mean over its own: weighted by their sizes they give the whole's."""
+    """Each of 2 and 4 samples is the mean over its own: weighted by their sizes they give the
+    whole's."""
     given = work(rolled, OBJECTIVES["ddpo_sf"])
     parts = [
         helpers.gradient(given, samples).clone() for samples in ([0, 1], [2, 3, 4, 5], range(COUNT))
@@ -244,7 +248,8 @@ def test_what_is_measured(rolled: tuple[StableDiffusion, Sampler, Trajectory]) -
 
 
 def test_the_gate_sees_every_step(rolled: tuple[StableDiffusion, Sampler, Trajectory]) -> None:
-    """A record that is wrong at any one stochastic step is found; at a step without density it is nothing."""
+    """A record that is wrong at any one stochastic step is found; at a step without density it is
+    nothing."""
     policy = helpers.policy(moved=0.2)
     sampler = helpers.sampler(policy, steps=4)
     trajectory, _ = helpers.rolled(policy, sampler, COUNT)
@@ -281,7 +286,8 @@ def test_the_limit_is_of_the_gradient_without_the_loss_scale(scale: float) -> No
 
 @pytest.mark.parametrize("beta", [1e-7, 3e-5, 1e3])
 def test_what_half_precision_carries_has_one_size(beta: float) -> None:
-    """fp16 ends at 65,504: what is streamed of PRDP must not grow with 1 / beta, and the gradient must."""
+    """fp16 ends at 65,504: what is streamed of PRDP must not grow with 1 / beta, and the gradient
+    must."""
     policy = helpers.policy(moved=0.2, dtype="bf16")
     sampler = helpers.sampler(policy)
     trajectory, _ = helpers.rolled(policy, sampler, COUNT, reference=True)
@@ -371,7 +377,8 @@ def last_weights(run: Path) -> dict[str, Tensor]:
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
-    """Three prompts, three optimiser steps an iteration: in each, one of the two ranks has nothing to do."""
+    """Three prompts, three optimiser steps an iteration: in each, one of the two ranks has nothing
+    to do."""
     (tmp_path / "objectives").mkdir()
     (tmp_path / "objectives" / "coupled.py").write_text(PLUGIN)
     reward = helpers.reward_file(tmp_path / "rewards")

@@ -19,8 +19,8 @@ from ddpo.rollout.trajectory import Trajectory
 class DenoisingErrors:
     """Columns are draws of (timestep, noise): `errors`, and the reference's on the same draws.
 
-    error = |target - output|^2 / D, in what the network predicts (noise, v or x_0), of x_0 noised to
-    timestep t
+    error = |target - output|^2 / D, in what the network predicts (noise, v or x_0), of x_0 noised
+    to timestep t
 
     keys   one for each row; rows of one group share theirs, so that a pair is compared on the same
            draws
