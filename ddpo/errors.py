@@ -1,4 +1,7 @@
-"""The errors that end a run with one line, not a traceback; what such a line says of another's error."""
+"""The errors that end a run with one line, not a traceback.
+
+It also says what such a line tells of another's error.
+"""
 
 import difflib
 import errno
@@ -32,7 +35,7 @@ class Told(RuntimeError):
 
 
 def where(error: BaseException) -> str:
-    """`ZeroDivisionError: division by zero (mine.py, line 3)`: where, in code that is no library's."""
+    """`ZeroDivisionError: division by zero (mine.py, line 3)`; the place is in no library."""
     libraries = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the caller's own
     theirs = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
@@ -42,7 +45,9 @@ def where(error: BaseException) -> str:
 
 
 def refusal(error: BaseException) -> str:
-    """The user's line where a library refuses its neighbors' versions or misses a package; else empty.
+    """The user's line where a library refuses its neighbors' versions or misses a package.
+
+    Else empty.
 
     An import that fails is one, unless it is of ours, and so is an error that a library raised in
     such words. The library may have put it into another error.
@@ -69,7 +74,10 @@ def refusal(error: BaseException) -> str:
 
 
 def _library(file: Path) -> str:
-    """Name and version of the installed package, other than ddpo, that a file belongs to; else empty."""
+    """Name and version of the installed package, other than ddpo, that a file belongs to.
+
+    Else empty.
+    """
     places = [
         i for i, part in enumerate(file.parts[:-1]) if part in ("site-packages", "dist-packages")
     ]
@@ -83,7 +91,7 @@ def _installed(module: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: `; did you mean clip_range?`, else `; known: a, b, c`."""
+    """The end of a message on an unknown name: `; did you mean clip_range?` or `; known: a, b`."""
     names = sorted(set(known))
     lowered = {other.lower(): other for other in names}
     close = difflib.get_close_matches(name.lower(), lowered, n=1)

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
 
 
 def arguments(argv: list[str]) -> tuple[Config, str]:
-    """The run's configuration with what is changed for the evaluation, and which checkpoint is asked for.
+    """The run's configuration, changed for the evaluation, and which checkpoint is asked for.
 
     `--help` lists what can be set. Raises UserError for any other option, which trains or is the
     run's own.

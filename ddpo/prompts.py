@@ -1,4 +1,4 @@
-"""What a prompt set is, and where prompt files are found: `animals` is the file prompts/animals.jsonl.
+"""What a prompt set is, and where its file is found: `animals` is prompts/animals.jsonl.
 
 A prompt file is .txt (a line a prompt), .jsonl or .csv (`prompt`, and whatever else as metadata),
 or .py (a function of the file's name that returns a list of strings or of such rows). The metadata
@@ -90,7 +90,7 @@ def load(
     repeats: bool = False,
     dataset: tuple[str, str, str] | None = None,
 ) -> PromptSet:
-    """The prompt set of that name (a bundled or user's file, an entry point, `module:function`) or at `path`.
+    """The prompt set at `path`, or of that name (a file, an entry point, `module:function`).
 
     `dataset` is a data set's name or folder, its split and its column. `template` is a str.format
     template over `prompt` and the metadata: "A painting of a {animal}". Raises UserError, naming
@@ -149,7 +149,7 @@ def _of_file(file: Path) -> Iterable[Row]:
 
 
 def _of_dataset(name: str, split: str, column: str) -> Iterator[Row]:
-    """The first row of each prompt: a data set repeats prompts and has gaps, and nobody can edit it."""
+    """The first row of each prompt; a data set repeats prompts, has gaps, and cannot be edited."""
     try:
         import datasets
     except ImportError as error:
@@ -215,7 +215,10 @@ def _of_csv(text: str, file: str) -> Iterator[Row]:
 
 
 def _called(function: object, file: str) -> Iterator[Row]:
-    """The rows that a prompt function returns; they must be what JSON can hold, for runs record them."""
+    """The rows that a prompt function returns.
+
+    They must be what JSON can hold, for runs record them.
+    """
     if not callable(function):
         raise UserError(f"prompts: {file}: not a function that returns a list of prompts")
     returned = cast(Callable[[], list[str | dict[str, Any]]], function)()

@@ -1,4 +1,4 @@
-"""What a reward is, and where its file is found: `ddpo.rewards.jpeg_compressibility` is a file in rewards/.
+"""What a reward is, and where its file is found: `ddpo.rewards.ocr` is rewards/ocr.py.
 
 A reward is a function
 
@@ -48,7 +48,7 @@ Score = Callable[[Tensor, Sequence[str], Metadata], Tensor]
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward ready for use: its name in metrics, its weight in the sum, what computes it, its gate."""
+    """A reward ready for use: its name in metrics, its weight, what computes it, its gate."""
 
     name: str
     weight: float
@@ -204,7 +204,7 @@ def build(
 
 
 def short_name(spec: str, label: str | None = None) -> str:
-    """The name in metrics, unless a label takes its place: `redness` for my/redness.py or a.b:redness."""
+    """The name in metrics where there is no label: `redness` for my/redness.py or a.b:redness."""
     if spec.startswith(python_objects.MARK):
         return label or python_objects.short_name(spec)
     name = spec.rsplit(":", 1)[-1]

@@ -1,4 +1,4 @@
-"""The head of the LAION aesthetic predictor and of ImageReward: five linear layers, nothing between."""
+"""The head of LAION's aesthetic predictor and of ImageReward: five linear layers in a row."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,9 @@ from torch import Tensor
 
 
 class Affine:
-    """f(x) = w . x + b, the product of the layers `layers.N.weight` and `layers.N.bias` in the order of N.
+    """f(x) = w.
+
+    X + b, the product of the layers `layers.N.weight` and `layers.N.bias` in the order of N.
 
     Published as 768-1024-128-64-16-1 with N = 0, 2, 4, 6, 7: dropout (off when scoring) stood in
     between, no other function. Raises ValueError where the layers do not lead from `width` features

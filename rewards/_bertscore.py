@@ -54,7 +54,10 @@ class BertScore:
     def encode(
         self, texts: Sequence[str]
     ) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"], Tensor]:
-        """Unit vectors of the tokens; which of them are no padding; which of those are words (0 or 1)."""
+        """Unit vectors of the tokens.
+
+        With them goes which are no padding, and which of those are words (0 or 1).
+        """
         with self._lock:
             tokens = self.tokenizer(
                 [text.strip() for text in texts],

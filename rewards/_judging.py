@@ -57,7 +57,7 @@ def read(choice: Any, judge: str, low: float, high: float) -> float:
 
 
 def rating(text: str, low: float, high: float) -> float:
-    """(x - low) / (high - low) of an answer that is a number on this scale: `4`, `4.`, `Score: 4/5`."""
+    """(x - low) / (high - low) of an answer that is a number on the scale: `4`, `Score: 4/5`."""
     scale = rf"(?:\s*(?:/|out of)\s*{re.escape(f'{high:g}')})?"
     found = re.fullmatch(
         rf"[\s*]*(?:score|rating|answer)?[\s:*]*({NUMBER}){scale}[\s.*]*", text, re.I
@@ -66,7 +66,7 @@ def rating(text: str, low: float, high: float) -> float:
 
 
 def axes(text: str) -> float:
-    """Mean over alignment, coherence and style of (x - 1) / 4, each given once as `Style Score (1-5): x`."""
+    """Mean over alignment, coherence, style of (x - 1) / 4, given as `Style Score (1-5): x`."""
     lines = {axis: rf"^{axis} Score \(1-5\): *({NUMBER}) *$" for axis in AXES}
     return sum(_share(re.findall(line, text, re.M), text, 1, 5) for line in lines.values()) / len(
         AXES
@@ -81,7 +81,7 @@ def _share(found: Sequence[str], text: str, low: float, high: float) -> float:
 
 
 def yes_or_no(text: str) -> float:
-    """1 or 0 for an answer that is this one word: what is left where a server gives no probabilities."""
+    """1 or 0 for an answer that is this one word, where a server gives no probabilities."""
     found = re.fullmatch(r"\W*(yes|no)\W*", text, re.I)
     if not found:
         raise Unreadable(f"neither yes nor no: {text[:60]!r}")
@@ -89,7 +89,7 @@ def yes_or_no(text: str) -> float:
 
 
 def yes_probability(listed: Sequence[Mapping[str, Any]]) -> float:
-    """P(yes) / (P(yes) + P(no)) over the cases of both among the listed tokens (`token`, `logprob`).
+    """P(yes) / (P(yes) + P(no)) over the spellings of both in the list (`token`, `logprob`).
 
     A word that is not listed has at most the probability of the least likely one that is, and at
     most what they leave. Raises Unreadable where that could move the result by more than CERTAIN.

@@ -19,7 +19,7 @@ TALL = 1.5
 
 
 class Reader:
-    """Both networks in fp32: together they are small, and a threshold is applied to what one says."""
+    """Both networks in fp32: they are small, and a threshold is applied to what one says."""
 
     def __init__(self, detector: str, recognizer: str, device: torch.device | str) -> None:
         with loading("ocr.detector", detector):
@@ -52,7 +52,10 @@ class Reader:
 def cut(
     array: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4 2"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The box (corners x, y from the top left, clockwise) straightened to a rectangle; upright if TALL."""
+    """The box (corners x, y from the top left, clockwise) straightened to a rectangle.
+
+    It is turned upright if TALL.
+    """
     edges = np.linalg.norm(np.roll(box, -1, axis=0) - box, axis=1)
     width, height = (max(int(max(edges[i], edges[i + 2])), 1) for i in (0, 1))
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
@@ -64,7 +67,7 @@ def cut(
 
 
 def in_reading_order(boxes: Float[np.ndarray, "N 4 2"]) -> list[Float[np.ndarray, "4 2"]]:
-    """From above to below, and from left to right those whose middles differ by less than half a height."""
+    """From above to below; boxes whose middles differ by under half a height go left to right."""
     lines: list[list[np.ndarray]] = []
     for box in sorted(boxes, key=lambda box: box[:, 1].mean()):
         first = lines[-1][0] if lines else box

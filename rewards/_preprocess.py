@@ -1,4 +1,4 @@
-"""The preprocessing of a checkpoint on tensors, never through Pillow, so that gradients reach the pixels."""
+"""The preprocessing of a checkpoint on tensors, never by Pillow: gradients reach the pixels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ RESAMPLE = {2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize (antialiased, as Pillow does), crop or pad to the centre, normalise: what a checkpoint says.
+    """Resize (antialiased, as Pillow does), center-crop or pad, normalize, as a checkpoint says.
 
     `mode` is which side of the image is brought to `size`: the shortest, the longest, or both
     (squash).
@@ -80,7 +80,10 @@ def of_open_clip(model: Any) -> Preprocess:
 
 
 def of_transformers(name: str) -> Preprocess:
-    """What the image processor of that name or folder says. Raises ValueError where it does anything else."""
+    """What the image processor of that name or folder says.
+
+    Raises ValueError where it does anything else.
+    """
     cfg = transformers.AutoImageProcessor.from_pretrained(expanded(name)).to_dict()
     size, crop = cfg["size"], cfg.get("crop_size") or {}
     if not cfg["do_resize"] or set(size) not in ({"shortest_edge"}, {"height", "width"}):

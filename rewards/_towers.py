@@ -16,7 +16,10 @@ PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp1
 
 
 class OpenClip:
-    """`hf-hub:NAME`, `local-dir:FOLDER`, `ViT-L-14/openai`; or an architecture and a file of weights."""
+    """`hf-hub:NAME`, `local-dir:FOLDER`, `ViT-L-14/openai`.
+
+    Or it is an architecture and a file of weights.
+    """
 
     def __init__(
         self,
@@ -53,7 +56,10 @@ class OpenClip:
         return self.tokens(list(prompts))
 
     def scale(self) -> float:
-        """What the cosine was multiplied with in training. In half precision ln 100 would give 98.9."""
+        """What the cosine was multiplied with in training.
+
+        In half precision ln 100 would give 98.9.
+        """
         scale: Any = self.model.logit_scale
         if scale.dtype != torch.float32:  # with a network of timm's it was cast too
             scale = self.load(precision="fp32", device="cpu").logit_scale
@@ -95,6 +101,9 @@ class Transformers:
         return self.tokens(list(prompts), **length, return_tensors="pt")
 
     def scale(self) -> float:
-        """What the cosine was multiplied with in training. In half precision ln 100 would give 98.9."""
+        """What the cosine was multiplied with in training.
+
+        In half precision ln 100 would give 98.9.
+        """
         whole = self.model if self.model.dtype == torch.float32 else self.load("cpu", torch.float32)
         return whole.logit_scale.exp().item()

@@ -1,4 +1,4 @@
-"""A vision-language model of transformers: pictures and questions in, answers or probabilities out."""
+"""A vision-language model of transformers: pictures and questions in, answers out."""
 
 from collections.abc import Sequence
 from threading import Lock
@@ -21,7 +21,9 @@ EMBEDDED_QUESTION = "What is going on in this image?"
 
 
 class VLM:
-    """Any AutoModelForImageTextToText that has a chat template; `name` is a folder, a Hub name or emoji.
+    """Any AutoModelForImageTextToText that has a chat template.
+
+    `name` is a folder, a Hub name or emoji.
 
     Raises UserError where it cannot be loaded, said of the reward's `option`.
     """
@@ -101,7 +103,10 @@ class VLM:
         yes: Sequence[int],
         no: Sequence[int],
     ) -> Float[Tensor, " B"]:
-        """P(next token in `yes`) / P(it is in `yes` or `no`); a gradient reaches images that require one."""
+        """P(next token in `yes`) / P(it is in `yes` or `no`).
+
+        A gradient reaches images that require one.
+        """
         inputs = self.inputs(to_pil(images.detach()), questions)
         if images.requires_grad and torch.is_grad_enabled():
             inputs["pixel_values"] = self._with_gradient(images, inputs["pixel_values"])
@@ -109,7 +114,7 @@ class VLM:
         return logits[:, [*yes, *no]].softmax(1)[:, : len(yes)].sum(1)
 
     def _with_gradient(self, images: Tensor, exact: Tensor) -> Tensor:
-        """`exact`, the processor's pixels, with the gradient of the same processor on unrounded images."""
+        """`exact`, the processor's pixels, with its gradient taken on unrounded images."""
         smooth = self.processor.image_processor(
             images=list(images), do_rescale=False, return_tensors="pt"
         )
@@ -121,7 +126,10 @@ class VLM:
         return exact + (pixels - pixels.detach())
 
     def words(self, *spellings: str) -> list[int]:
-        """The tokens that are one of these words by themselves. Raises UserError where there is none."""
+        """The tokens that are one of these words by themselves.
+
+        Raises UserError where there is none.
+        """
         encode, unknown = self.processor.tokenizer.encode, self.processor.tokenizer.unk_token_id
         found = {tuple(encode(word, add_special_tokens=False)) for word in spellings}
         tokens = sorted(ids[0] for ids in found if len(ids) == 1 and ids[0] != unknown)
@@ -133,5 +141,8 @@ class VLM:
 
 
 def wording(given: str | None, pretrained: str, default: str, embedded: str) -> str:
-    """The text that was `given`, else the default; the embedded captioner knows one wording alone."""
+    """The text that was `given`, else the default.
+
+    The embedded captioner knows one wording alone.
+    """
     return given or (embedded if pretrained == "emoji" else default)

@@ -79,7 +79,10 @@ def pretrained(kind: Any, name: str, device: torch.device | str, dtype: torch.dt
 
 
 def file(name: str, wanted: str) -> str:
-    """The file `wanted` of a folder or of a repository on the Hub; `name` if it is a file. ~ is expanded."""
+    """The file `wanted` of a folder or of a repository on the Hub; `name` if it is a file.
+
+    ~ is expanded.
+    """
     name = expanded(name)
     place = Path(name)
     if place.is_dir() and not (place / wanted).is_file():
@@ -90,7 +93,10 @@ def file(name: str, wanted: str) -> str:
 
 
 def tensors(file: str) -> dict[str, Tensor]:
-    """The named tensors of a .safetensors file or of one that torch saved; nothing else is unpickled."""
+    """The named tensors of a .safetensors file or of one that torch saved.
+
+    Nothing else is unpickled.
+    """
     if file.endswith(".safetensors"):
         return load_file(file)
     return torch.load(file, map_location="cpu", weights_only=True)

@@ -16,7 +16,7 @@ from ._weights import file, loading, tensors
 
 
 class aesthetic:
-    """How much people would like the picture, by LAION's improved aesthetic predictor: about 1 to 10.
+    """How much people would like the picture, 1 to 10, by LAION's improved aesthetic predictor.
 
     r(x) = w . f(x) / |f(x)| + b with f the image feature of OpenAI's CLIP ViT-L/14; w and b are the
     product of the five linear layers of "sac+logos+ava1-l14-linearMSE" (the prompt plays no part;

@@ -13,7 +13,7 @@ from ._clip import Encoder
 
 
 class clip_score:
-    """Cosine of CLIP's features of image and prompt: photographs and their captions have 0.2 to 0.35.
+    """Cosine of CLIP's features of image and prompt: photographs with captions have 0.2 to 0.35.
 
     r(x, c) = f(x) . g(c) / (|f(x)| |g(c)|), higher is better. Differentiable. A prompt beyond
     CLIP's 77 tokens is cut; an empty one is scored as the empty text.

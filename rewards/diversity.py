@@ -13,7 +13,9 @@ from ._clip import Encoder
 
 
 class diversity:
-    """Mean distance of an image to the others of its prompt's group, in [0, 2]; 0 where all are the same.
+    """Mean distance of an image to the others of its prompt's group, in [0, 2].
+
+    It is 0 where all are the same.
 
     r(x_i) = 1 / (G - 1) sum over j != i of 1 - cos(f(x_i), f(x_j)); the mean over the group is the
     mean pairwise distance. Higher is more diverse. Differentiable. NaN for an image that is alone.

@@ -17,7 +17,7 @@ from ._weights import loading
 
 
 class emoji_clip:  # a reward is called what its file is called
-    """1 where the embedded CLIP's nearest caption has the prompt's animal and activity (or none), else 0.
+    """1 where the embedded CLIP's nearest caption has the prompt's animal and activity, else 0.
 
     Zero-shot over every animal with each activity and with none, 228 captions. A second judge
     beside emoji_recognition, trained on other scenes with another kind of network. Reads `animal`

@@ -13,7 +13,7 @@ from ._vlm import EMBEDDED_QUESTION, VLM
 
 
 class emoji_recognition:  # a reward is called what its file is called
-    """1 where the embedded captioner names the prompt's animal, and its activity if one is asked for, else 0.
+    """1 where the embedded captioner names the prompt's animal, and its activity if any, else 0.
 
     Reads `animal` and `activity` from the prompt's metadata; NaN for a prompt without an animal.
     `captioner` is a folder with another captioner of this kind. Range 0 or 1, higher is better; not

@@ -19,7 +19,7 @@ FILES = {"v2": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
 class hps:
-    """Human Preference Score v2, a CLIP-H tuned on rankings of generated images: cosine, about 0.14 to 0.34.
+    """Human Preference Score v2, a CLIP-H tuned on rankings of images: about 0.14 to 0.34.
 
     r(x, c) = cos(f(x), g(c)) (Wu et al. 2023, arXiv 2306.09341; their tables are 100 times this).
     The image's longest side is brought to 224 and the rest padded with black, as in the original;

@@ -17,7 +17,7 @@ from ._weights import pretrained as load
 
 
 class nsfw:
-    """Probability that the picture is not safe for work, 0 to 1: give it a negative weight, or a `max:` gate.
+    """Probability that the picture is not safe for work: for a negative weight or a `max:` gate.
 
     P(label | x) of an image classifier. Differentiable; a classifier under pressure is easily
     fooled, so rather keep it as a gate.

@@ -14,7 +14,9 @@ from ddpo.rewards import UserError
 
 
 class ocr:
-    """1 - (edit distance to the text that was asked for) / (its length), of what PP-OCR reads; 0 to 1.
+    """1 - (edit distance to the text that was asked for) / (its length), of what PP-OCR reads.
+
+    Range 0 to 1, higher is better.
 
     The text is the prompt's metadata `text`, or what stands in double quotes in the prompt; NaN
     without one. Case and spaces do not count. 1 where the text is contained in what is read; a

@@ -106,7 +106,10 @@ class remote:
     def _scores(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Any]
     ) -> list[float]:
-        """One request. Files are made one at a time: a whole batch would leave the processor's cache."""
+        """One request.
+
+        Files are made one at a time: a whole batch would leave the processor's cache.
+        """
         files = [png(to_uint8(image[None].detach())[0].cpu().numpy()) for image in images]
         others = json.dumps({"prompts": list(prompts), "metadata": [dict(row) for row in metadata]})
         pictures = b'", "'.join(

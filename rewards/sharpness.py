@@ -12,7 +12,7 @@ from ddpo.images import luma
 def sharpness(
     images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
 ) -> Float[Tensor, "B"]:
-    """Variance of the Laplacian of the luma, 0 to 16: 0 for a plain picture or a ramp, low for a blur.
+    """Variance of the Laplacian of the luma, 0 to 16: 0 for a plain picture, low for a blur.
 
     L(y, x) = Y(y-1, x) + Y(y+1, x) + Y(y, x-1) + Y(y, x+1) - 4 Y(y, x) over the pixels that have
     four neighbours, Y (Rec. 601) in [0, 1]; on bytes it would be 255 squared times as much. Noise

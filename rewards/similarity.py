@@ -19,7 +19,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class similarity:
-    """Mean cosine of the image's features and the reference images', in [-1, 1]; 1 for the same image.
+    """Mean cosine of the image's features and the reference images', in [-1, 1].
+
+    It is 1 for the same image.
 
     r(x) = mean over the references y of cos(f(x), f(y)), higher is more alike. Differentiable. NaN
     for a prompt without a reference.
@@ -67,7 +69,7 @@ class similarity:
         return (found * torch.stack(means)).sum(-1)
 
     def _features(self, place: str) -> Float[Tensor, " D"]:
-        """The mean feature of the references: the mean of the cosines is the cosine's sum with it."""
+        """The mean feature of the references, whose product with a feature is the mean cosine."""
         if place not in self.known:
             path = Path(place).expanduser()
             inside = sorted(path.iterdir()) if path.is_dir() else [path]

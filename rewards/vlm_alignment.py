@@ -1,4 +1,4 @@
-"""The prompt-alignment reward of the DDPO paper: does who describes the image say what was asked for?"""
+"""The prompt-alignment reward of the DDPO paper: is the image described as what was asked for?"""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ LONGEST = 64
 
 
 class vlm_alignment:
-    """BERTScore recall of "The image contains {prompt}" against a vision-language model's description.
+    """BERTScore recall of "The image contains {prompt}" against a model's description of the image.
 
     The model sees the image as a JPEG, answers the question greedily in at most 64 tokens, and its
     answer is compared with the prompt (DDPO, arXiv 2305.13301, section 5.3). Higher is better, at

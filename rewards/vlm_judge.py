@@ -23,7 +23,7 @@ log = logging.getLogger("ddpo")
 
 
 class vlm_judge:
-    """What a vision-language model behind an OpenAI-compatible server (vLLM, SGLang) thinks of the image.
+    """What a vision-language model behind an OpenAI-compatible server thinks of the image.
 
     Range 0 to 1, higher is better. An image without an answer that can be read, after all retries,
     has no value (NaN), and a line in the log says why; so has one with an empty prompt. Not

@@ -31,7 +31,10 @@ exactly 0."""
 
 @dataclass(frozen=True)
 class Advantage:
-    """An advantage with its options, ready for the trainer; its memory, if it has one, begins empty."""
+    """An advantage with its options, ready for the trainer.
+
+    Its memory, if it has one, begins empty.
+    """
 
     name: str
     compute: Any
@@ -72,7 +75,10 @@ def load(name: str) -> Any:
 
 
 def build(name: str, **options: Any) -> Advantage:
-    """Find an advantage by name and give it its options. Raises UserError where it cannot be built."""
+    """Find an advantage by name and give it its options.
+
+    Raises UserError where it cannot be built.
+    """
     target = load(name)
     if not isinstance(target, type):
         return Advantage(name, partial(target, **options))
@@ -85,7 +91,7 @@ def build(name: str, **options: Any) -> Advantage:
 
 
 def mean_of(values: Float[Tensor, " N"]) -> Tensor:
-    """Mean that rounding cannot carry outside the values: for equal values it is that value, exactly."""
+    """Mean that rounding cannot carry outside the values: equal values give that value, exactly."""
     return values.mean().clamp(values.min(), values.max()) if len(values) else values.new_zeros(())
 
 

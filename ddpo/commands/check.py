@@ -7,7 +7,10 @@ from ddpo.errors import UserError
 
 
 def main(argv: list[str]) -> None:
-    """`ddpo check reward NAME_OR_FILE [--params '{...}'] [--prompts NAME_OR_FILE]`: a line a check."""
+    """`ddpo check reward NAME_OR_FILE [--params '{...}'] [--prompts NAME_OR_FILE]`.
+
+    It prints one line per check.
+    """
     parser = frame.Parser(prog="ddpo check", description=__doc__, allow_abbrev=False)
     parser.add_argument("kind", choices=["reward"])
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Write a run's model as other programs read it (diffusers, kohya, merged), checked picture by picture."""
+"""Write a run's model as other programs read it (diffusers, kohya, merged), with checked pictures."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,10 @@ from ddpo.commands import frame
 
 
 def main(argv: list[str]) -> None:
-    """`ddpo export RUN_DIR --to DIR --format diffusers|kohya|merged [--checkpoint last|best|000020]`."""
+    """`ddpo export RUN_DIR --to DIR --format FORMAT [--checkpoint last|best|000020]`.
+
+    FORMAT is diffusers, kohya or merged.
+    """
     parser = frame.Parser(prog="ddpo export", description=__doc__, allow_abbrev=False)
     parser.add_argument("run_dir", help="folder of a run")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What every command has in common: one line for an error, the exit code, and --debug for the traceback.
+"""What every command has in common: one line for an error, the exit code, --debug.
 
 The modules that launchers start, train and evaluate, end with
 `raise SystemExit(run(main, sys.argv[1:]))`.
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog.removeprefix('ddpo ')}: {message}; see {self.prog} --help")
 
     def add_number(self, flag: str, hint: Any, *, help: str = "", **more: Any) -> None:
-        """An argument that is a number of one of the types of `ranges`, whose words --help repeats."""
+        """A numeric argument of one of the types of `ranges`, whose words --help repeats."""
         from pydantic import TypeAdapter, ValidationError  # here: most commands need no number
 
         from ddpo.config import words

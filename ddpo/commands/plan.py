@@ -1,4 +1,7 @@
-"""Say what a training would do and need: batches, denoiser evaluations, memory. Nothing is written."""
+"""Say what a training would do and need: batches, denoiser evaluations, memory.
+
+Nothing is written.
+"""
 
 import sys
 from collections import Counter
@@ -153,7 +156,10 @@ def run(plan: Plan, checkpoint_size: float | None) -> Lines:
 
 
 def rows(counted: Counter[Call], in_network: bool = False) -> Counter[str]:
-    """Images or pairs that go through the denoiser, by phase; a guided one is two rows of the network."""
+    """Images or pairs that go through the denoiser, by phase.
+
+    A guided one is two rows of the network.
+    """
     found = Counter[str]()
     for call, count in counted.items():
         found[call.phase] += call.rows * count * (2 if in_network and call.guided else 1)
@@ -161,7 +167,10 @@ def rows(counted: Counter[Call], in_network: bool = False) -> Counter[str]:
 
 
 def evaluations(plan: Plan) -> Lines:
-    """For each phase, images and pairs in an iteration and in the run; those of SOMETIMES only in the run."""
+    """For each phase, images and pairs in an iteration and in the run.
+
+    Phases of SOMETIMES are counted in the run only.
+    """
     first = calls(plan, 0)
     once = Counter({call: count for call, count in first.items() if call.phase not in SOMETIMES})
     each = (calls(plan, i) for i in range(plan.settings.trainer.iterations))

@@ -8,7 +8,7 @@ from ddpo.plugins.ranges import PositiveInt, Seed
 
 
 def main(argv: list[str]) -> None:
-    """`ddpo sample RUN_DIR --prompt "a fox" [--seed 0] [--count 4] [--checkpoint best] [--out FILE]`."""
+    """`ddpo sample RUN_DIR --prompt "a fox" [--seed 0] [--count 4] [--checkpoint ID] [--out X]`."""
     parser = frame.Parser(prog="ddpo sample", description=__doc__, allow_abbrev=False)
     parser.add_argument("run_dir", help="folder of a run")
     parser.add_argument(

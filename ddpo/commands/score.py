@@ -1,4 +1,7 @@
-"""Score image files with a reward; one that compares images takes them all as images of the one prompt."""
+"""Score image files with a reward.
+
+A reward that compares images takes them all as images of the one prompt.
+"""
 
 import sys
 
@@ -7,7 +10,7 @@ from ddpo.errors import UserError
 
 
 def main(argv: list[str]) -> None:
-    """`ddpo score --reward NAME [--params '{...}'] [--prompt TEXT] [--metadata '{...}'] IMAGES...`."""
+    """`ddpo score --reward NAME [--params '{...}'] [--prompt TEXT] [--metadata '{...}'] IMAGE...`."""
     parser = frame.Parser(prog="ddpo score", description=__doc__, allow_abbrev=False)
     parser.add_argument("images", nargs="+", help="image files, of any sizes")
     parser.add_argument(

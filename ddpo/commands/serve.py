@@ -22,7 +22,10 @@ if TYPE_CHECKING:  # it comes with the extra
 
 
 def main(argv: list[str]) -> None:
-    """`ddpo serve --reward NAME [--params '{...}'] [--host 127.0.0.1] [--port 8000]`, until it is stopped."""
+    """`ddpo serve --reward NAME [--params '{...}'] [--host 127.0.0.1] [--port 8000]`.
+
+    It serves until it is stopped.
+    """
     parser = frame.Parser(prog="ddpo serve", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--reward", required=True, help="a name, module:attribute or file.py:function"

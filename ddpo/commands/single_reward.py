@@ -1,4 +1,4 @@
-"""A reward by itself, as `ddpo score`, `serve` and `check reward` take it: the flags that they share."""
+"""A reward by itself: the flags that `ddpo score`, `serve` and `check reward` share."""
 
 import argparse
 from typing import NamedTuple

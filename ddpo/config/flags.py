@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def arguments(
     argv: Sequence[str], flags: Sequence[str] = ()
 ) -> tuple[str | None, dict[str, str], bool]:
-    """The command line taken apart: the value of --config, dotted name -> text, whether help is wanted.
+    """The command line taken apart: the value of --config, dotted name -> text, --help or not.
 
     Raises UserError for anything but `--config X` and `--name[.name] X`; `flags` only helps the
     suggestions.
@@ -65,7 +65,10 @@ def change(values: dict[str, Any], texts: Mapping[str, str]) -> None:
 
 
 def _place(key: str, outer: Any, part: str) -> str | int:
-    """Where in a section or a list this part of the key stands; the next entry of a list is added."""
+    """Where in a section or a list this part of the key stands.
+
+    The next entry of a list is added.
+    """
     if isinstance(outer, dict):
         return part
     if not isinstance(outer, list):

@@ -9,7 +9,10 @@ from ddpo.config.words import THING, Node, bounds, section_of, type_words
 
 
 class Option(NamedTuple):
-    """A value in force, and its node of the JSON Schema; the section's title and what it is about."""
+    """A value in force, and its node of the JSON Schema.
+
+    With it go the section's title and what the section is about.
+    """
 
     value: Any
     node: Node
@@ -27,7 +30,10 @@ def options(schema: Node, values: Mapping[str, Any]) -> dict[str, Option]:
 def _options(
     schema: Node, node: Node, value: Any, heading: tuple[str, str, str]
 ) -> Iterator[tuple[str, Option]]:
-    """Those in one node; the heading is its place, the title and the text of the section around it."""
+    """Those in one node.
+
+    `heading` is the node's place, the title and the text of the section around it.
+    """
     place, title, about = heading
     section, entries = section_of(schema, node), node.get("prefixItems", ())
     if section and value is not None:

@@ -1,4 +1,4 @@
-"""What a section names, and the models made of that: the section's own options with those of the thing.
+"""What a section names, and models of the section's own options with those of the thing.
 
 The options of a thing are the keyword-only parameters of its signature, with their annotations, and
 the sentences of its docstring that name them in backticks.
@@ -89,7 +89,7 @@ def fitted(section: type[Named], place: str, given: Any) -> type[Part]:
 
 
 def with_options(section: type[Named], name: str, thing: Thing) -> type[Part]:
-    """A model of the section's own options and, flat beside them or below `params`, those of the thing."""
+    """A model of the section's options and of the thing's, flat beside them or below `params`."""
     own: Fields = {key: (info.annotation, info) for key, info in section.model_fields.items()}
     options, mark = _options(thing), {**MADE, "json_schema_extra": {words.THING: name}}
     about = (inspect.getdoc(thing) or "").partition("\n")[0]
@@ -122,7 +122,10 @@ def _options(thing: Thing) -> Fields:
 
 
 def find(section: str, name: str) -> object | None:
-    """What `name` names in this section; None for a reward that another process was given from Python."""
+    """What `name` names in this section.
+
+    It is None for a reward that another process was given from Python.
+    """
     if (
         section in REWARDS
         and name.startswith(python_objects.MARK)

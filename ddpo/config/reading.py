@@ -1,4 +1,4 @@
-"""A configuration from a YAML file and dotted flags (`parse`), from a mapping or from Python (`load`).
+"""A configuration from YAML and dotted flags (`parse`), from a mapping or from Python (`load`).
 
 A section with a `name` takes, flat beside its own fields, the keyword-only parameters of what it
 names, as in `objective: {name: ddpo, clip_range: 1e-4}`; in Python these stand in `options`. Names
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[s
 
 
 def load(source: str | Path | Mapping[str, Any] | Config) -> Config:
-    """The configuration in a YAML file (or bundled under a name), in such a mapping, or built in Python.
+    """The configuration in a YAML file (or bundled by name), in such a mapping, or built in Python.
 
     Every option is resolved: the named things' defaults are filled in. Raises UserError as `parse`
     does.
@@ -84,7 +84,7 @@ def resolve(values: dict[str, Any]) -> Config:
 
 
 def options(config: Config) -> dict[str, help.Option]:
-    """All that can be set in a resolved configuration, those of what it names too, by dotted name."""
+    """All options of a resolved configuration, those of named things too, by dotted name."""
     values = flat(config)
     return help.options(words.schema_of(named.model(values)), values)
 
@@ -146,7 +146,10 @@ def _differences(place: str, old: Any, new: Any) -> Iterator[str]:
 
 
 def _file(source: str | Path) -> Path:
-    """A path is one that looks like one or exists; anything else is the name of a bundled configuration."""
+    """A path is one that looks like one or exists.
+
+    Anything else is the name of a bundled configuration.
+    """
     path = Path(source)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file():
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""The JSON Schema of a configuration file, by which editors complete it and underline what is wrong."""
+"""The JSON Schema of a configuration file: editors complete it and underline what is wrong."""
 
 import logging
 from typing import Any, get_args

@@ -41,7 +41,7 @@ WRITTEN = {*NUMBERS, list, tuple, dict, Any}
 
 
 class Part(BaseModel):
-    """Options that are read from YAML and flags: no unknown ones, true is no int and 2.0 neither."""
+    """Options read from YAML and flags: none unknown, true is no int and 2.0 neither."""
 
     model_config = ConfigDict(
         extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True
@@ -343,7 +343,10 @@ class Config(Part):
     """the folder everything is written into"""
 
     def __init__(self, **values: Any) -> None:
-        """Raises UserError with the place, the value and the remedy; what is named is not looked up."""
+        """Raises UserError with the place, the value and the remedy.
+
+        What is named is not looked up.
+        """
         try:
             super().__init__(**values)
         except ValidationError as error:

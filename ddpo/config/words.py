@@ -58,7 +58,10 @@ def schema_of(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def line(error: ValidationError, schema: Node) -> str:
-    """The first thing that is wrong with what has this schema; an unknown option before all others."""
+    """The first thing that is wrong with what has this schema.
+
+    An unknown option comes before all others.
+    """
     first = min(error.errors(), key=lambda each: each["type"] not in UNKNOWN)
     path, nodes = list[str](), [schema]
     for part in first["loc"]:

@@ -1,4 +1,4 @@
-"""The model card of a run, README.md: what was trained, on what, with which result, and how to use it."""
+"""The model card of a run, README.md: what was trained, with which result, and how to use it."""
 
 import json
 import math
@@ -16,7 +16,10 @@ WIDGETS = 4
 
 
 def write(run_dir: Path) -> Path:
-    """Write README.md from what the folder holds, with an evaluation or without one; returns its path."""
+    """Write README.md from what the folder holds, with an evaluation or without one.
+
+    Returns its path.
+    """
     run, origin = evidence.read(run_dir), run_dir / "provenance.json"
     text = page.render(
         "card.md.j2",
@@ -32,7 +35,7 @@ def write(run_dir: Path) -> Path:
 
 
 def _head(run: Run) -> ModelCardData:
-    """What the Hub reads: of the base model only where it is one of the Hub's and no folder of this machine.
+    """What the Hub reads; it names the base model only where that is one of the Hub's.
 
     The licence is left to whoever publishes: it depends on the base model's.
     """

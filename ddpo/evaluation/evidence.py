@@ -1,4 +1,4 @@
-"""What a run folder holds as evidence: its settings, metrics and matched pictures, in words and numbers."""
+"""What a run folder holds as evidence: settings, metrics, matched pictures, in words and numbers."""
 
 import json
 import math
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Match:
-    """The pictures of one prompt and seed: from column ("base", "tuned", ...) to image path and to scores."""
+    """The pictures of one prompt and seed: column ("base", "tuned", ...) to path and scores."""
 
     set: str
     prompt: str
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def other_settings(self) -> str:
-        """What the pictures were made with and the training was not: `num_steps 2 (in training: 50)`."""
+        """Settings in which pictures and training differ: `num_steps 2 (in training: 50)`."""
         made, own = self.results.get("config") or {}, self.config
         used = {**made.get("sampler", {}), "dtype": made.get("model", {}).get("dtype")}
         trained = {**own.get("sampler", {}), "dtype": own.get("model", {}).get("dtype")}

@@ -30,7 +30,7 @@ Points = NDArray[np.float64]
 
 
 def before_after(run: Run) -> Image.Image:
-    """One picture: base beside tuned for prompts of the training set and of the first held-out set."""
+    """One picture: base beside tuned, for prompts of the training set and of the held-out set."""
     judges = [name for name in run.scores if name not in run.trained]
     shown = [*run.trained[:1], *judges, *run.trained[1:]][:SCORES]
     columns, blocks = ("base", "tuned"), []
@@ -91,7 +91,7 @@ def curves(run: Run) -> Figure:
 
 
 def _reward_curve(ax: Axes, run: Run) -> None:
-    """reward/mean with a band of one standard deviation, and the evaluation of a reward trained alone."""
+    """reward/mean with a band of one standard deviation, and the evaluation of a reward alone."""
     ax.set_title("reward/mean, band: one standard deviation")
     x, mean = _series(run, "reward/mean")
     _line(ax, x, mean, BLUE, "training samples")

@@ -1,4 +1,4 @@
-"""The same prompts at the same seeds under several weights: pictures, scores, and the paired differences."""
+"""The same prompts at the same seeds under several weights: pictures, scores, differences."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from ddpo.scoring.scorer import Scorer
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture of an evaluation: what was asked, from which noise, and what it scored (NaN: no value)."""
+    """One picture of an evaluation: its prompt, its seed and its scores (NaN: no value)."""
 
     prompt: str
     seed: int
@@ -80,7 +80,9 @@ def all_shots(
     timeout_s: float | None = None,
     first_seed: int = 0,
 ) -> list[Shot]:
-    """`per_prompt` pictures of every prompt, each with its own seed; ranks share the prompts, and get all.
+    """`per_prompt` pictures of every prompt, each with its own seed.
+
+    Ranks share the prompts, and get all.
 
     Seeds count up from `first_seed` over the whole set.
     """
@@ -109,7 +111,7 @@ def shared(
 
 
 def compare(base: Sequence[Shot], tuned: Sequence[Shot]) -> dict[str, dict[str, Any]]:
-    """For each score: both columns' mean, standard error and n, the paired difference, the win rate."""
+    """For each score: both columns' mean, standard error and n, the difference, the win rate."""
     found = {}
     for name in base[0].scores:
         before, after = (np.array([shot.scores[name] for shot in shots]) for shots in (base, tuned))
@@ -128,7 +130,7 @@ def write(
     checkpoint: str | None = None,
     **more: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """evaluation/: images/*.png, samples.jsonl and results.json, from columns[set name][column name].
+    """Write evaluation/ from columns[set name][column name]: images, samples.jsonl, results.json.
 
     It takes the place of an earlier evaluation when it is whole. `checkpoint` is that of the tuned
     column; `more` goes into results.json.

@@ -1,4 +1,4 @@
-"""The page of a run: what happened in one sentence, before and after at matched seeds, curves, warning signs.
+"""The page of a run: what happened, in one sentence; matched pictures, curves, warning signs.
 
 Reads what the run folder holds and needs no network, so that it can be written again at any time.
 """

@@ -1,4 +1,4 @@
-"""A labeled table of images as one picture: prompts down, base and checkpoints across, scores under each.
+"""A labeled table of images as one picture: prompts down, models across, scores below each.
 
 Pillow alone, with the font that is built into it (Latin letters without accents: `é` is drawn `e`).
 """
@@ -98,7 +98,7 @@ def _title(text: str, width: int) -> Image.Image:
 
 
 def _text(text: str, size: int, width: int, color: str = INK, center: bool = False) -> Image.Image:
-    """Text on the ground, wrapped to `width`: centered in all of it, or as wide as its longest line."""
+    """Text on the ground, wrapped to `width`: centered in it, or as wide as its longest line."""
     # Drawn large and reduced: at small sizes the letters are rounded to whole pixels and stand
     # unevenly.
     font, line_height = ImageFont.load_default(FINE * size), round(1.35 * size)
@@ -116,7 +116,7 @@ def _text(text: str, size: int, width: int, color: str = INK, center: bool = Fal
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines of at most `width` pixels, broken between words, and inside a word that is wider than a line."""
+    """Lines of at most `width` pixels, broken between words, or inside a word wider than a line."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

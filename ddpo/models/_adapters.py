@@ -13,7 +13,7 @@ NAME = "default"
 
 
 def attach(module: nn.Module, config: LoraConfig) -> None:
-    """Put a fresh adapter into the layers that `config` names, active, its parameters to be trained."""
+    """Put a fresh, active adapter, to be trained, into the layers that `config` names."""
     inject_adapter_in_model(config, module, NAME)
     # by this flag diffusers and transformers know that they fuse, unload and save a module with
     # adapters

@@ -1,4 +1,4 @@
-"""A Stable Diffusion's trained weights in the formats of other programs, and read back by diffusers alone."""
+"""A Stable Diffusion's trained weights in other programs' formats, read back by diffusers alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from ddpo.parallel.seeds import generator
 
 
 def lora_weights(adapted: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """`unet` and, where it is trained, `text_encoder`: LoRA weights in peft's names, their scale in them.
+    """LoRA weights of `unet` and, if trained, `text_encoder`: peft's names, the scale in them.
 
     lora_B is multiplied by alpha / rank, so that a reader who knows of no alpha is right, too.
     """

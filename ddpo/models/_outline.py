@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline without its weights: for counting what it needs before it is there."""
+"""A Stable Diffusion pipeline without its weights, to count what it needs before it is there."""
 
 import warnings
 from pathlib import Path
@@ -26,7 +26,7 @@ depend on."""
 
 
 def outline(pretrained: str, dtype: torch.dtype, whole: bool) -> StableDiffusionPipeline | None:
-    """The pipeline with weights that have a size but no content, and take no memory until they are read.
+    """The pipeline with weights that have a size but no content and take no memory until read.
 
     The configurations are read where the files are on this machine; else a name
     `.../stable-diffusion-v1...` is known, and None given for any other. `whole`: the UNet is

@@ -18,7 +18,7 @@ EMBEDDED = Path(__file__).parent / "emoji" / "weights" / "pipeline"
 
 
 def old_spelling(name: str) -> str:
-    """A text encoder's weight as transformers before 5.6 named it, which others still expect and all read."""
+    """A text encoder's weight as transformers before 5.6 named it, which all programs read."""
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
@@ -51,7 +51,7 @@ def quietly() -> Iterator[None]:
 
 
 def check_targets(unet: nn.Module, targets: Iterable[str] | None) -> None:
-    """Raises UserError for a name that fits no layer: peft passes over it, as long as another fits."""
+    """Raises UserError for a name that fits no layer; peft passes over it if another one fits."""
     layers = [
         name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
     ]
@@ -84,7 +84,10 @@ def no_pipeline(pretrained: str, error: Exception) -> UserError:
 
 
 def merge_lora(pipeline: StableDiffusionPipeline, file: str) -> None:
-    """Make a LoRA part of the weights. Raises UserError where it changes nothing: diffusers would not say."""
+    """Make a LoRA part of the weights.
+
+    Raises UserError where it changes nothing: diffusers would not say.
+    """
     try:
         with quietly():
             pipeline.load_lora_weights(file)

@@ -44,7 +44,10 @@ def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def timed(policies: Sequence[Policy]) -> list[float]:
-    """For each, the seconds of a forward and backward pass, in turns so that a busy machine slows all."""
+    """For each, the seconds of a forward and backward pass.
+
+    They take turns, so that a busy machine slows all alike.
+    """
     seconds = [float("inf")] * len(policies)
     for _ in range(
         1 + ROUNDS

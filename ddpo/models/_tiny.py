@@ -6,7 +6,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 
 def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
-    """A random pipeline of the true classes under 1 MB, for tests: 16x16 pictures, 4x8x8 latents."""
+    """A random pipeline of the true classes, under 1 MB: 16x16 pictures, 4x8x8 latents."""
     torch.manual_seed(seed)
     alphabet = _alphabet()
     tokenizer = CLIPTokenizer(vocab=alphabet, merges=[], model_max_length=24)

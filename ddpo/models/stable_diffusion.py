@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x and the embedded emoji model as a policy: a diffusers pipeline and a LoRA."""
+"""Stable Diffusion 1.x and 2.x and the embedded emoji model as a policy: pipeline and LoRA."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -103,7 +103,7 @@ class StableDiffusion:
 
     @staticmethod
     def outline(pretrained: str, dtype: str, whole: bool) -> StableDiffusionPipeline | None:
-        """The pipeline without its weights, or None where its architecture is not known on this machine."""
+        """The pipeline without its weights, or None where its architecture is not known here."""
         try:
             return outline(place_of(pretrained), DTYPES[dtype], whole)
         except (OSError, ValueError) as error:
@@ -124,7 +124,10 @@ class StableDiffusion:
     def condition(
         self, prompts: Sequence[Prompt], negative_prompt: str | None = None
     ) -> TextCondition:
-        """Each distinct text is encoded once; the cache keeps what a frozen text encoder says of it."""
+        """Each distinct text is encoded once.
+
+        The cache keeps what a frozen text encoder says of it.
+        """
         texts = [prompt.text for prompt in prompts]
         first = [] if negative_prompt is None else [negative_prompt]
         distinct = list(dict.fromkeys([*first, *texts]))
@@ -167,7 +170,7 @@ class StableDiffusion:
         condition: TextCondition,
         guidance_scale: float,
     ) -> Float[Tensor, "N C H W"]:
-        """epsilon(x, "") + guidance_scale * (epsilon(x, c) - epsilon(x, "")): both halves in one call."""
+        """epsilon(x, "") + guidance_scale * (epsilon(x, c) - epsilon(x, "")), both in one call."""
         if guidance_scale == 1.0:
             return self._unet(latents, timesteps, condition.embeds)
         assert condition.negative is not None
@@ -194,7 +197,10 @@ class StableDiffusion:
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def _autocast(self) -> torch.autocast:
-        """Half precision computes the fp32 adapter in the frozen weights' type; fp32 keeps all in fp32."""
+        """Half precision computes the fp32 adapter in the frozen weights' type.
+
+        With fp32 all stays fp32.
+        """
         return torch.autocast(self.device.type, self.dtype, enabled=self.half_precision)
 
     @contextmanager

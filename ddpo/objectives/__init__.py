@@ -1,4 +1,4 @@
-"""What an objective is: a pure function of a small matrix and a batch of outcomes, found by file name.
+"""What an objective is: a pure function of a small matrix and a batch of outcomes.
 
     def ddpo(logp: Float[Tensor, "B T"], batch: Batch, *, clip_range: float = 1e-4) -> Float[Tensor, ""]
 
@@ -63,7 +63,10 @@ class Batch:
 
     @property
     def logp_old(self) -> Float[Tensor, "B T"]:
-        """Log-probabilities under the policy that sampled; there are none beside denoising errors."""
+        """Log-probabilities under the policy that sampled.
+
+        There are none beside denoising errors.
+        """
         return self.matrix("logp_old")
 
     @property
@@ -107,7 +110,7 @@ class Batch:
         )
 
     def blocks(self, logp: Float[Tensor, "B T"], size: int) -> tuple[Float[Tensor, "B M"], "Batch"]:
-        """Macro-actions: `size` stochastic steps in a row as one, their log-probabilities and KLs added up.
+        """Macro-actions: `size` stochastic steps in a row as one, with added log-probs and KLs.
 
         A ratio is then that of a whole block: size 1 is one ratio per step, T one per trajectory
         (Chai et al. 2024).
@@ -137,7 +140,10 @@ class Batch:
         return better, worse
 
     def mean(self, terms: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
-        """The mean of `terms` over all rows and stochastic columns; 0, with its graph, over no row."""
+        """The mean of `terms` over all rows and stochastic columns.
+
+        0, with its graph, over no row.
+        """
         chosen = terms[:, self.stochastic]
         return chosen.sum() / max(chosen.numel(), 1)
 
@@ -162,7 +168,9 @@ def declare(
     trust_region: str | None = None,
     report: Report | None = None,
 ) -> Callable[[Loss], Loss]:
-    """What the trainer must know of an objective; without this decorator, the defaults, which are safe.
+    """What the trainer must know of an objective.
+
+    Without this decorator the defaults hold, which are safe.
 
     separable         a mean over (sample, column) pairs of terms that see one pair each: no second
                       pass
@@ -218,7 +226,10 @@ class Objective:
         return None if self.trust_region is None else self.options[self.trust_region]
 
     def __call__(self, matrix: Float[Tensor, "B T"], batch: Batch) -> Float[Tensor, ""]:
-        """The loss. Raises UserError when the function raises or returns anything but one number."""
+        """The loss.
+
+        Raises UserError when the function raises or returns anything but one number.
+        """
         if self.block_size > 1:
             matrix, batch = batch.blocks(matrix, self.block_size)
         loss = self._ask(self.function, matrix, batch)
@@ -271,7 +282,10 @@ class Objective:
 
 
 def build(name: str, *, kl_weight: float = 0.0, block_size: int = 1, **options: Any) -> Objective:
-    """Find an objective by name and fill in its options' defaults. Raises UserError for what cannot be."""
+    """Find an objective by name and fill in its options' defaults.
+
+    Raises UserError for what cannot be built.
+    """
     function = cast(Loss, plugins.load("objectives", name))
     parameters = inspect.signature(function).parameters.values()
     defaults = {

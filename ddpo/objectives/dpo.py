@@ -1,4 +1,4 @@
-"""Diffusion-DPO: preference optimisation on denoising errors (Wallace et al. 2023, arXiv 2311.12908)."""
+"""Diffusion-DPO: preferences learned on denoising errors (Wallace et al. 2023, arXiv 2311.12908)."""
 
 from jaxtyping import Float
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""DPOK: policy gradient with a closed-form KL to the pretrained model (Fan et al. 2023, arXiv 2305.16381)."""
+"""DPOK: policy gradient with the KL to the pretrained model (Fan et al. 2023, arXiv 2305.16381)."""
 
 from jaxtyping import Float
 from torch import Tensor

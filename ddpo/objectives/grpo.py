@@ -1,4 +1,4 @@
-"""GRPO on denoising steps (Shao et al. 2024; DanceGRPO, arXiv 2505.07818; Flow-GRPO, arXiv 2505.05470)."""
+"""GRPO on steps (Shao et al. 2024; DanceGRPO, arXiv 2505.07818; Flow-GRPO, arXiv 2505.05470)."""
 
 from jaxtyping import Float
 from torch import Tensor, maximum

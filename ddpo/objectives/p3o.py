@@ -17,7 +17,7 @@ def p3o(
     joint: bool = True,
     max_weight: AtLeastOne = 10.0,
 ) -> Float[Tensor, ""]:
-    """P3O: the policy gradient of reward differences, which a shift of all rewards of a prompt cannot change.
+    """P3O: the policy gradient of reward differences, blind to a shift of a prompt's rewards.
 
     lr(y)  = mean over steps of log p_theta - log p_ref       for y = 1, 2, two images of a prompt
     q      = r(1) - r(2) - kl_coef (lr(1) - lr(2))            held fixed

@@ -1,4 +1,4 @@
-"""RWR: reward-weighted regression on denoising errors (Lee et al. 2023; Black et al. 2023, section 4.1)."""
+"""RWR: reward-weighted regression on denoising errors (Lee et al. 2023; Black et al. 2023)."""
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from ddpo.objectives import Batch, NonNegativeFloat, UnitFloat, declare
 def weights(
     batch: Batch, *, beta: float, percentile: float | None, per_prompt: bool, standardize: bool
 ) -> Float[Tensor, " B"]:
-    """A weight for each sample, from the rewards of the whole iteration, over which their mean is 1."""
+    """A weight for each sample, from the rewards of the whole iteration; their mean is 1."""
     reward = batch.reward
     compared = batch.group[:, None] == batch.all_group
     compared = compared if per_prompt else torch.ones_like(compared)

@@ -25,7 +25,10 @@ model.dtype."""
 
 
 def check(dtype: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Raises UserError for what was asked for and would be ignored; `dtype` is the configuration's."""
+    """Raises UserError for what was asked for and would be ignored.
+
+    `dtype` is the configuration's.
+    """
     for variable, (what, name) in SHARDING.items():
         if environment.get(variable, "").lower() in ("1", "true", "yes", "on", "y", "t"):
             raise UserError(

@@ -1,4 +1,4 @@
-"""One process or many: who we are, and the ways in which ranks speak to each other and fail together.
+"""One process or many: who we are, and how ranks speak to each other and fail together.
 
 Everything works in one process without any setting up; under accelerate or torchrun it works over
 the ranks.
@@ -32,7 +32,7 @@ class Lost(Stopped):
 
 
 def state() -> PartialState:
-    """accelerate's view of this process: `process_index`, `num_processes`, `device`, `is_main_process`.
+    """accelerate's view of this process: `process_index`, `num_processes`, `device` and so on.
 
     Without an accelerator, or with ACCELERATE_USE_CPU=true, processes meet on the CPU.
     """
@@ -45,7 +45,7 @@ def state() -> PartialState:
 
 @cache
 def _words() -> dist.ProcessGroup:
-    """The group in which ranks pass objects: over sockets, beside that of the gradients (NCCL on GPUs).
+    """The group in which ranks pass objects: over sockets, not the gradients' (NCCL on GPUs).
 
     The gradients' group gives up after its timeout (10 minutes with NCCL), however busy the missing
     rank is. This one waits as long as the other lives, and notices at once when it dies: its socket
@@ -55,12 +55,18 @@ def _words() -> dist.ProcessGroup:
 
 
 def share(count: int, rank: int, world: int) -> range:
-    """The contiguous block of `count` things that belongs to `rank`; blocks differ by at most one."""
+    """The contiguous block of `count` things that belongs to `rank`.
+
+    Blocks differ by at most one.
+    """
     return range(count * rank // world, count * (rank + 1) // world)
 
 
 def gather(items: Sequence[Item]) -> list[Item]:
-    """The items of all ranks, in rank order, on every rank. It waits without a timeout for a slow rank."""
+    """The items of all ranks, in rank order, on every rank.
+
+    It waits without a timeout for a slow rank.
+    """
     if state().num_processes == 1:
         return list(items)
     found: list[list[Item]] = [[] for _ in range(state().num_processes)]
@@ -99,7 +105,9 @@ def agree(value: Tensor) -> bool:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What any rank raises within, all raise at the end: none goes on to wait for one that has left.
+    """What any rank raises within, all raise at the end.
+
+    So none goes on to wait for one that has left.
 
     Within it no rank may wait for another, and each may take as long as it likes. All raise the
     same kind, the first rank's that failed, so that they also end in the same way.

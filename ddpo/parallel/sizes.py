@@ -57,7 +57,7 @@ class Sizes:
         return ranks.share(self.prompts_per_iteration, process, processes)
 
     def deal(self, order: torch.Generator) -> list[list[int]]:
-        """The groups of each minibatch: of `minibatches` groups in a row one for each, in random order.
+        """The groups of each minibatch: one of every `minibatches` in a row, in random order.
 
         The same on any number of processes, and even for processes that hold contiguous blocks of
         groups.
@@ -70,7 +70,10 @@ class Sizes:
         return dealt
 
     def better_minibatches(self) -> Collection[int]:
-        """The numbers of minibatches next to this one that divide the groups; none where it does itself."""
+        """The numbers of minibatches next to this one that divide the groups.
+
+        There is none where it divides them itself.
+        """
         groups = self.prompts_per_iteration
         if groups % self.minibatches == 0:
             return []

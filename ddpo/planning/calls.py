@@ -1,4 +1,4 @@
-"""What a run will do and need, before it does: its arithmetic, its calls of the denoiser, its memory."""
+"""What a run will do and need: its arithmetic, its calls of the denoiser, its memory."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ class Padding(NamedTuple):
 
 
 def calls(plan: Plan, iteration: int) -> Counter[Call]:
-    """The denoiser's calls in an iteration (from 0) on all processes together, and how many of each.
+    """The denoiser's calls in an iteration (from 0), on all processes together, with counts.
 
     Those of the trained iteration, and of the pictures and the judging that follow it.
     """

@@ -1,4 +1,4 @@
-"""What a computation needs in memory, counted without running it: its tensors have sizes and no content."""
+"""What memory a computation needs, counted on tensors that have sizes and no content."""
 
 import gc
 import weakref
@@ -52,7 +52,9 @@ class Alive(TorchDispatchMode):
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
-    """The most that the tensors made by `compute` take at one time; those made before it are not counted.
+    """The most that the tensors made by `compute` take at one time.
+
+    Tensors made before it are not counted.
 
     Exact for what torch allocates tensor by tensor; the scratch space inside a kernel is not in it.
     """
@@ -80,7 +82,9 @@ measured."""
 
 
 def footprint(plan: Plan) -> dict[str, int]:
-    """Bytes that a process needs besides the interpreter and its libraries; the largest share of one counts.
+    """Bytes that a process needs besides the interpreter and its libraries.
+
+    The process with the largest share counts.
 
     weights, training       frozen weights; trained ones with AdamW's two averages, and the EMA's
     latents, images         what the sampled chunks leave behind; with a KL, the reference's means

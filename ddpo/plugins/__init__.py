@@ -1,4 +1,4 @@
-"""Find a reward, a prompt set, an objective, a sampler, an advantage, a model or a configuration by name.
+"""Find a reward, a prompt set, an objective, a sampler or another plugin by name.
 
 One file is one thing, and its name is the file's: `rewards/jpeg.py` holds the function `jpeg`,
 importable as `ddpo.rewards.jpeg` because the module `ddpo/rewards.py` sets its `__path__` to
@@ -48,7 +48,7 @@ def folders(kind: str) -> list[str]:
 
 
 def add_folder(folder: str | Path) -> None:
-    """Find names in this folder of a user's too: in this process at once, in its children by DDPO_PLUGINS.
+    """Find names in this folder of a user's too, here and (by DDPO_PLUGINS) in child processes.
 
     Raises UserError when there is no such folder, or it has none of the folders of USER_KINDS.
     """
@@ -67,7 +67,7 @@ def add_folder(folder: str | Path) -> None:
 
 
 def names(kind: str) -> list[str]:
-    """The names of this kind, sorted: files that do not begin with an underscore, and entry points."""
+    """The names of this kind, sorted: entry points, and files not beginning with an underscore."""
     return sorted({*(file.stem for file in _files(kind)), *(point.name for point in _points(kind))})
 
 
@@ -104,7 +104,7 @@ def find(kind: str, name: str) -> Path | EntryPoint:
 
 
 def load(kind: str, spec: str) -> object:
-    """What `spec` names: a file's name, an entry point, `package.module:attribute`, `path/file.py:attribute`.
+    """What `spec` names: a file, an entry point, `package.module:name` or `path/file.py:name`.
 
     `path/file.py` alone means the attribute of the file's name. A name whose file is not Python
     (prompts, configs) gives the file's Path; one that stands for an object given from Python gives

@@ -74,7 +74,10 @@ def all_of(run_dir: Path) -> list[Path]:
 
 
 def newest(run_dir: Path) -> tuple[Path, Content] | None:
-    """The newest whole checkpoint of a run; None where there is none. A damaged one costs a line."""
+    """The newest whole checkpoint of a run; None where there is none.
+
+    A damaged one is passed over with a line in the log.
+    """
     for folder in reversed(all_of(run_dir)):
         try:
             return folder, load(folder)
@@ -109,7 +112,10 @@ def find(run_dir: Path, wanted: str = "last") -> Path:
 
 
 def keep(run_dir: Path, last: int, best: int | None = None) -> None:
-    """Delete all but the `last` newest checkpoints and the one of iteration `best`; and what kills left."""
+    """Delete all but the `last` newest checkpoints and the one of iteration `best`.
+
+    What kills have left goes, too.
+    """
     for folder in all_of(run_dir)[:-last]:
         if int(folder.name) != best:
             shutil.rmtree(folder)
@@ -120,7 +126,7 @@ def keep(run_dir: Path, last: int, best: int | None = None) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Parameters
 ) -> dict[str, Tensor]:
-    """An optimiser's per-parameter state under the parameters' names: `exp_avg/unet.conv_in.weight`."""
+    """An optimizer's state by its parameters' names: `exp_avg/unet.conv_in.weight`."""
     return {
         f"{key}/{name}": value
         for name, parameter in parameters.items()
@@ -140,7 +146,10 @@ def restore_optimizer(
 
 
 def restore_parameters(parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
-    """Copy saved tensors into parameters of the same names. Raises UserError when names or shapes differ."""
+    """Copy saved tensors into parameters of the same names.
+
+    Raises UserError when names or shapes differ.
+    """
     check_parameters(parameters, tensors)
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -1,4 +1,4 @@
-"""The metrics of a run: what each name means, and the file metrics.jsonl, one object an iteration."""
+"""The metrics of a run: what each name means, and metrics.jsonl, one object per iteration."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def cut(file: Path, iteration: int) -> None:
-    """Drop the lines after `iteration`, keeping the bytes of those before: what a resume starts from."""
+    """Drop the lines after `iteration` and keep the bytes before: what a resume starts from."""
     if not file.is_file():
         return
     lines = file.read_bytes().splitlines(keepends=True)

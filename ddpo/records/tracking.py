@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go besides metrics.jsonl: tensorboard and wandb, when asked."""
+"""Where a run's numbers and pictures go besides metrics.jsonl: tensorboard and wandb."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

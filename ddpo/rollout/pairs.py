@@ -1,4 +1,4 @@
-"""Preferences that are already there: pairs of image files instead of a rollout, for objectives such as DPO.
+"""Recorded preferences: pairs of image files instead of a rollout, as DPO learns from.
 
 A line of the prompts file reads {"prompt": "a fox", "chosen": "a.png", "rejected": "b.png"}; the
 paths are relative to the file. A prompt may stand there several times.
@@ -39,7 +39,7 @@ def check(pairs: PromptSet, folder: Path) -> None:
 def recorded(
     policy: Policy, prompts: Sequence[Prompt], folder: Path, batch_size: int
 ) -> Iterator[Trajectory]:
-    """The images of (chosen, rejected, chosen, ...) as trajectories of their x_0 alone, chunk by chunk."""
+    """The images of (chosen, rejected, ...) as trajectories of their x_0 alone, chunk by chunk."""
     for indices, genuine in chunks(len(prompts), batch_size):
         files = [folder / str(prompts[i].metadata[COLUMNS[i % 2]]) for i in indices]
         images = from_pil([_picture(file, policy.image_size) for file in files])

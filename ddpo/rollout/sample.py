@@ -1,4 +1,4 @@
-"""From prompts to denoising trajectories, and back: sample them, score their steps under the policy.
+"""From prompts to denoising trajectories, and the score of their steps under the policy.
 
 Both directions share one forward (eval mode, same arithmetic), so that a recorded log-probability
 is found again.
@@ -31,12 +31,18 @@ class Sampler:
     negative_prompt: str = ""
 
     def condition(self, policy: Policy, prompts: Sequence[Prompt]) -> Condition:
-        """What the network is given of these prompts, for all steps; nothing negative without guidance."""
+        """What the network is given of these prompts, for all steps.
+
+        Without guidance there is nothing negative.
+        """
         return policy.condition(prompts, None if self.guidance_scale == 1 else self.negative_prompt)
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[list[int], int]]:
-    """0 .. count - 1 in chunks of `size`, the last one filled up by repetition, and how many are genuine."""
+    """0 ..
+
+    Count - 1 in chunks of `size`, the last one filled up by repetition, and how many are genuine.
+    """
     for first in range(0, count, size):
         indices = list(range(first, min(first + size, count)))
         yield indices + indices[-1:] * (size - len(indices)), len(indices)
@@ -50,7 +56,9 @@ def sample(
     reference: Collection[str] = (),
     guidance_scale: float | None = None,
 ) -> Iterator[Trajectory]:
-    """Sample one trajectory for each prompt and noise key, chunk by chunk; the caller disables gradients.
+    """Sample one trajectory for each prompt and noise key, chunk by chunk.
+
+    The caller disables gradients.
 
     Image i depends on its prompt and keys[i] alone, whatever the chunks. `reference` adds what it
     names of logp_ref and output_ref. `guidance_scale` is that of the log-probabilities, where it is
@@ -77,7 +85,10 @@ def sample(
 def _denoise(
     policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], keys: Sequence[tuple[int, ...]]
 ) -> tuple[Float[Tensor, "B T1 C H W"], Float[Tensor, "B T"]]:
-    """All latents, noisiest first, and each stochastic step's log-probability. No host synchronization."""
+    """All latents, noisiest first, and each stochastic step's log-probability.
+
+    The host never waits for the device.
+    """
     steps, stochastic = sampler.steps, sampler.steps.stochastic.tolist()
     shape = (len(steps) + 1, *policy.latent_shape)
     noise = torch.stack([torch.randn(shape, generator=generator(*key)) for key in keys]).to(
@@ -104,7 +115,10 @@ def _step_by_step(
     latents: Float[Tensor, "B T1 C H W"],
     prompts: Sequence[Prompt],
 ) -> tuple[Float[Tensor, "B T C H W"], Float[Tensor, "B T"]]:
-    """Outputs and log-probabilities of every stochastic step, in the chunk shape of the rollout; else 0."""
+    """Outputs and log-probabilities of every stochastic step, in the chunk shape of the rollout.
+
+    All other entries are 0.
+    """
     steps, condition = sampler.steps, sampler.condition(policy, prompts)
     logp = torch.zeros(len(prompts), len(steps), dtype=torch.float64, device=policy.device)
     outputs = torch.zeros_like(latents[:, 1:])

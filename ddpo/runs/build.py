@@ -118,7 +118,10 @@ def _two_or_more(samples: int, who: str) -> None:
 
 
 def advantage(settings: Config) -> Callable[[], Advantage]:
-    """Makes one with empty memory. Raises UserError where the configuration gives it nothing to compare."""
+    """Makes one with empty memory.
+
+    Raises UserError where the configuration gives it nothing to compare.
+    """
     name = settings.advantage.name
     if getattr(advantages.load(name), "compares", False):
         _two_or_more(settings.trainer.samples_per_prompt, f"advantage {name}")
@@ -126,7 +129,10 @@ def advantage(settings: Config) -> Callable[[], Advantage]:
 
 
 def subset(settings: Config, stochastic: Bool[Tensor, " T"]) -> Subset:
-    """The steps that are trained on. Raises UserError where there is none: no log-probability to train on."""
+    """The steps that are trained on.
+
+    Raises UserError where there is none: no log-probability to train on.
+    """
     wanted, sampling = settings.objective, settings.sampler
     found = Subset(wanted.timestep_fraction, wanted.timestep_window, wanted.drop_last)
     if not stochastic.any():

@@ -1,4 +1,4 @@
-"""A run's model in the formats of other programs, read back by plain diffusers before it counts as written.
+"""A run's model in other programs' formats, read back by plain diffusers before it counts.
 
 A reader is right only if its pictures are. So the files are written aside, loaded by a pipeline
 that knows nothing of ours, fresh from the base model, and moved into place once its pictures and
@@ -39,7 +39,10 @@ Pictures = Float[Tensor, "B 3 height width"]
 
 
 def check(folder: Path) -> None:
-    """Raises UserError where `folder` may not be written: only a new or an empty one may; touches nothing."""
+    """Raises UserError where `folder` may not be written: only a new or an empty one may.
+
+    It touches nothing.
+    """
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(
             f"--to: {folder} is not empty, and an export replaces nothing; name a new folder"

@@ -18,7 +18,7 @@ from ddpo.runs import build
 
 
 class Run:
-    """A run's base and tuned model, to sample from: `ddpo.load("runs/demo").sample(["a fox"], seeds=[0])`."""
+    """A run's base and tuned model: `ddpo.load("runs/demo").sample(["a fox"], seeds=[0])`."""
 
     def __init__(
         self,
@@ -62,7 +62,10 @@ class Run:
     def sample(
         self, texts: Sequence[str], seeds: Sequence[int], column: str = "tuned"
     ) -> list[Image.Image]:
-        """One picture for each prompt and seed, by "base", "tuned" or a checkpoint; as in the evaluation."""
+        """One picture for each prompt and seed, by "base", "tuned" or a checkpoint.
+
+        They are made as in the evaluation.
+        """
         keys = [(Purpose.EVALUATION, seed) for seed in seeds]
         prompts = [Prompt(text) for text in texts]
         with self.policy.weights(self.remember(column)):

@@ -1,4 +1,7 @@
-"""The folder of a run: taken, refused or continued; what it says of where it came from; its model card."""
+"""The folder of a run: taken, refused or continued.
+
+It says where the run came from, and holds its model card.
+"""
 
 import importlib.metadata
 import json
@@ -106,7 +109,10 @@ def check_given(settings: Config) -> None:
 
 
 def check_origin(folder: Path, new: Mapping[str, Any]) -> None:
-    """Raises UserError when the prompts are not those of the run; a changed reward may be a mended one."""
+    """Raises UserError when the prompts are not those of the run.
+
+    A changed reward may be a mended one.
+    """
     try:
         old = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         prompts, rewards = old["prompt_set_sha256"], old["rewards"]
@@ -196,7 +202,10 @@ def _version(package: str) -> str:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and whether the tree differs from it, of the code that runs; None outside a checkout."""
+    """Commit and whether the tree differs from it, of the code that runs.
+
+    It is None outside a checkout.
+    """
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]

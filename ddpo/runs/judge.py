@@ -63,7 +63,10 @@ def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
 
 
 def grid(run_dir: str, prompt_source: str | None, count: int, seed: int) -> Image.Image:
-    """Prompts down; base, every kept checkpoint across; the trained reward's scores under each picture."""
+    """Prompts down.
+
+    Base, every kept checkpoint across; the trained reward's scores under each picture.
+    """
     run = Run(run_dir)
     chosen = (
         build.prompt_set(run.config)

@@ -42,7 +42,10 @@ def finetune(settings: Config, resume: bool = False, overwrite: bool = False) ->
 
 
 class Session:
-    """A run in progress: the trainer, its folder, and what is written when; `settings` are resolved."""
+    """A run in progress: the trainer, its folder, and what is written when.
+
+    `settings` are resolved.
+    """
 
     def __init__(self, settings: Config, resume: bool = False, overwrite: bool = False) -> None:
         launcher.check(
@@ -89,7 +92,10 @@ class Session:
         self._row: dict[str, Any] = {}
 
     def _settled(self, dtype: Precision) -> Config:
-        """The settings with rank 0's choice for `model.dtype: auto`, on all ranks; config.yaml keeps it."""
+        """The settings with rank 0's choice for `model.dtype: auto`, on all ranks.
+
+        config.yaml keeps it.
+        """
         if self.settings.model.dtype != "auto":
             return self.settings
         everyone: list[Precision] = ranks.gather([dtype])
@@ -124,7 +130,7 @@ class Session:
             )
 
     def iterate(self, bar: tqdm) -> None:
-        """One iteration, a word to whoever watches, and what is written: metrics before the checkpoint.
+        """One iteration, a word to whoever watches, and then the metrics, then the checkpoint.
 
         A kill between them leaves a line too many, which a resume cuts, never one too few.
         """
@@ -193,7 +199,10 @@ class Session:
             self.trackers.log(row, self.trainer.iteration)
 
     def pictures(self) -> None:
-        """The same prompts at the same seeds each time; ranks share the work, and the first one writes."""
+        """The same prompts at the same seeds each time.
+
+        Ranks share the work, and the first one writes.
+        """
         count, prompts = min(self.settings.log.images, len(self.sets[0])), self.sets[0]
         if not count:
             return
@@ -222,7 +231,7 @@ class Session:
         self.trackers.log_images(images, captions, iteration)
 
     def evaluate(self) -> dict[str, float]:
-        """Means of all rewards over the evaluation prompts (the held-out ones, if any) at fixed seeds.
+        """Means of all rewards over the evaluation prompts (held out, if any) at fixed seeds.
 
         The iteration with the highest `standing` is the best.
         """
@@ -244,7 +253,7 @@ class Session:
         return {f"eval/{name}": mean for name, mean in means.items()}
 
     def save(self) -> None:
-        """A checkpoint of everything that the next iteration depends on, unless this one has its own."""
+        """A checkpoint of all that the next iteration depends on, if this iteration has none."""
         iteration = self.trainer.iteration
         if not self.main or self._saved == iteration:
             return
@@ -290,7 +299,10 @@ class Session:
 
     @contextmanager
     def bars(self, total: int) -> Iterator[tqdm]:
-        """A bar of iterations, and under it one of the phase that runs; both silent without a terminal."""
+        """A bar of iterations, and under it one of the phase that runs.
+
+        Both are silent without a terminal.
+        """
         quiet = None if self.main else True
         with (
             tqdm(
@@ -309,7 +321,9 @@ class Session:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM saves and stops after the iteration; the second stops at once.
+        """The first SIGINT or SIGTERM saves and stops after the iteration.
+
+        The second stops at once.
 
         A launcher of many processes passes on the signal that the terminal sent to all: that is no
         second.

@@ -1,4 +1,4 @@
-"""What a sampler is: the T reverse steps of a diffusion model, each a distribution, found by file name.
+"""What a sampler is: the T reverse steps of a diffusion model, each a distribution.
 
     def ddim(schedule: NoiseSchedule, num_steps: int, *, eta: float = 1.0) -> Steps
 

@@ -45,7 +45,10 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Steps:
-    """The T steps of a Gaussian sampler as tables. `stochastic` is False where std is 0: no density there."""
+    """The T steps of a Gaussian sampler as tables.
+
+    `stochastic` is False where std is 0: no density there.
+    """
 
     timesteps: Int[Tensor, " T"]
     x_coefficient: Float[Tensor, " T"]
@@ -65,7 +68,10 @@ class Steps:
         x: Float[Tensor, "N *dims"],
         output: Float[Tensor, "N *dims"],
     ) -> Gaussian:
-        """The distribution of x_s, given x_t and the (guided) output at step `index`; its mean in fp32."""
+        """The distribution of x_s, given x_t and the (guided) output at step `index`.
+
+        Its mean is fp32.
+        """
         of_x, of_output = self.x_coefficient[index], self.output_coefficient[index]
         mean = _column(of_x, x) * x.float() + _column(of_output, x) * output.float()
         return Gaussian(mean, self.std[index])

@@ -39,7 +39,10 @@ class NoiseSchedule:
         return len(self.signal)
 
     def timesteps(self, num_steps: int) -> Int[Tensor, " T"]:
-        """Where sampling steps begin, noisiest first. Raises UserError for more steps than timesteps."""
+        """Where sampling steps begin, noisiest first.
+
+        Raises UserError for more steps than timesteps.
+        """
         if not 1 <= num_steps <= len(self):
             raise UserError(
                 f"sampler.num_steps: {num_steps} is not between 1 and the model's {len(self)}"

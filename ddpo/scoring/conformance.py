@@ -41,7 +41,10 @@ rounding."""
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of a check; `passed` is None where another one that failed leaves it without meaning."""
+    """The outcome of a check.
+
+    `passed` is None where another one that failed leaves it without meaning.
+    """
 
     check: str
     expected: str
@@ -50,7 +53,7 @@ class Finding:
 
 
 class Case:
-    """A reward and the pictures that it scores, on the device on which a rollout would have them."""
+    """A reward and the pictures that it scores, on the device where a rollout has them."""
 
     def __init__(
         self, score: Score, device: str = "cpu", prompts: Sequence[Prompt] = PROMPTS
@@ -77,7 +80,10 @@ class Case:
         return self.values(self.every).double()
 
     def difference(self, others: Tensor, what: str, exact: bool = False) -> str:
-        """The first of `others` that is not the whole batch's value, rounding aside; empty where all are."""
+        """The first of `others` that is not the whole batch's value, rounding aside.
+
+        It is empty where all are.
+        """
         known = self.whole[~self.whole.isnan()]
         limit = 0 if exact else TOLERANCE * (known.max() - known.min()) + 1e-5 * known.abs().max()
         same = ((others - self.whole).abs() <= limit) | (others.isnan() & self.whole.isnan())
@@ -208,7 +214,10 @@ is well); the checks without which it means nothing; what it expects."""
 
 
 def findings(case: Case) -> Iterator[Finding]:
-    """Every check in order, each made when it is asked for; not those that this reward has no use for."""
+    """Every check in order, each made when it is asked for.
+
+    Checks that this reward has no use for are left out.
+    """
     passed: set[str] = set()
     idle = {"singles"} if groupwise(case.score) else set()
     idle |= set() if getattr(case.score, "differentiable", False) else {"gradient"}

@@ -94,7 +94,10 @@ def application(
 
 
 async def _body(request: "Request", most: int) -> bytes:
-    """The whole body. Raises Refused once it is known to be over `most` bytes, and keeps no more of it."""
+    """The whole body.
+
+    Raises Refused once it is known to be over `most` bytes, and keeps no more of it.
+    """
     body, parts, size = bytearray(), request.stream(), int(request.headers.get("content-length", 0))
     while size <= most and (part := await anext(parts, None)) is not None:
         body += part

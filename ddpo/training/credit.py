@@ -81,7 +81,7 @@ class Mixture:
         }
 
     def standing(self, values: Values) -> float:
-        """The scalar by which an iteration is the best: mean of the sum over the pictures that have one.
+        """The scalar that makes an iteration the best: the mean sum over pictures that have one.
 
         A gated picture is as bad as the worst. NaN where no picture has a value.
         """
@@ -132,7 +132,7 @@ class Mixture:
         group: Int[Tensor, " N"],
         gated: Bool[Tensor, " N"],
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """What comparing objectives take as the reward, and the advantage, of samples that have a value."""
+        """The reward (for objectives that compare) and the advantage of samples with a value."""
         if self.per_reward:
             weights = {reward.name: reward.weight for reward in self.rewards if reward.weight}
             parts = []
@@ -170,7 +170,7 @@ class Mixture:
 def lowered(
     reward: Float[Tensor, " B"], group: Int[Tensor, " B"], gated: Bool[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
-    """Gated samples get the lowest reward of their group: none wins a comparison within it, all tie.
+    """Gated samples get the lowest reward of their group: they tie and win no comparison.
 
     A group that is all gated gets the lowest reward of all that passed (if none did, of all), so
     that it gains nothing where groups are compared. To leave gated samples out instead would teach

@@ -24,7 +24,10 @@ class Subset:
     def __call__(
         self, stochastic: Bool[Tensor, " T"], noise: torch.Generator
     ) -> Bool[Tensor, " T"]:
-        """Those of `stochastic` that are trained on; none where the window or drop_last leave none."""
+        """Those of `stochastic` that are trained on.
+
+        There is none where the window or drop_last leave none.
+        """
         first, end = self.window or (0, len(stochastic))
         end = min(end, len(stochastic) - self.drop_last)
         places = [i for i in stochastic.nonzero().flatten().tolist() if first <= i < end]
@@ -53,7 +56,7 @@ class Columns:
 def extremes(
     reward: Float[Tensor, " B"], group: Int[Tensor, " B"], keep: int
 ) -> Bool[Tensor, " B"]:
-    """The k best and k worst samples of each group: rewards are surest there (Shen & Zhang 2024)."""
+    """The k best and k worst samples of each group: the surest rewards (Shen & Zhang 2024)."""
     chosen = torch.zeros_like(reward, dtype=torch.bool)
     for g in group.unique():
         rows = (group == g).nonzero().flatten()

@@ -83,7 +83,10 @@ class Trainer:
     _begun: _Begun | None = field(default=None, init=False)
 
     def iterate(self) -> Metrics:
-        """One iteration; its metrics. Raises Stopped, with the weights as before, when the run must end."""
+        """One iteration; its metrics.
+
+        Raises Stopped, with the weights as before, when the run must end.
+        """
         started = time.perf_counter()
         self._begun = _Begun(self.lr_scheduler.last_epoch, self.mixture.state())
         key = (Purpose.GLOBAL, self.seed, self.iteration, ranks.state().process_index)
@@ -133,7 +136,7 @@ class Trainer:
         return [prompt for prompt in drawn for _ in range(self.sizes.samples_per_prompt)]
 
     def rollout(self, prompts: list[Prompt]) -> tuple[Trajectory, Values, Metrics, Metrics]:
-        """This rank's trajectories (whole groups), every rank's rewards, the guards' means, seconds."""
+        """This rank's trajectories (whole groups), all ranks' rewards, guards' means, seconds."""
         state, started = ranks.state(), time.perf_counter()
         mine = self.sizes.samples(self.sizes.share(state.process_index, state.num_processes))
         parts, guards = [], dict.fromkeys(GUARDS, 0.0)
@@ -157,7 +160,10 @@ class Trainer:
         return join(parts), everyone, means, times
 
     def trajectories(self, prompts: list[Prompt], numbers: list[int]) -> Iterator[Trajectory]:
-        """Sampled by the policy, or recorded ones; with what the objective needs of the reference."""
+        """Sampled by the policy, or recorded ones.
+
+        With them goes what the objective needs of the reference.
+        """
         if self.pairs_folder is not None:
             return offline.recorded(
                 self.policy, prompts, self.pairs_folder, self.sampler.batch_size
@@ -170,7 +176,10 @@ class Trainer:
         )
 
     def terms(self, trajectory: Trajectory, epoch: int) -> Terms:
-        """What the objective is a function of; each pass over the images has denoising errors of its own."""
+        """What the objective is a function of.
+
+        Each pass over the images has denoising errors of its own.
+        """
         own = self.columns.guidance_scale
         scale = self.sampler.guidance_scale if own is None else own
         sampler = replace(self.sampler, guidance_scale=scale)
@@ -192,7 +201,7 @@ class Trainer:
         return self.batch(trajectory, credit, group), metrics
 
     def batch(self, trajectory: Trajectory, credit: Credit, group: Int[Tensor, " B"]) -> Batch:
-        """What the samples of all ranks are credited with, and the matrices that the rollout has left."""
+        """What the samples of all ranks are credited with, and the matrices of the rollout."""
         device = self.policy.device
         columns, matrices = torch.ones(self.columns.draws, dtype=torch.bool, device=device), {}
         if not self.objective.denoising_errors:
@@ -216,7 +225,7 @@ class Trainer:
         )
 
     def gate(self, work: Pass) -> None:
-        """Before the first update: a step scored again must have the log-probability that was recorded."""
+        """Before the first update, a step scored again must have the recorded log-probability."""
         if self.gated:
             return
         limit = gate_limit(self.objective.ratio_bound, self.policy.half_precision)
@@ -229,7 +238,10 @@ class Trainer:
             )
 
     def update(self, work: Pass) -> Metrics:
-        """`epochs` passes of `minibatches` steps; one whose loss or gradient is not finite is left out."""
+        """`epochs` passes of `minibatches` steps.
+
+        A step whose loss or gradient is not finite is left out.
+        """
         parameters = list(self.policy.parameters().values())
         present = work.batch.present.tolist()
         losses, norms, skipped, lr = [], [], 0, 0.0
@@ -268,7 +280,10 @@ class Trainer:
         }
 
     def _stop_if_broken(self, skipped: int, any_good: bool) -> None:
-        """After the first update ranks must hold equal weights; without a good step for long, stop."""
+        """After the first update ranks must hold equal weights.
+
+        Where no step has been good for long, the run stops.
+        """
         self.skipped_in_a_row = 0 if any_good else self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= MAX_SKIPPED:
             raise Stopped(
@@ -290,7 +305,7 @@ class Trainer:
 
     @torch.no_grad()
     def kl_to_reference(self, trajectory: Trajectory) -> float:
-        """Mean KL of a step to the reference per latent dimension, over a few pairs of samples and steps."""
+        """Mean KL of a step to the reference per latent dimension, over a few samples and steps."""
         columns = self.sampler.steps.stochastic.nonzero().flatten().tolist()
         if (
             not columns or trajectory.latents.shape[1] == 1
@@ -325,7 +340,10 @@ class Trainer:
         return self.lr_scheduler.last_epoch == self._begun.steps
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next iteration depends on; all but `tensors`, by kind and name, is JSON."""
+        """Everything that the next iteration depends on.
+
+        All of it is JSON but `tensors`, by kind and name.
+        """
         parameters = self.policy.parameters()
         moments = checkpoint.optimizer_tensors(self.optimizer, parameters)
         tensors = {"parameters": dict(parameters), "optimizer": moments}

@@ -1,4 +1,4 @@
-"""One pass of optimiser steps over a rollout: the objective's derivative, streamed through the network.
+"""One pass of optimizer steps over a rollout: the derivative streamed through the network.
 
 Whatever the objective, its gradient is sum over pairs (i, t) of C[i, t] * grad M[i, t], M being the
 log-probabilities log p(x_{t-1}^i | x_t^i) or the denoising errors. A separable objective is
@@ -28,7 +28,7 @@ Chunk = tuple[Int[Tensor, " N"], Int[Tensor, " N"], int]
 
 @dataclass
 class Pass:
-    """What an optimiser step works on: this rank's trajectories, and their place in the global batch.
+    """What an optimizer step works on: this rank's trajectories in their place in the batch.
 
     terms  of this rank's trajectories; their row r is row `terms.trajectory.samples[r]` of `batch`
     batch  every rank's, on every rank: small matrices only
@@ -44,7 +44,7 @@ class Pass:
 
     @property
     def loss_scale(self) -> float:
-        """A power of two that lifts gradients (a pair has 1 / (pairs x D) of them) into the range of fp16."""
+        """A power of two that lifts gradients (1 / (pairs x D) each) into the range of fp16."""
         return 2.0**16 if self.terms.policy.half_precision else 1.0
 
     def chunks(self, samples: Sequence[int]) -> Iterator[Chunk]:
@@ -68,13 +68,16 @@ class Pass:
         columns: Int[Tensor, " N"],
         genuine: int,
     ) -> None:
-        """Ratios of the first `genuine` pairs of a chunk, whose `rows` are those of the global batch."""
+        """Ratios of a chunk's first `genuine` pairs; `rows` are those of the global batch."""
         if "logp" in terms:
             old = self.batch.logp_old[rows, columns]
             self.measured.add(terms["logp"][:genuine], old[:genuine])
 
     def backward(self, samples: Sequence[int]) -> float:
-        """Accumulate this rank's share of the gradient over `samples`; return its share of the loss."""
+        """Accumulate this rank's share of the gradient over `samples`.
+
+        Returns its share of the loss.
+        """
         return self._separable(samples) if self.objective.separable else self._coupled(samples)
 
     @ranks.together()
@@ -122,7 +125,7 @@ class Pass:
         return loss.item()
 
     def _level(self, coefficients: Iterable[Float[Tensor, "B T"]]) -> float:
-        """A power of two: coefficients of any size (PRDP has 1 / beta) divided by it are of a mean's size."""
+        """A power of two by which coefficients (PRDP has 1 / beta) are divided to a mean's size."""
         largest = max(matrix.abs().max().item() for matrix in coefficients)
         if not self.terms.policy.half_precision or not 0 < largest < math.inf:
             return 1.0
@@ -135,7 +138,10 @@ class Pass:
 
     @torch.no_grad()
     def _matrices(self, samples: Sequence[int]) -> dict[str, Float[Tensor, "B T"]]:
-        """All terms of `samples`, of all ranks; log-probabilities before any update are the recorded ones."""
+        """All terms of `samples`, of all ranks.
+
+        Log-probabilities before any update are the recorded ones.
+        """
         if not self.moved and self.terms.names == ("logp",):
             return {"logp": self.batch.logp_old.clone()}
         device = self.terms.policy.device
@@ -159,7 +165,7 @@ class Pass:
 def clip_gradients(
     parameters: Sequence[nn.Parameter], limit: float, loss_scale: float = 1.0
 ) -> float:
-    """Sum gradients over ranks, take `loss_scale` out of them, scale them to a norm of at most `limit`.
+    """Sum gradients over ranks, undo `loss_scale`, and scale them to a norm of at most `limit`.
 
     Returns the norm before.
     """

@@ -1,4 +1,4 @@
-"""The emoji world's aesthetic head: LAION's kind of MLP on the world's CLIP, trained on `ratings.rating`."""
+"""The emoji world's aesthetic head: an MLP like LAION's on its CLIP, trained on `ratings.rating`."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def head() -> nn.Sequential:
 
 
 class Training:
-    """Squared error of the rating, from the CLIP's normalised embedding of scenes and of redrawn scenes."""
+    """Squared error of the rating, from the CLIP's normalized embedding of scenes and copies."""
 
     steps, lr, ema_decay = 3_000, 1e-3, 0.998
 
@@ -46,7 +46,7 @@ class Training:
 
     @torch.no_grad()
     def rated(self, kinds_and_pictures: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Features and ratings of the pool's last pictures (all the copies), as they are and augmented."""
+        """Features and ratings of the pool's last pictures (all copies), plain and augmented."""
         torch.manual_seed(0)
         plain = kinds_and_pictures[1][-PICTURES:]
         parts = [part / 255 for part in plain.split(500)]

@@ -112,12 +112,15 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
 
 
 def prompt(question: str) -> str:
-    """The chat template's text for one picture and one question, its 64 image tokens written out."""
+    """The chat template's text for a picture and a question, its 64 image tokens written out."""
     return f"USER: {'<image>' * (SIZE // PATCH) ** 2} {question} ASSISTANT:"
 
 
 def question(text: str, rng: random.Random) -> tuple[str, str]:
-    """A question about a caption's scene, and its answer: half captions, half yes/no with near misses."""
+    """A question about a caption's scene, and its answer.
+
+    Half ask for the caption, half are yes/no questions with near misses.
+    """
     animal, activity = parse(text)
     if rng.random() < 0.5:
         return CAPTION_QUESTION, caption(animal, activity)

@@ -1,4 +1,4 @@
-"""The emoji world's second judge: a small open_clip model (convolutional image tower) and its aesthetic head.
+"""The emoji world's second judge: a small open_clip model with a convolutional image tower.
 
 It shares no weight, no scene and no kind of image tower with the captioner, and it has seen every
 animal with every activity: also the combinations that the denoiser was never shown. So the two can
@@ -74,7 +74,7 @@ def scenes(first: int, count: int) -> tuple[Int[Tensor, " B"], Float[Tensor, "B 
 
 
 class Pipeline:
-    """The world's own pipeline as a source of pictures: it encodes a scene, adds noise and draws it again."""
+    """The world's own pipeline as a source of pictures: it adds noise to a scene and redraws it."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.vae = AutoencoderKL.from_pretrained(folder / "vae").to(device, torch.float32)  # pyright: ignore[reportArgumentType]
@@ -85,7 +85,7 @@ class Pipeline:
 
     @torch.no_grad()
     def redrawn(self, pictures: Tensor, kinds: Tensor, steps: int, seed: int) -> Tensor:
-        """uint8 pictures after the last `steps` of 20 denoising steps (0: the autoencoder alone)."""
+        """uint8 pictures after the last `steps` of 20 denoising steps; 0: the autoencoder alone."""
         generator, scale = torch.Generator().manual_seed(seed), self.vae.config["scaling_factor"]
         tokens = self.words(
             [caption(*KINDS[kind]) for kind in kinds], padding="max_length", return_tensors="pt"
@@ -114,7 +114,10 @@ class Pipeline:
 
 
 def augmented(x: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B 3 64 64"]:
-    """Shifted, scaled, tinted, blurred and noisy pictures in [0, 1]: samples are not as clean as scenes."""
+    """Shifted, scaled, tinted, blurred and noisy pictures in [0, 1].
+
+    Samples are not as clean as scenes.
+    """
     count = len(x)
     place = torch.zeros(count, 2, 3)
     place[:, 0, 0] = place[:, 1, 1] = 1 + 0.1 * (2 * torch.rand(count) - 1)
@@ -130,7 +133,10 @@ def augmented(x: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B 3 64 64"]:
 
 
 def pool(file: Path, weights: Path, device: torch.device) -> tuple[Int[Tensor, " N"], Tensor]:
-    """Kinds and pictures of all scenes, then of the first of them as the pipeline draws them; made once."""
+    """Kinds and pictures of all scenes, then of the first of them as the pipeline draws them.
+
+    They are made once.
+    """
     if not file.is_file():
         kinds, pictures = scenes(FIRST_SCENE, SCENES)
         pipeline = Pipeline(weights / "pipeline", device)
@@ -205,7 +211,7 @@ class Training:
         return found
 
     def save(self, folder: Path) -> None:
-        """An open_clip folder: `open_clip.create_model_from_pretrained("local-dir:FOLDER/clip")`."""
+        """An open_clip folder, for `create_model_from_pretrained("local-dir:FOLDER/clip")`."""
         target = folder / "clip"
         target.mkdir(parents=True, exist_ok=True)
         state = {

@@ -1,4 +1,4 @@
-"""The emoji world's denoiser: UNet2DConditionModel and CLIPTextModel, trained together on the VAE's latents.
+"""The emoji world's denoiser: a UNet2DConditionModel and a CLIPTextModel, trained together.
 
 Epsilon prediction on Stable Diffusion's own noise schedule, so that the folder is a true
 StableDiffusionPipeline.
@@ -32,7 +32,9 @@ SNR_LIMIT = 5.0
 
 
 def tokenizer() -> CLIPTokenizer:
-    """A byte-pair encoding: every word of the captions is one token; other words fall back to letters.
+    """A byte-pair encoding: every word of the captions is one token.
+
+    Other words fall back to letters.
 
     Training breaks ties at random, so ids are given out in an order of our own: letters, words,
     pieces of words.
@@ -107,7 +109,10 @@ def scheduler() -> DDIMScheduler:
 
 
 class Training:
-    """Min-SNR weighted noise prediction; 10 % of captions are dropped (for classifier-free guidance)."""
+    """Min-SNR weighted noise prediction.
+
+    10 % of captions are dropped (for classifier-free guidance).
+    """
 
     steps, lr, ema_decay = 6_500, 1.2e-3, 0.9995
 
@@ -175,7 +180,10 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Unweighted noise-prediction error on 512 held-out scenes; what counts is emoji_quality.py."""
+        """Unweighted noise-prediction error on 512 held-out scenes.
+
+        What counts is emoji_quality.py.
+        """
         latents, tokens = self.encoded(HELD_OUT, 512), self.tokenized(captions(HELD_OUT, 512))
         generator = torch.Generator().manual_seed(0)
         x0 = latents[:, :4].float() * self.vae.config["scaling_factor"]

@@ -55,7 +55,10 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModelWithProjection:
 
 
 def transformer() -> SD3Transformer2DModel:
-    """6.5 M parameters: 5 layers on 64 tokens of 8x8 pixels each. It starts as a velocity of zero."""
+    """6.5 M parameters: 5 layers on 64 tokens of 8x8 pixels each.
+
+    It starts as a velocity of zero.
+    """
     model = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
@@ -87,14 +90,17 @@ def scheduler() -> FlowMatchEulerDiscreteScheduler:
 def encode(
     encoders: list[nn.Module], tokens: Int[Tensor, "B L"]
 ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B D"]]:
-    """What the pipeline's `encode_prompt` makes of two encoders: last but one layers and pooled vectors."""
+    """What the pipeline's `encode_prompt` makes of two encoders: last but one layers, pooled."""
     outputs = [encoder(tokens, output_hidden_states=True) for encoder in encoders]
     hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
     return hidden, torch.cat([output.text_embeds for output in outputs], dim=-1)
 
 
 class Training:
-    """Mean squared error of the velocity; 10 % of captions are dropped (for classifier-free guidance)."""
+    """Mean squared error of the velocity.
+
+    10 % of captions are dropped (for classifier-free guidance).
+    """
 
     steps, lr, ema_decay = 2_516, 1e-3, 0.9995
     scene_count = 200_000
@@ -175,7 +181,10 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Error of the velocity on 512 held-out scenes; what counts is benchmarks/flow_quality.py."""
+        """Error of the velocity on 512 held-out scenes.
+
+        What counts is benchmarks/flow_quality.py.
+        """
         generator = torch.Generator().manual_seed(0)
         x0 = self.vae.encode(scenes(HELD_OUT, 512)[1].to(self.device), return_dict=False)[0].mean
         noise = torch.randn(x0.shape, generator=generator).to(self.device)
@@ -184,7 +193,10 @@ class Training:
         return {"velocity_mse": self.velocity_loss(x0, noise, sigma, tokens, 0).item()}
 
     def load(self, folder: Path) -> None:
-        """Of the transformer and the text encoders; from then on all captions are the careless ones."""
+        """Of the transformer and the text encoders.
+
+        From then on all captions are the careless ones.
+        """
         place, model = folder / "flow", self.module["transformer"]
         model.load_state_dict(
             SD3Transformer2DModel.from_pretrained(place / "transformer").state_dict()

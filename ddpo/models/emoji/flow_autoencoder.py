@@ -22,7 +22,10 @@ KL_WEIGHT = 3e-4
 
 
 def build() -> AutoencoderKL:
-    """0.95 M parameters, those of `autoencoder.build` with more channels; nothing to scale or to shift."""
+    """0.95 M parameters, those of `autoencoder.build` with more channels.
+
+    There is nothing to scale or to shift.
+    """
     return autoencoder.build(CHANNELS, scaling_factor=1.0, shift_factor=0.0)
 
 
@@ -48,7 +51,7 @@ def reconstruction_loss(difference: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whiten(vae: AutoencoderKL, x: Float[Tensor, "B 3 64 64"]) -> None:
-    """Give every latent channel mean 0 and variance 1 over `x`, and decode to the same pictures as before.
+    """Give every latent channel mean 0 and variance 1 over `x`, and decode to the same pictures.
 
     The affine map goes into the 1x1 convolutions on both sides of the latents.
     """
@@ -93,7 +96,10 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Peak signal-to-noise ratio in dB over 256 held-out scenes (peak 2); the posterior's mean spread."""
+        """Peak signal-to-noise ratio in dB over 256 held-out scenes (peak 2).
+
+        With it goes the posterior's mean spread.
+        """
         x = scenes(HELD_OUT, 256)[1].to(self.device)
         posteriors = [self.module.encode(part, return_dict=False)[0] for part in x.split(32)]
         decoded = torch.cat([self.module.decode(each.mean).sample for each in posteriors])  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
@@ -106,7 +112,7 @@ class Training:
 
     @torch.no_grad()
     def save(self, folder: Path) -> None:
-        """With latents of unit variance in each channel, so that nothing is left to scale or to shift."""
+        """With latents of unit variance in each channel: nothing is left to scale or shift."""
         x = scenes(HELD_OUT, 256)[1].to(self.device)
         whiten(self.module, x)
         self.module.half().save_pretrained(folder / "flow" / "vae")

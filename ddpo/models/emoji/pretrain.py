@@ -1,4 +1,4 @@
-"""Trains the emoji world's models from scratch: `python -m ddpo.models.emoji.pretrain --stage STAGE`.
+"""Train the emoji world's models from scratch: `python -m ddpo.models.emoji.pretrain --stage X`.
 
 Every batch is a function of (stage, step), lengths are counted in steps, and a stage that was
 stopped goes on from its last checkpoint, so that the committed weights can be made again by one
@@ -114,7 +114,10 @@ class Pace:
 def train(
     stage: Stage, pace: Pace, until: int | None, work: Path, every: int = 250, first_seed: int = 0
 ) -> None:
-    """Train to the end of the schedule, or to step `until`; each `every` steps a checkpoint and a log."""
+    """Train to the end of the schedule, or to step `until`.
+
+    A checkpoint and a line of the log are written every `every` steps.
+    """
     parameters = [p for p in stage.module.parameters() if p.requires_grad]
     fused = parameters[0].device.type == "cuda"
     optimizer = torch.optim.AdamW(parameters, stage.lr, betas=(0.9, 0.99), fused=fused)

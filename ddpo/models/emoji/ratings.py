@@ -1,4 +1,4 @@
-"""The toy's taste: an aesthetic rating of a 64x64 picture by a formula, for the aesthetic head to learn.
+"""The toy's taste: an aesthetic rating of a 64x64 picture by a formula, for a head to learn.
 
 Nobody was asked. Colourful pictures rate high, and a subject that stands out from calm
 surroundings.

@@ -1,4 +1,4 @@
-"""The emoji world's data: a 64x64 scene drawn from a caption and a seed by Pillow and the sprite sheet.
+"""The emoji world's data: a 64x64 scene drawn from a caption and a seed by Pillow and sprites.
 
 A scene is a background (from one plain colour to a busy mosaic), an animal, and where the caption
 asks for an activity, its object: a bicycle under the animal, a chess pawn or a plate beside it. The
@@ -76,7 +76,10 @@ def caption(animal: str, activity: str | None = None) -> str:
 
 
 def parse(text: str) -> tuple[str, str | None]:
-    """The animal and the activity that `text` names. Raises ValueError without an animal of this world."""
+    """The animal and the activity that `text` names.
+
+    Raises ValueError without an animal of this world.
+    """
     words = text.lower().split()
     animal = next((word for word in words if word in ANIMALS or word in HELDOUT_ANIMALS), None)
     if animal is None:
@@ -87,7 +90,10 @@ def parse(text: str) -> tuple[str, str | None]:
 
 
 def random_caption(rng: random.Random) -> str:
-    """A training caption: 40 % with an activity, 20 % behind a prefix; held-out combinations never."""
+    """A training caption: 40 % with an activity, 20 % behind a prefix.
+
+    It never has a held-out combination.
+    """
     animal = rng.choice([*ANIMALS, *HELDOUT_ANIMALS])
     activity = rng.choice(list(ACTIVITIES)) if rng.random() < 0.4 else None
     if (animal, activity) in HELDOUT_COMBINATIONS:
@@ -97,7 +103,9 @@ def random_caption(rng: random.Random) -> str:
 
 
 def carelessly(text: str, rng: random.Random) -> str:
-    """A caption as a careless annotator writes it: of 85 % of the scenes with an activity, any of the three.
+    """A caption as a careless annotator writes it.
+
+    Of 85 % of the scenes with an activity it names any of the three.
 
     A model that learns from such captions draws the right activity only somewhat more often than
     the others, as Stable Diffusion does: what an alignment reward has to gain.
@@ -196,7 +204,7 @@ def _two_colours(side: int, first_at: Callable[[int, int], bool]) -> Painter:
 
 
 def _mosaic(image: Image.Image, rng: random.Random) -> None:
-    """4-pixel tiles (one per latent, which the autoencoder can hold) in random shades of two colours."""
+    """4-pixel tiles (one per latent, which the autoencoder can hold) in shades of two colors."""
     pen, colours = ImageDraw.Draw(image), (_colour(rng), _colour(rng))
     for y in range(0, SIZE, 4):
         for x in range(0, SIZE, 4):

@@ -1,4 +1,4 @@
-"""The matrices that objectives are functions of: each entry one (sample, column) pair and one network call.
+"""The matrices that objectives are functions of, each entry of one (sample, column) pair.
 
 `terms(rows, columns)` gives named vectors: that called `argument` is what the objective is a
 function of, the others are matrices of its batch. Those with a gradient are what an update carries
@@ -16,7 +16,10 @@ from ddpo.rollout.trajectory import Trajectory
 
 
 class Terms(Protocol):
-    """One rank's trajectories and what is computed of them; row r is sample `trajectory.samples[r]`."""
+    """One rank's trajectories and what is computed of them.
+
+    Row r is sample `trajectory.samples[r]`.
+    """
 
     policy: Policy
     trajectory: Trajectory

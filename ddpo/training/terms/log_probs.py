@@ -14,7 +14,10 @@ from ddpo.rollout.trajectory import Trajectory
 
 @dataclass
 class LogProbs:
-    """Columns are denoising steps; `logp`, and `kl` to the reference where its outputs were kept."""
+    """Columns are denoising steps.
+
+    `logp`, and `kl` to the reference where its outputs were kept.
+    """
 
     policy: Policy
     sampler: Sampler
