@@ -87,7 +87,8 @@ def main() -> None:
                 chunk_s = row["time/sample"] / asked.chunks
     ratio = statistics.median(b / a for a, b in zip(plain, slow, strict=True))
     print(
-        f"{asked.chunks} chunks of {chunk_s:.2f} s; the reward sleeps {asked.share * chunk_s:.2f} s a chunk"
+        f"{asked.chunks} chunks of {chunk_s:.2f} s; "
+        f"the reward sleeps {asked.share * chunk_s:.2f} s a chunk"
     )
     print(
         f"without the sleep {statistics.median(plain):.2f} s ({min(plain):.2f} to {max(plain):.2f})"

@@ -149,7 +149,8 @@ def main() -> None:
         shutil.rmtree(this)
     shutil.rmtree(folder)
     print(
-        f"{kills} kills in {runs} runs, each equal to the straight one; {time.time() - started:.0f} s"
+        f"{kills} kills in {runs} runs, each equal to the straight one; "
+        f"{time.time() - started:.0f} s"
     )
     for place, count in places.most_common():
         print(f"{count:4d} {place}")

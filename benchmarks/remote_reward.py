@@ -69,7 +69,8 @@ def main() -> None:
     for kind, each in seconds.items():
         low, _, high = statistics.quantiles(each[1:])
         print(
-            f"{kind:11} {medians[kind]:.3f} s a call of {given.images} (quartiles {low:.3f} to {high:.3f})"
+            f"{kind:11} {medians[kind]:.3f} s a call of {given.images} (quartiles {low:.3f} to "
+            f"{high:.3f})"
         )
     print(f"remote / in process: {medians['remote'] / medians['in process']:.3f}")
 

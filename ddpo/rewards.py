@@ -83,13 +83,14 @@ class Reward:
             values = torch.as_tensor(found, dtype=torch.float32).cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"reward {self.name} returned {type(found).__name__} {' '.join(repr(found).split())[:60]}; "
+                f"reward {self.name} returned {type(found).__name__} "
+                f"{' '.join(repr(found).split())[:60]}; "
                 f"return a tensor of {len(images)} numbers, one an image"
             ) from error
         if values.shape != (len(images),):
             raise UserError(
-                f"reward {self.name} returned shape {tuple(values.shape)} for {len(images)} images; "
-                "return one number each"
+                f"reward {self.name} returned shape {tuple(values.shape)} for {len(images)} "
+                "images; return one number each"
             )
         return values
 

@@ -69,7 +69,9 @@ def picky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 REFUSALS = {
     "too_old": "The version of PEFT you are using is not compatible, "
     "please use a version >= 9 (says picky 1.2)",
-    "old_driver": "The NVIDIA driver on your system is too old (found version 11040). (says picky 1.2)",
+    "old_driver": (
+        "The NVIDIA driver on your system is too old (found version 11040). (says picky 1.2)"
+    ),
     "backend": "AutoTokenizer requires the sentencepiece library (says picky 1.2)",
     "absent": "No module named 'no_such_library' (says picky 1.2)",
     "metadata": "No package metadata was found for no-such-library",

@@ -134,8 +134,11 @@ CLAIMS = (
             *order("incompress", "ddpo_sf", "rwr"),
             *order("incompress", "ddpo_sf", "rwr_sparse"),
         ),
-        note="rwr_uniform is a control: it weighs all images alike, so what it gains comes from fitting the "
-        "model to its own pictures, round after round, and not from the reward. RWR has to gain more.",
+        note=(
+            "rwr_uniform is a control: it weighs all images alike, so what it gains comes from "
+            "fitting the model to its own pictures, round after round, and not from the reward. "
+            "RWR has to gain more."
+        ),
     ),
     Claim(
         2,
@@ -149,8 +152,10 @@ CLAIMS = (
     ),
     Claim(
         3,
-        "With many prompts, each seen a few times, PRDP and GRPO rise on unseen prompts; DDPO with the "
-        "statistics of each prompt struggles",
+        (
+            "With many prompts, each seen a few times, PRDP and GRPO rise on unseen prompts; "
+            "DDPO with the statistics of each prompt struggles"
+        ),
         "Deng et al. 2024, tables 2 and 3, with DDPO on group advantages as a third arm",
         pairs("many", "prdp grpo ddpo_group ddpo_per_prompt"),
         (
@@ -161,8 +166,10 @@ CLAIMS = (
             ),
         ),
         ALL_SETS,
-        "297 composed prompts; ddpo_per_prompt draws 32 prompts an iteration and sees each about three "
-        "times, the others draw 8 prompts of 4 images.",
+        (
+            "297 composed prompts; ddpo_per_prompt draws 32 prompts an iteration and sees each "
+            "about three times, the others draw 8 prompts of 4 images."
+        ),
     ),
     Claim(
         4,
@@ -177,8 +184,10 @@ CLAIMS = (
     ),
     Claim(
         5,
-        "Without clipping DDPO and PRDP are unstable; training without guidance while sampling with it "
-        "collapses",
+        (
+            "Without clipping DDPO and PRDP are unstable; "
+            "training without guidance while sampling with it collapses"
+        ),
         "Deng et al. 2024, table 5; Black et al. 2023, appendix",
         pairs("compress", "ddpo_passes ddpo_passes_open prdp_passes prdp_passes_open")
         + pairs("guided", "ddpo ddpo_unguided"),
@@ -190,7 +199,10 @@ CLAIMS = (
             *order("guided", "ddpo", "ddpo_unguided"),
             *order("guided", "ddpo", "ddpo_unguided", measure=recognised),
         ),
-        note="Four passes over each rollout, so that the clip has something to do; `open` is without it.",
+        note=(
+            "Four passes over each rollout, so that the clip has something to do; "
+            "`open` is without it."
+        ),
     ),
     Claim(
         6,

@@ -38,15 +38,22 @@ def head(results: Sequence[Result]) -> list[str]:
     commits = ", ".join(sorted({result["commit"] for result in results}))
     rates = ", ".join(f"{family} {lr:g}" for family, lr in TUNED.items())
     paragraphs = [
-        "Made by `python benchmarks/study/study.py report` from the runs in `benchmarks/results/`, which "
-        "`python benchmarks/study/study.py run` makes; no number here is written by hand. The model is the "
-        "small embedded one: a toy world of emoji scenes, not Stable Diffusion.",
-        f"{len(results)} runs, {hours:.1f} CPU-hours on one core each, commits {commits}. Every run has "
-        f"{QUERIES} reward queries (640 in the task `guided`, 480 in the arms with `passes`) and ends with "
-        "two pictures of every prompt at fixed seeds, before and after. Tuning, equal for every method: two "
-        f"learning rates, a run each, at a seed that no result uses; chosen: {rates}. Given is the mean over "
-        "seeds and half of its 95 % interval (Student's t, over 3 seeds: wide). A check is `held` or `not "
-        "held` where its interval excludes 0, else `undecided`; a claim is what its worst check is.",
+        (
+            "Made by `python benchmarks/study/study.py report` from the runs in "
+            "`benchmarks/results/`, which `python benchmarks/study/study.py run` makes; "
+            "no number here is written by hand. The model is the small embedded one: "
+            "a toy world of emoji scenes, not Stable Diffusion."
+        ),
+        (
+            f"{len(results)} runs, {hours:.1f} CPU-hours on one core each, commits {commits}. "
+            f"Every run has {QUERIES} reward queries (640 in the task `guided`, "
+            "480 in the arms with `passes`) and ends with two pictures of every prompt at fixed "
+            "seeds, before and after. Tuning, equal for every method: two learning rates, "
+            f"a run each, at a seed that no result uses; chosen: {rates}. Given is the mean over "
+            "seeds and half of its 95 % interval (Student's t, over 3 seeds: wide). "
+            "A check is `held` or `not held` where its interval excludes 0, else `undecided`; "
+            "a claim is what its worst check is."
+        ),
     ]
     texts = [line for text in paragraphs for line in (textwrap.fill(text, 110), "")]
     return ["# The papers' claims in the emoji world", "", *texts]

@@ -51,12 +51,13 @@ class Advantage:
             is_tensor = isinstance(advantage, Tensor)
             told = f"shape {tuple(advantage.shape)}" if is_tensor else type(advantage).__name__
             raise UserError(
-                f"advantage {self.name} returned {told} for {len(reward)} rewards; return one number for each"
+                f"advantage {self.name} returned {told} for {len(reward)} rewards; "
+                "return one number for each"
             )
         if count := int((~advantage.isfinite()).sum()):
             raise UserError(
-                f"advantage {self.name} returned {count} of {len(reward)} numbers that are not finite; "
-                f"add ddpo.advantages.EPSILON to what it divides by"
+                f"advantage {self.name} returned {count} of {len(reward)} numbers that are not "
+                "finite; add ddpo.advantages.EPSILON to what it divides by"
             )
         return advantage
 

@@ -47,7 +47,8 @@ def main(argv: list[str]) -> None:
         other = planning.plan(config.in_precision(settings, planning.AUTO["CPU"]), plan.processes)
         on_cpu = needs.footprint(other) if other.policy else {}
     print(
-        f"{settings.run_dir}: {plan.objective.name}, {settings.model.pretrained} in {precision}, {where}"
+        f"{settings.run_dir}: "
+        f"{plan.objective.name}, {settings.model.pretrained} in {precision}, {where}"
     )
     for title, lines in {
         "An iteration": iteration(plan),
@@ -125,8 +126,8 @@ def in_words(found: Padding, processes: int) -> str:
     better = " or ".join(f"{size:,}" for size in found.better)
     share = "less than 0.1%" if found.share < 0.001 else f"{found.share:.1%}"
     return (
-        f"{who} {does} {counts}{at_a_time} in calls of {found.size:,}: {share} of the {work} is padding; "
-        f"{found.place} {better} avoids it"
+        f"{who} {does} {counts}{at_a_time} in calls of {found.size:,}: "
+        f"{share} of the {work} is padding; {found.place} {better} avoids it"
     )
 
 

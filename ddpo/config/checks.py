@@ -28,14 +28,14 @@ def check(config: Config, processes: int = 1) -> None:
         and in_update in (None, 1)
     ):
         raise UserError(
-            f"sampler.negative_prompt: {config.sampler.negative_prompt!r} has no effect without guidance; "
-            "leave it out, or set sampler.guidance_scale above 1"
+            f"sampler.negative_prompt: {config.sampler.negative_prompt!r} has no effect without "
+            "guidance; leave it out, or set sampler.guidance_scale above 1"
         )
     path, samples = config.prompts.path, config.trainer.samples_per_prompt
     if config.objective.offline and (samples != 2 or path is None):
         raise UserError(
-            "objective.offline: needs prompts.path, a file with the columns chosen and rejected, and "
-            f"trainer.samples_per_prompt 2, these two; got {path} and {samples}"
+            "objective.offline: needs prompts.path, a file with the columns chosen and rejected, "
+            f"and trainer.samples_per_prompt 2, these two; got {path} and {samples}"
         )
     gate = next(
         (each.name for each in config.rewards if (each.min, each.max) != (None, None)), None
@@ -55,7 +55,8 @@ def check(config: Config, processes: int = 1) -> None:
         more = ", ".join([*trackers, "wandb"])
         where = "which is not among log.trackers"
         raise UserError(
-            f"log.project: {project!r} is a project of wandb, {where}; add it: --log.trackers '[{more}]'"
+            f"log.project: {project!r} is a project of wandb, {where}; "
+            f"add it: --log.trackers '[{more}]'"
         )
 
 
@@ -76,9 +77,9 @@ def check_sizes(sizes: Sizes, processes: int) -> None:
     prompts, parts = sizes.prompts_per_iteration, sizes.minibatches
     if better := sizes.better_minibatches():
         raise UserError(
-            f"trainer.minibatches: {parts} does not divide prompts_per_iteration {prompts}, and the samples "
-            f"of a prompt stay together; take {' or '.join(map(str, better))}, or prompts_per_iteration "
-            f"{prompts + -prompts % parts}"
+            f"trainer.minibatches: {parts} does not divide prompts_per_iteration {prompts}, "
+            f"and the samples of a prompt stay together; take {' or '.join(map(str, better))}, "
+            f"or prompts_per_iteration {prompts + -prompts % parts}"
         )
     if prompts < processes:
         text = f"{prompts} leaves some of the {processes} processes without a prompt"
@@ -106,7 +107,8 @@ def check_rewards(config: Config) -> None:
             )
         if reward.weight != 1:
             raise UserError(
-                f"eval_rewards.{i}.weight: {reward.weight:g}, but judges are not summed; leave it out"
+                f"eval_rewards.{i}.weight: {reward.weight:g}, but judges are not summed; "
+                "leave it out"
             )
     seen: set[str] = set()
     sections = {"rewards": config.rewards, "eval_rewards": config.eval_rewards}

@@ -115,8 +115,8 @@ def sentence(set_name: str, reward: str, entry: Json) -> str:
     seeds)`
     """
     return (
-        "{reward} on {set}: {base} -> {tuned} ({change}, 95 % interval {interval}; better on {win_rate} of "
-        "matched seeds)"
+        "{reward} on {set}: {base} -> {tuned} ({change}, 95 % interval {interval}; "
+        "better on {win_rate} of matched seeds)"
     ).format(set=set_name, reward=reward, **_words(entry))
 
 

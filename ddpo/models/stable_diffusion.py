@@ -94,7 +94,8 @@ class StableDiffusion:
                 self._adapted["text_encoder"] = self.text_encoder
             if not self._adapted:
                 raise UserError(
-                    "lora.target_modules: [] leaves nothing to train; name layers, or set lora.text_encoder"
+                    "lora.target_modules: [] leaves nothing to train; "
+                    "name layers, or set lora.text_encoder"
                 )
             for module in self._adapted.values():
                 module.eval()  # an adapter is added in training mode, its dropout alive

@@ -276,8 +276,8 @@ class Objective:
                 )
         if self.trust_region is not None and self.trust_region not in self.options:
             raise UserError(
-                f"objective {self.name} declares trust_region={self.trust_region!r}, which is none of "
-                f"its options{nearest(self.trust_region, self.options)}"
+                f"objective {self.name} declares trust_region={self.trust_region!r}, "
+                f"which is none of its options{nearest(self.trust_region, self.options)}"
             )
 
 

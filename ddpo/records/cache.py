@@ -42,6 +42,6 @@ class Cache:
                 return [found for row in rows for found in connection.execute(statement, row)]
         except (sqlite3.Error, OSError) as error:
             raise UserError(
-                f"rewards: the cache {self.file} cannot be used ({error}); delete that file or name "
-                "another folder"
+                f"rewards: the cache {self.file} cannot be used ({error}); "
+                "delete that file or name another folder"
             ) from error

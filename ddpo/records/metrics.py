@@ -18,15 +18,25 @@ METRICS = {
     "reward/gated": "share of the images that violate the min or max of a reward; should fall",
     "gated/<name>": "share of the images outside the gate of one reward",
     "loss": "the objective's loss, mean over the iteration's optimiser steps",
-    "ratio/mean": "mean of exp(logp_new - logp_old) over all pairs scored in the iteration's updates; near 1",
-    "ratio/max_dev": "largest |ratio - 1| among them; with one update an iteration at most 1e-6 in fp32",
+    "ratio/mean": (
+        "mean of exp(logp_new - logp_old) over all pairs scored in the iteration's updates; near 1"
+    ),
+    "ratio/max_dev": (
+        "largest |ratio - 1| among them; with one update an iteration at most 1e-6 in fp32"
+    ),
     "clip_frac": "share of pairs whose ratio left the clip range; healthy below 0.3",
-    "approx_kl": "0.5 mean (logp_new - logp_old)^2, in the units of logp; a jump announces a collapse",
-    "kl_ref": "KL of a step to the reference per latent dimension, measured on a few pairs; grows slowly",
+    "approx_kl": (
+        "0.5 mean (logp_new - logp_old)^2, in the units of logp; a jump announces a collapse"
+    ),
+    "kl_ref": (
+        "KL of a step to the reference per latent dimension, measured on a few pairs; grows slowly"
+    ),
     "objective/<name>": "what an objective reports of itself, as the effective sample size of rwr",
     "grad_norm": "norm of the gradient before clipping, mean over optimiser steps",
     "lr": "learning rate of the last optimiser step",
-    "skipped_steps": "optimiser steps left out because loss or gradient was not finite; should be 0",
+    "skipped_steps": (
+        "optimiser steps left out because loss or gradient was not finite; should be 0"
+    ),
     "guard/brightness": "mean brightness of the images, 0 to 1",
     "guard/saturation": "mean saturation, 0 to 1",
     "guard/edge_density": (
@@ -39,7 +49,9 @@ METRICS = {
     "time/update": "seconds spent in the update",
     "time/total": "seconds of the whole iteration",
     "images_per_s": "images of the iteration divided by its seconds",
-    "memory/peak_gb": "peak memory so far in GB: of the GPU, or resident memory of the process without one",
+    "memory/peak_gb": (
+        "peak memory so far in GB: of the GPU, or resident memory of the process without one"
+    ),
 }
 """Every metric's name and meaning, with its healthy range if it has one; `<name>` stands for a
 reward's."""

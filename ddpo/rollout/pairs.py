@@ -28,7 +28,8 @@ def check(pairs: PromptSet, folder: Path) -> None:
             file = prompt.metadata.get(column)
             if not isinstance(file, str):
                 raise UserError(
-                    f"prompts.path: the line of {prompt.text!r} has no {column!r}; name an image file"
+                    f"prompts.path: the line of {prompt.text!r} has no {column!r}; "
+                    "name an image file"
                 )
             if not (folder / file).is_file():
                 raise UserError(

@@ -143,13 +143,14 @@ def subset(settings: Config, stochastic: Bool[Tensor, " T"]) -> Subset:
             )
         eta = sampling.options.get("eta")
         raise UserError(
-            f"sampler.eta: {eta} makes every step deterministic, without a log-probability; take 0 < eta <= 1"
+            f"sampler.eta: {eta} makes every step deterministic, without a log-probability; "
+            "take 0 < eta <= 1"
         )
     if not found(stochastic, torch.Generator()).any():
         where = "timestep_window" if wanted.timestep_window else "drop_last"
         raise UserError(
-            f"objective.{where}: {getattr(wanted, where)} leaves none of the {len(stochastic)} steps "
-            "to train on; widen it"
+            f"objective.{where}: {getattr(wanted, where)} leaves none of the {len(stochastic)} "
+            "steps to train on; widen it"
         )
     return found
 
@@ -169,7 +170,8 @@ def evaluation_sets(settings: Config) -> list[PromptSet]:
         held_out = prompts.load(settings.evaluation.prompts, None, settings.prompts.template)
         if held_out.name == sets[0].name:
             raise UserError(
-                f"evaluation.prompts: {held_out.name} is also the name of the training prompts; rename one"
+                f"evaluation.prompts: {held_out.name} is also the name of the training prompts; "
+                "rename one"
             )
         sets.append(held_out)
     return [each[: settings.evaluation.num_prompts] for each in sets]

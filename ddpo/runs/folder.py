@@ -120,8 +120,8 @@ def check_origin(folder: Path, new: Mapping[str, Any]) -> None:
         return
     if prompts != new["prompt_set_sha256"]:
         raise UserError(
-            f"prompts: no longer those of the run in {folder}, which cannot be continued with others "
-            f"(sha256 {new['prompt_set_sha256'][:12]}, was {prompts[:12]})"
+            f"prompts: no longer those of the run in {folder}, which cannot be continued with "
+            f"others (sha256 {new['prompt_set_sha256'][:12]}, was {prompts[:12]})"
         )
     for name in [
         name for name, version in new["rewards"].items() if rewards.get(name, version) != version

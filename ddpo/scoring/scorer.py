@@ -91,7 +91,8 @@ class Scorer:
             if not future.done():
                 names = ", ".join(reward.name for reward in rewards)
                 raise UserError(
-                    f"rewards: {names} gave no values within {self.timeout_s:g} s (trainer.reward_timeout_s)"
+                    f"rewards: {names} gave no values within {self.timeout_s:g} s "
+                    "(trainer.reward_timeout_s)"
                 )
             for name, values in future.result().items():
                 columns[name].append(values)

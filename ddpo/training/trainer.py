@@ -297,9 +297,10 @@ class Trainer:
             ]
             if different:
                 raise Stopped(
-                    f"rank gate: after the first update {len(different)} of {len(weights)} trained weights "
-                    f"differ between ranks, the first is {different[0]}: "
-                    "look for another version of torch or of the code, or for a broken device, on one of them"
+                    f"rank gate: after the first update {len(different)} of {len(weights)} "
+                    f"trained weights differ between ranks, the first is {different[0]}: "
+                    "look for another version of torch or of the code, or for a broken device, "
+                    "on one of them"
                 )
             self.gated = True
 

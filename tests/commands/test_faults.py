@@ -123,7 +123,10 @@ MISTAKES = {
     ),
     "tracker": (
         ["--log.trackers", "[wand]"],
-        "log.trackers.0: expected one of jsonl, tensorboard, wandb, got 'wand'; did you mean wandb?",
+        (
+            "log.trackers.0: expected one of jsonl, tensorboard, wandb, got 'wand'; "
+            "did you mean wandb?"
+        ),
     ),
     "config bytes": (["--config", "@/bytes.yaml"], "@/bytes.yaml is not UTF-8 text"),
     "config text": (["--config", "@/text.yaml"], "@/text.yaml, line 1: not valid YAML"),

@@ -498,8 +498,11 @@ def test_ranges_stand_where_an_option_is_declared(
 ) -> None:
     """Of bundled objectives and advantages, and of one's own."""
     (folder / "objectives/ranged.py").write_text(
-        "from typing import Annotated\nfrom pydantic import Field\nLow = Annotated[int, Field(lt=1)]\n"
-        "def ranged(logp, batch, *, strength: Low = 0):\n    return logp.mean()\n"
+        "from typing import Annotated\n"
+        "from pydantic import Field\n"
+        "Low = Annotated[int, Field(lt=1)]\n"
+        "def ranged(logp, batch, *, strength: Low = 0):\n"
+        "    return logp.mean()\n"
     )
     base = yaml.safe_load((folder / "toy.yaml").read_text())
     if not words:

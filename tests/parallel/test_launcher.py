@@ -65,7 +65,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "fp16": ({**ONE, "mixed_precision": "fp16"}, "or --model.dtype fp16"),
     "dynamo": (
         {**ONE, "mixed_precision": "no", "dynamo_config": {"dynamo_backend": "INDUCTOR"}},
-        "ACCELERATE_DYNAMO_BACKEND: accelerate's configuration asks for torch.compile with inductor",
+        (
+            "ACCELERATE_DYNAMO_BACKEND: "
+            "accelerate's configuration asks for torch.compile with inductor"
+        ),
     ),
 }
 

@@ -125,8 +125,8 @@ def test_a_full_disk_at_the_start(
         code, line = call(capsys, *argv)
         assert code == 3
         assert line == (
-            f"run_dir: {run} cannot be written to (No space left on device); make room and give the same "
-            "command again"
+            f"run_dir: {run} cannot be written to (No space left on device); "
+            "make room and give the same command again"
         )
     assert not (tmp_path / "a").exists() and tree(old) == before
 

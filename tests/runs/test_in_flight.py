@@ -86,8 +86,14 @@ def judge(images, prompts, metadata):
 OBJECTIVES = {
     "wrong": "def wrong(logp, batch):\n    return batch.rewards.mean()\n",
     "rows": "def rows(logp, batch):\n    return logp.mean(1)\n",
-    "later": "calls = []\n\ndef later(logp, batch):\n    calls.append(1)\n    assert len(calls) != 4, 'no'\n"
-    "    return (-batch.advantage[:, None] * logp).mean()\n",
+    "later": (
+        "calls = []\n"
+        "\n"
+        "def later(logp, batch):\n"
+        "    calls.append(1)\n"
+        "    assert len(calls) != 4, 'no'\n"
+        "    return (-batch.advantage[:, None] * logp).mean()\n"
+    ),
     "broken": "def broken(logp, batch):\n    return logp.mean() * float('nan')\n",
 }
 
@@ -108,12 +114,16 @@ def reward(mine: Path, name: str) -> list[str]:
 
 
 IN_REWARD = {
-    "raises": "reward raises raised RuntimeError: The size of tensor a (2) must match the size of tensor b "
-    "(3) at non-singleton dimension 0 (@/bad.py, line 16)",
+    "raises": (
+        "reward raises raised RuntimeError: The size of tensor a (2) must match the size of "
+        "tensor b (3) at non-singleton dimension 0 (@/bad.py, line 16)"
+    ),
     "matrix": "reward matrix returned shape (8, 3, 16, 16) for 8 images; return one number each",
     "text": "reward text returned str 'good'; return a tensor of 8 numbers, one an image",
     "nothing": "reward nothing returned NoneType None; return a tensor of 8 numbers, one an image",
-    "blind": "rewards: 8 of 8 images got no value, above trainer.max_missing 0.5 (NaN from blind for 8)",
+    "blind": (
+        "rewards: 8 of 8 images got no value, above trainer.max_missing 0.5 (NaN from blind for 8)"
+    ),
     "hangs": "rewards: hangs gave no values within 0.3 s (trainer.reward_timeout_s)",
 }
 
@@ -181,13 +191,17 @@ IN_OBJECTIVE = {
         ["000000"],
     ),
     "rows": (
-        "objective rows returned shape (4,); return one number, as with .mean() (state saved; go on "
-        "with --resume RUN)",
+        (
+            "objective rows returned shape (4,); return one number, as with .mean() (state saved; "
+            "go on with --resume RUN)"
+        ),
         ["000000"],
     ),
     "later": (
-        "objective later raised AssertionError: no (@/objectives/later.py, line 5) (the weights had "
-        "begun to move; --resume RUN goes on from iteration 1)",
+        (
+            "objective later raised AssertionError: no (@/objectives/later.py, "
+            "line 5) (the weights had begun to move; --resume RUN goes on from iteration 1)"
+        ),
         ["000001"],
     ),
     "broken": (

@@ -223,7 +223,8 @@ def test_score(
     Path("text.png").write_text("no picture")
     Path("red.py").write_text(
         "def red(images, prompts, metadata, *, power: float = 1.0):\n"
-        "    return images[:, 0].mean((1, 2)) ** power + len(prompts[0]) + metadata[0].get('more', 0)\n"
+        "    return images[:, 0].mean((1, "
+        "2)) ** power + len(prompts[0]) + metadata[0].get('more', 0)\n"
     )
     pictures = ["red.png", "blue.png", "grey.png"]
     asked = ["--prompt", "fox", "--metadata", '{"more": 10}', "--params", '{"power": 2}']

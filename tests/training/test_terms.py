@@ -350,7 +350,10 @@ def test_more_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
                 "--advantage.name",
                 "batch",
             ],
-            "trainer.samples_per_prompt: 1 leaves nothing to compare with, and objective prdp compares",
+            (
+                "trainer.samples_per_prompt: "
+                "1 leaves nothing to compare with, and objective prdp compares"
+            ),
         ),
         (
             ["--trainer.samples_per_prompt", "1", "--advantage.name", "group"],
