@@ -68,7 +68,8 @@ def refusal(error: BaseException) -> str:
             refused = bool(library and REFUSAL.search(told))
         if refused:
             by = f" (says {library})" if library else ""
-            remedy = "install what is asked for, or the versions that ddpo was tested with (its constraints.txt)"
+            tested = "the versions that ddpo was tested with (its constraints.txt)"
+            remedy = f"install what is asked for, or {tested}"
             return f"{told[:300]}{by}; {remedy}"
     return ""
 

@@ -8,12 +8,13 @@ of images (Float[Tensor, "B 3 H W"] in [0, 1], fp32), B prompts and B metadata m
 B numbers (Float[Tensor, "B"]; NaN means "no value"), or a class with __init__(*, device, dtype,
 **options) and the same __call__. Attributes of the function or class say more of it:
 
-    groupwise = True       its values compare the images of a call, which are all those of one prompt
-    pairwise = True        called as (first, second, prompts, metadata), it returns preferences for the first,
-                           in [0, 1]; an image's value is its win rate among the images of its
-                           prompt
+    groupwise = True       its values compare the images of a call, which are all those of a prompt
+    pairwise = True        called as (first, second, prompts, metadata), it returns preferences for
+                           the first, in [0, 1]; an image's value is its win rate among the images
+                           of its prompt
     differentiable = True  a gradient reaches the images
-    version = "..."        what the values depend on besides its source and its options: a server's version
+    version = "..."        what the values depend on besides its source and its options: the
+                           version of a server
 """
 
 import ast
@@ -103,8 +104,8 @@ def groupwise(score: Score) -> bool:
 def win_rates(score: Callable[..., Tensor]) -> Score:
     """Of a pairwise reward, the groupwise one: an image's mean preference over the others.
 
-    rate(i) = mean over j != i of (p(i, j) + 1 - p(j, i)) / 2, so that a judge who favours the first of two
-    does no harm. A pair without a value is left out; an image without a pair has none.
+    rate(i) = mean over j != i of (p(i, j) + 1 - p(j, i)) / 2, so that a judge who favors the first
+    of two does no harm. A pair without a value is left out; an image without a pair has none.
     """
 
     def rates(images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:

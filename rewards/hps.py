@@ -50,7 +50,10 @@ class hps:
             open_clip.add_model_config(Path(architecture))
             architecture = Path(architecture).stem
         if architecture not in open_clip.list_models():
-            known = "ViT-H-14 is the published one's; a JSON file has embed_dim, vision_cfg and text_cfg"
+            known = (
+                "ViT-H-14 is the published one's; "
+                "a JSON file has embed_dim, vision_cfg and text_cfg"
+            )
             raise UserError(f"hps.architecture: open_clip knows no {architecture!r}; {known}")
         with loading("hps.pretrained", pretrained):
             checkpoint = file(pretrained, FILES[version])

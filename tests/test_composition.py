@@ -216,7 +216,10 @@ def test_no_value_for_a_gate_is_no_value() -> None:
     counts = {key: value for key, value in row.items() if "missing" in key}
     assert counts == {"missing/a": 4, "missing/light": 8, "missing/logged": 8, "reward/missing": 8}
     assert row["reward/mean"] == 2 and row["reward/a"] == 2 and row["reward/gated"] == 0
-    words = r"8 of 16 images got no value, above trainer.max_missing 0.4 \(NaN from a for 4, from light for 8"
+    words = (
+        "8 of 16 images got no value, above trainer.max_missing 0.4 "
+        r"\(NaN from a for 4, from light for 8"
+    )
     with pytest.raises(Stopped, match=words):
         outcome(columns, [*JUDGES, judge("logged", 0.0)], max_missing=0.4)
 
@@ -485,10 +488,12 @@ def test_a_reward_that_compares_needs_two_samples(
     judges = f"[{{name: '{own}:bright'}}, {{name: '{own}:{entry}}}]"
     code, line = call(capsys, *helpers.smoke(tmp_path / "run"), *flags, judges)
     name = entry.partition("'")[0]
-    words = f"leaves nothing to compare with, and reward {name} compares within a prompt; take 2 or more"
-    assert (code, line) == (2, f"trainer.samples_per_prompt: 1 {words}") and not (
-        tmp_path / "run"
-    ).exists()
+    words = (
+        "trainer.samples_per_prompt: 1 leaves nothing to compare with, "
+        f"and reward {name} compares within a prompt; take 2 or more"
+    )
+    assert (code, line) == (2, words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_share_of_missing_values_is_an_option(

@@ -24,7 +24,9 @@ PICKY = """
 import importlib.metadata
 
 def too_old(*arguments):
-    raise ValueError("The version of PEFT you are using is not compatible, please use a version >= 9")
+    raise ValueError(
+        "The version of PEFT you are using is not compatible, please use a version >= 9"
+    )
 
 def old_driver(*arguments):
     raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")

@@ -65,7 +65,8 @@ from ddpo.models.emoji import sprites
 from ddpo.models._pipelines import EMBEDDED
 site = Path(sys.argv[1])
 assert Path(ddpo.__file__).is_relative_to(site), ddpo.__file__
-assert all(Path(folder).is_relative_to(site) for kind in plugins.SUFFIXES for folder in plugins.folders(kind))
+folders = [Path(folder) for kind in plugins.SUFFIXES for folder in plugins.folders(kind)]
+assert all(folder.is_relative_to(site) for folder in folders)
 for kind in (*plugins.SUFFIXES, "metrics"):
     assert main(["list", kind]) == 0
 assert (EMBEDDED / "model_index.json").is_file() and EMBEDDED.is_relative_to(site)

@@ -1,6 +1,12 @@
 """From rewards to advantages: what a sample's reward is compared with, and in which unit.
 
-    def own(reward: Float[Tensor, " B"], keys: Sequence[str], group: Int[Tensor, " B"], *, power: float = 1.0)
+    def own(
+        reward: Float[Tensor, " B"],
+        keys: Sequence[str],
+        group: Int[Tensor, " B"],
+        *,
+        power: float = 1.0,
+    ) -> Float[Tensor, " B"]: ...
 
 An advantage is a function that returns Float[Tensor, " B"], or a class with __init__(*, **options)
 and the same __call__. It gets the rewards of an iteration (gathered over ranks, so that every rank

@@ -1,4 +1,4 @@
-"""Write a run's model as other programs read it (diffusers, kohya, merged), with checked pictures."""
+"""Write a run's model as other programs read it (diffusers, kohya, merged), and check it."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run folder holds as evidence: settings, metrics, matched pictures, in words and numbers."""
+"""What a run folder holds as evidence: its settings, metrics and matched pictures in words."""
 
 import json
 import math

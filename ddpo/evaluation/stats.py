@@ -19,9 +19,9 @@ BLOCK = 1_000_000
 
 def summary(x: ArrayLike) -> dict[str, float]:
     """Mean, standard error and count of the values that are not NaN: {"mean", "se", "n"}.
-     se = s / sqrt(n), with s the sample standard deviation (n - 1 below). The mean of nothing is NaN,
-    and so
-        is the error of fewer than two values.
+
+    se = s / sqrt(n), with s the sample standard deviation (n - 1 below). The mean of nothing is
+    NaN, and so is the error of fewer than two values.
     """
     values = _known(x)
     n = len(values)

@@ -97,8 +97,11 @@ class Policy(Protocol):
         ...
 
     def weights(self, name: str) -> AbstractContextManager[None]:
-        """Within it, those weights are in force: "present" (as they are), "base" (before training), or the
-        `snapshots` of that name, as "average" or "000020". Raises UserError where there is none."""
+        """Within it, the weights of that name are in force.
+
+        "present" are those as they are, "base" those before training; others are the `snapshots` of
+        that name, as "average" or "000020". Raises UserError where there is none.
+        """
         ...
 
     def save(self, folder: Path) -> None:

@@ -1,6 +1,8 @@
 """What an objective is: a pure function of a small matrix and a batch of outcomes.
 
-    def ddpo(logp: Float[Tensor, "B T"], batch: Batch, *, clip_range: float = 1e-4) -> Float[Tensor, ""]
+    def ddpo(
+        logp: Float[Tensor, "B T"], batch: Batch, *, clip_range: float = 1e-4
+    ) -> Float[Tensor, ""]
 
 It returns the loss to be minimised and never sees a network: the trainer takes its derivative with
 respect to the matrix and carries that into the network. The matrix holds log-probabilities of
@@ -259,11 +261,12 @@ class Objective:
         return "denoising errors" if self.denoising_errors else "log-probabilities"
 
     def _missing(self, matrix: str) -> str:
+        reads = f"objective {self.name} reads batch.{matrix}"
         if matrix in MATRICES[self._works_on]:
             remedy = f'declare it: @declare(needs=("{matrix}",))'
-            return f"objective {self.name} reads batch.{matrix}, which is computed only on demand; {remedy}"
+            return f"{reads}, which is computed only on demand; {remedy}"
         remedy = f"there may be {', '.join(MATRICES[self._works_on])}"
-        return f"objective {self.name} reads batch.{matrix}, which {self._works_on} do not have; {remedy}"
+        return f"{reads}, which {self._works_on} do not have; {remedy}"
 
     def check(self) -> None:
         """Raises UserError for a declaration that means nothing."""

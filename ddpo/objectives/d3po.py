@@ -19,7 +19,8 @@ def d3po(
     """D3PO: every step of the better image is preferred over the same step of the worse one.
 
     lr_t = log of clip(p_theta / p_ref, 1 - clip_range, 1 + clip_range) of the step x_{t-1} | x_t, c
-    L = mean over pairs of a prompt's images and steps of -log sigmoid(beta (lr_t(better) - lr_t(worse)))
+    L = mean over pairs of a prompt's images and steps of
+        -log sigmoid(beta (lr_t(better) - lr_t(worse)))
 
     `beta` is the inverse temperature of the Bradley-Terry model, per nat of lr_t; 0.1 in the
     released code.

@@ -1,4 +1,4 @@
-"""DDPO-IS: the clipped, importance-sampled policy gradient (Black et al. 2023, arXiv 2305.13301)."""
+"""DDPO-IS: clipped, importance-sampled policy gradient (Black et al. 2023, arXiv 2305.13301)."""
 
 from jaxtyping import Float
 from torch import Tensor, maximum

@@ -19,13 +19,14 @@ def dpok(
 
     rho_t = p_theta(x_{t-1} | x_t, c) / p_old(x_{t-1} | x_t, c)
     KL_t  = KL(p_theta(. | x_t, c) || p_ref(. | x_t, c)), closed form
-    L = mean over samples and steps of -reward_weight A clip(rho_t, 1 - clip_range, 1 + clip_range) + kl_coef
-    KL_t
+    L = mean over samples and steps of
+        -reward_weight A clip(rho_t, 1 - clip_range, 1 + clip_range) + kl_coef KL_t
 
     The clip is a plain clamp: outside the range a sample has no gradient in either direction, also
     where the ratio moved the wrong way.
 
-    `clip_range` is in units of `logp`: 1e-4 belongs to D = 16,384; for D dimensions take 1e-4 * 16,384 / D.
+    `clip_range` is in units of `logp`: 1e-4 belongs to D = 16,384; for D dimensions take
+    1e-4 * 16,384 / D.
     `reward_weight` and `kl_coef` are the released code's 100 and 0.01; only their quotient matters
     to AdamW. KL_t is a mean over latent dimensions, like `logp`.
 

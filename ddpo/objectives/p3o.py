@@ -32,8 +32,8 @@ def p3o(
     `joint` keeps the log-odds of a pair in a trust region, whatever both have in common; the paper
     finds it the more stable, with the better reward at equal KL. `joint: false` stops each image by
     itself.
-    `kl_coef` weighs the KL to the pretrained model in units of reward per nat of lr; q = -kl_coef times
-    PRDP's error at beta = kl_coef.
+    `kl_coef` weighs the KL to the pretrained model in units of reward per nat of lr; q = -kl_coef
+    times PRDP's error at beta = kl_coef.
     `clip_range` is in units of `logp`. The paper's 0.2 is for a sum over the tokens of a text.
     `max_weight` bounds the importance weight w from both sides; 1 leaves it out.
 

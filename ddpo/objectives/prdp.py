@@ -32,9 +32,9 @@ def prdp(
     per nat of rhat: with means over T steps and D dimensions, the weight of the exact KL in nats is
     beta / (T D). The paper has 3e-5 at small scale and 3e-6 or 3e-5 at large scale.
     `sum_steps` adds the steps up, as in the paper's theorem: that weight is then beta / D.
-    `clip_range` is in units of `logp`: 1e-6 (small scale) or 1e-4 (large scale) at D = 16,384; for D
-    dimensions take that times 16,384 / D. It acts from the second optimiser step after a rollout on: at the
-    first one rhat is the old policy's.
+    `clip_range` is in units of `logp`: 1e-6 (small scale) or 1e-4 (large scale) at D = 16,384;
+    for D dimensions take that times 16,384 / D. It acts from the second optimizer step after a
+    rollout on: at the first one rhat is the old policy's.
     `keep_ties` also regresses pairs of equal reward to 0; the paper's listing leaves them out.
 
     Differs: the paper does not say whether log-probabilities are summed over latent dimensions;

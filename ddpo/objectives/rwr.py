@@ -50,7 +50,7 @@ def rwr(
     """RWR: the denoising loss on the model's own images, weighted by exp(beta r).
 
     w_i = exp(beta r_i) / mean over j of exp(beta r_j)          dense
-    w_i = [r_i >= C] / share of such images                     sparse: C is a `percentile` of the rewards
+    w_i = [r_i >= C] / share of such images                     sparse, at a `percentile` C of r
     L   = mean over samples, timesteps t and noise eps of w_i |eps - eps_theta(x_t, t, c)|^2 / D
 
     `beta` is the inverse temperature, in 1 / reward: 0.2 in the paper, on raw rewards. Its effect

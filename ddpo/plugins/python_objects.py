@@ -62,7 +62,10 @@ def absent(spec: str) -> str:
     """The words that refuse a text whose object is not here."""
     name = short_name(spec)
     again = f"ddpo.finetune(ddpo.Config(..., rewards=[{{'name': {name}}}]), resume=True)"
-    return f"{name} was given from Python ({spec}) and is not here; give it again from Python, as in {again}"
+    return (
+        f"{name} was given from Python ({spec}) and is not here; "
+        f"give it again from Python, as in {again}"
+    )
 
 
 def _attribute(module: object, name: str) -> object | None:

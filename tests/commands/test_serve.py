@@ -520,7 +520,10 @@ def test_the_command_serves_and_stops() -> None:
     with subprocess.Popen(words, env=helpers.one_thread(), **pipes) as process:
         try:
             line = process.stdout.readline()
-            shown = r"serving jpeg_compressibility, version \w+, on http://127.0.0.1:(\d+) until Ctrl\+C\n"
+            shown = (
+                r"serving jpeg_compressibility, version \w+, "
+                r"on http://127.0.0.1:(\d+) until Ctrl\+C\n"
+            )
             found = re.fullmatch(shown, line)
             assert found, line
             case = conformance.Case(client(f"http://127.0.0.1:{found[1]}").score)

@@ -26,7 +26,14 @@ class toy:
 TOY_OBJECTIVE = '''
 from typing import Literal
 
-def toy(logp, batch, *, clip_range: float = 1e-4, mode: Literal["a", "b"] = "a", target: float | None = None):
+def toy(
+    logp,
+    batch,
+    *,
+    clip_range: float = 1e-4,
+    mode: Literal["a", "b"] = "a",
+    target: float | None = None,
+):
     """A toy loss.
 
     `clip_range` is in units of logp. It has a `mode`.

@@ -41,7 +41,8 @@ def defect(*args):
     raise KeyError("oops")
 
 
-def apart(parameters, *rest):  # its own step, from the true gradient and a little more in one number
+def apart(parameters, *rest):
+    # its own step, from the true gradient and a little more in one number
     norm = clip(parameters, *rest)
     parameters[-1].grad.view(-1)[0] += 1.0
     return norm

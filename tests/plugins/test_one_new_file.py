@@ -77,10 +77,11 @@ MODEL = '''
         latent_shape, half_precision = (3, 16, 16), False
 
         def __init__(
-            self, pretrained, device, dtype, loras, lora, train_text_encoder, gradient_checkpointing, *,
-            width: int = 16,
+            self, pretrained, device, dtype, loras, lora, train_text_encoder,
+            gradient_checkpointing, *, width: int = 16,
         ):
-            self.device, self.image_size, self.latent_shape = torch.device(device), width, (3, width, width)
+            self.device, self.image_size = torch.device(device), width
+            self.latent_shape = (3, width, width)
             torch.manual_seed(0)
             self.network, self.shift = nn.Conv2d(3, 3, 3, padding=1), nn.Parameter(torch.zeros(3))
             self.modules, self.snapshots = [self.network], {}
@@ -136,12 +137,15 @@ MODEL = '''
 
         def read_back(self, file_format, folder, pretrained, trial):
             weights = load_file(folder / "mine.safetensors")
-            other = lengths(pretrained, "cpu", "fp32", [], None, False, False, width=self.image_size)
+            plain = ("cpu", "fp32", [], None, False, False)
+            other = lengths(pretrained, *plain, width=self.image_size)
             other.snapshots["read"] = weights
             from ddpo import samplers
             from ddpo.rollout.sample import Sampler, sample
             steps = samplers.build("ddim", other.schedule, trial.num_steps, eta=trial.eta)
-            sampler = Sampler(steps, trial.guidance_scale, len(trial.prompts), trial.negative_prompt)
+            sampler = Sampler(
+                steps, trial.guidance_scale, len(trial.prompts), trial.negative_prompt
+            )
             with torch.no_grad(), other.weights("read"):
                 (part,) = sample(other, sampler, trial.prompts, trial.keys)
             return part.images, weights

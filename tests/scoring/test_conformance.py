@@ -169,7 +169,10 @@ def test_the_command(
     """One line a check; what was expected and found; exit code 2 where one fails; mistakes cost one
     line."""
     monkeypatch.chdir(tmp_path)
-    source = "def mine(images, prompts, metadata, *, power: float = 1.0):\n    return images.mean((1, 2, 3))"
+    source = (
+        "def mine(images, prompts, metadata, *, power: float = 1.0):\n"
+        "    return images.mean((1, 2, 3))"
+    )
     Path("mine.py").write_text(f"{source} ** power\n")
     Path("far.py").write_text(f"{source.replace('mine', 'far')} - images.mean()\n")
     Path("text.py").write_text(
@@ -223,8 +226,8 @@ def test_score(
     Path("text.png").write_text("no picture")
     Path("red.py").write_text(
         "def red(images, prompts, metadata, *, power: float = 1.0):\n"
-        "    return images[:, 0].mean((1, "
-        "2)) ** power + len(prompts[0]) + metadata[0].get('more', 0)\n"
+        "    red = images[:, 0].mean((1, 2))\n"
+        "    return red ** power + len(prompts[0]) + metadata[0].get('more', 0)\n"
     )
     pictures = ["red.png", "blue.png", "grey.png"]
     asked = ["--prompt", "fox", "--metadata", '{"more": 10}', "--params", '{"power": 2}']

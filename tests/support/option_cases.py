@@ -20,7 +20,8 @@ Flags = list[str]
 MINE = """
 class mine:
     def __init__(self, *, device, dtype, share: float = 1.0):
-        self.worth = share * {"torch.float32": 1, "torch.bfloat16": 2, "torch.float16": 3}[str(dtype)]
+        worth = {"torch.float32": 1, "torch.bfloat16": 2, "torch.float16": 3}
+        self.worth = share * worth[str(dtype)]
     def __call__(self, images, prompts, metadata):
         return images.mean((1, 2, 3)) + self.worth + images.new_tensor(
             [len(prompt) + len(facts) for prompt, facts in zip(prompts, metadata)]

@@ -534,7 +534,10 @@ def test_a_state_is_what_the_next_iteration_depends_on() -> None:
 def test_a_dropped_in_objective_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file in a plugin folder, without any declaration."""
     (tmp_path / "objectives").mkdir()
-    text = "def own(logp, batch):\n    return -(batch.advantage[:, None] * logp)[:, batch.stochastic].mean()\n"
+    text = (
+        "def own(logp, batch):\n"
+        "    return -(batch.advantage[:, None] * logp)[:, batch.stochastic].mean()\n"
+    )
     (tmp_path / "objectives" / "own.py").write_text(text)
     monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))
     found = []

@@ -363,8 +363,8 @@ folder, argv = sys.argv[1], sys.argv[2:]
 for name in ("ddpo", "coupled"):
     code = main(["train", *argv, "--objective.name", name, "--run_dir", f"{folder}/{name}"])
     assert code == 0, code
-few = ["--trainer.prompts_per_iteration", "1", "--trainer.minibatches", "1", "--run_dir", f"{folder}/few"]
-assert main(["train", *argv, *few]) == 2
+few = ["--trainer.prompts_per_iteration", "1", "--trainer.minibatches", "1"]
+assert main(["train", *argv, *few, "--run_dir", f"{folder}/few"]) == 2
 """
 
 

@@ -1,4 +1,4 @@
-"""The emoji world's aesthetic head: an MLP like LAION's on its CLIP, trained on `ratings.rating`."""
+"""The emoji world's aesthetic head: an MLP like LAION's on its CLIP, trained on `ratings`."""
 
 from pathlib import Path
 
