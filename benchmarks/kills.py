@@ -90,9 +90,9 @@ def content(folder: Path) -> dict[str, object]:
 def tensors(file: Path) -> dict[str, object]:
     """Every tensor's bytes, and the metadata, whose order safetensors leaves to chance."""
     with safe_open(file, "np") as opened:
-        return {key: opened.get_tensor(key).tobytes() for key in opened.keys()} | (
-            opened.metadata() or {}
-        )  # noqa: SIM118
+        keys = opened.keys()  # the file itself has no iterator
+        values = {key: opened.get_tensor(key).tobytes() for key in keys}
+        return values | (opened.metadata() or {})
 
 
 def safe(folder: Path, started: float) -> tuple[bytes, str]:

@@ -10,7 +10,7 @@ from ddpo.errors import UserError
 
 
 def main(argv: list[str]) -> None:
-    """`ddpo score --reward NAME [--params '{...}'] [--prompt TEXT] [--metadata '{...}'] FILE...`."""
+    """`ddpo score --reward NAME [--params '{...}'] [--prompt TEXT] [--metadata '{...}'] FILES`."""
     parser = frame.Parser(prog="ddpo score", description=__doc__, allow_abbrev=False)
     parser.add_argument("images", nargs="+", help="image files, of any sizes")
     parser.add_argument(

@@ -21,8 +21,8 @@ def dpo(
     Pairs are all of a prompt's images, ranked by reward, or with `objective.offline` those of a
     file with lines {"prompt": ..., "chosen": "a.png", "rejected": "b.png"}.
 
-    `beta` is the paper's beta T omega(lambda_t) with a constant omega, for errors that are means over
-    latent dimensions: it takes 2,000 to 5,000 at D = 16,384; for D dimensions take that times
+    `beta` is the paper's beta T omega(lambda_t) with a constant omega, for errors that are means
+    over latent dimensions: it takes 2,000 to 5,000 at D = 16,384; for D dimensions take that times
     D / 16,384.
 
     Differs: a rollout's images are drawn under the present policy; the paper's are a fixed data set

@@ -127,7 +127,7 @@ def _noise(plan: Plan, rows: int) -> Tensor:
 
 
 def _call(plan: Plan, rows: int, grad: bool) -> None:
-    """One call of the denoiser: of a rollout, or with `grad` of an update, backward pass included."""
+    """A call of the denoiser: of a rollout, or with `grad` of an update and its backward pass."""
     policy, sampler = plan.policy, plan.settings.sampler
     pairs = plan.samples * plan.steps[2]
     prompts = [Prompt(str(i // pairs if grad else i // plan.samples)) for i in range(rows)]

@@ -39,7 +39,7 @@ def log_probs(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def tilted() -> Tensor:
-    """Shifts of pi_ref exp(r / beta) / Z for r = slope x_0: std_t^2 slope / beta times the later decays.
+    """Shifts of pi_ref exp(r / beta) / Z for r = slope x_0: std_t^2 slope / beta times later decays.
 
     E[exp(slope x_0 / beta) | x_t] is exp(slope x_t / beta times the product of the decays to come),
     up to a factor.
@@ -192,7 +192,10 @@ def test_prdp_ties() -> None:
 
 
 def test_p3o_coefficient_is_minus_beta_times_the_rdp_error() -> None:
-    """Clip and weight off: grad P3O = 1/2 mean -q grad d with q = -beta e: beta / 4 of PRDP's gradient."""
+    """Clip and weight off: grad P3O = 1/2 mean -q grad d with q = -beta e.
+
+    That is beta / 4 of PRDP's gradient.
+    """
     logp, batch = noisy()
     beta = 0.3
     p3o = objectives.build("p3o", kl_coef=beta, clip_range=OFF, max_weight=1.0)

@@ -22,7 +22,10 @@ SAMPLER = '''
 
 
     def halfway(schedule: NoiseSchedule, num_steps: int, *, noise: PositiveFloat = 0.1) -> Steps:
-        """Steps evenly through all timesteps; `noise` is the std of each step over the noise after it."""
+        """Steps evenly through all timesteps.
+
+        `noise` is the std of each step over the noise after it.
+        """
         timesteps = torch.linspace(len(schedule) - 1, 1, num_steps).long()
         following = torch.cat([timesteps[1:], timesteps.new_zeros(1)])
         signal, sigma = schedule.levels(following)

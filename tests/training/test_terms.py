@@ -67,7 +67,7 @@ def test_the_kl_of_a_step_is_that_of_two_gaussians() -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_denoising_errors(prediction: str) -> None:
-    """Noised by hand, x_t = sqrt(a) x_0 + sqrt(1 - a) eps; the network's target by its definition."""
+    """Noised by hand, x_t = sqrt(a) x_0 + sqrt(1 - a) eps; the target by its definition."""
     policy = helpers.policy(moved=0.3, prediction_type=prediction)
     sampler = helpers.sampler(policy)
     trajectory, _ = helpers.rolled(policy, sampler, 4)

@@ -23,35 +23,96 @@ COLUMNS = 10
 
 Painter = Callable[[Image.Image, random.Random], None]
 
-# fmt: off
 ANIMALS = {
-    "cat": "🐈", "dog": "🐕", "horse": "🐎", "monkey": "🐒", "rabbit": "🐇", "zebra": "🦓", "spider": "🕷",
-    "bird": "🐦", "sheep": "🐑", "deer": "🦌", "cow": "🐄", "goat": "🐐", "lion": "🦁", "tiger": "🐅",
-    "bear": "🐻", "raccoon": "🦝", "fox": "🦊", "wolf": "🐺", "lizard": "🦎", "beetle": "🪲", "ant": "🐜",
-    "butterfly": "🦋", "fish": "🐟", "shark": "🦈", "whale": "🐋", "dolphin": "🐬", "squirrel": "🐿",
-    "mouse": "🐁", "rat": "🐀", "snake": "🐍", "turtle": "🐢", "frog": "🐸", "chicken": "🐔", "duck": "🦆",
-    "goose": "🪿", "bee": "🐝", "pig": "🐖", "turkey": "🦃", "fly": "🪰", "llama": "🦙", "camel": "🐪",
-    "bat": "🦇", "gorilla": "🦍", "hedgehog": "🦔", "kangaroo": "🦘",
+    "cat": "🐈",
+    "dog": "🐕",
+    "horse": "🐎",
+    "monkey": "🐒",
+    "rabbit": "🐇",
+    "zebra": "🦓",
+    "spider": "🕷",
+    "bird": "🐦",
+    "sheep": "🐑",
+    "deer": "🦌",
+    "cow": "🐄",
+    "goat": "🐐",
+    "lion": "🦁",
+    "tiger": "🐅",
+    "bear": "🐻",
+    "raccoon": "🦝",
+    "fox": "🦊",
+    "wolf": "🐺",
+    "lizard": "🦎",
+    "beetle": "🪲",
+    "ant": "🐜",
+    "butterfly": "🦋",
+    "fish": "🐟",
+    "shark": "🦈",
+    "whale": "🐋",
+    "dolphin": "🐬",
+    "squirrel": "🐿",
+    "mouse": "🐁",
+    "rat": "🐀",
+    "snake": "🐍",
+    "turtle": "🐢",
+    "frog": "🐸",
+    "chicken": "🐔",
+    "duck": "🦆",
+    "goose": "🪿",
+    "bee": "🐝",
+    "pig": "🐖",
+    "turkey": "🦃",
+    "fly": "🪰",
+    "llama": "🦙",
+    "camel": "🐪",
+    "bat": "🦇",
+    "gorilla": "🦍",
+    "hedgehog": "🦔",
+    "kangaroo": "🦘",
 }
 """The 45 animals of the DDPO paper, with the emoji that stands for each."""
 
 HELDOUT_ANIMALS = {
-    "snail": "🐌", "hippopotamus": "🦛", "leopard": "🐆", "crocodile": "🐊", "lobster": "🦞", "octopus": "🐙",
-    "penguin": "🐧", "elephant": "🐘", "giraffe": "🦒", "koala": "🐨", "owl": "🦉", "parrot": "🦜",
+    "snail": "🐌",
+    "hippopotamus": "🦛",
+    "leopard": "🐆",
+    "crocodile": "🐊",
+    "lobster": "🦞",
+    "octopus": "🐙",
+    "penguin": "🐧",
+    "elephant": "🐘",
+    "giraffe": "🦒",
+    "koala": "🐨",
+    "owl": "🦉",
+    "parrot": "🦜",
 }
 """Animals that the base model knows and that fine-tuning never trains on."""
 
 ACTIVITIES = {"riding a bike": "🚲", "playing chess": "♟", "washing dishes": "🍽"}
 """The paper's three activities, with the object that shows each."""
 
-HELDOUT_COMBINATIONS = frozenset({
-    ("fox", "riding a bike"), ("cow", "riding a bike"), ("frog", "riding a bike"), ("bee", "riding a bike"),
-    ("camel", "riding a bike"), ("shark", "riding a bike"),
-    ("lion", "playing chess"), ("cat", "playing chess"), ("duck", "playing chess"),
-    ("zebra", "playing chess"), ("snake", "playing chess"), ("pig", "playing chess"),
-    ("bear", "washing dishes"), ("dog", "washing dishes"), ("tiger", "washing dishes"),
-    ("turtle", "washing dishes"), ("monkey", "washing dishes"), ("butterfly", "washing dishes"),
-})
+HELDOUT_COMBINATIONS = frozenset(
+    {
+        ("fox", "riding a bike"),
+        ("cow", "riding a bike"),
+        ("frog", "riding a bike"),
+        ("bee", "riding a bike"),
+        ("camel", "riding a bike"),
+        ("shark", "riding a bike"),
+        ("lion", "playing chess"),
+        ("cat", "playing chess"),
+        ("duck", "playing chess"),
+        ("zebra", "playing chess"),
+        ("snake", "playing chess"),
+        ("pig", "playing chess"),
+        ("bear", "washing dishes"),
+        ("dog", "washing dishes"),
+        ("tiger", "washing dishes"),
+        ("turtle", "washing dishes"),
+        ("monkey", "washing dishes"),
+        ("butterfly", "washing dishes"),
+    }
+)
 """Combinations that no model of the emoji world is trained on: the base's own generalisation
 test."""
 
@@ -60,7 +121,6 @@ CARELESSNESS = 0.85
 
 PREFIXES = ("a photo of ", "a painting of ", "a drawing of ")
 """Words that a caption may begin with; they change nothing in the picture."""
-# fmt: on
 
 SPRITES = {**ANIMALS, **HELDOUT_ANIMALS, **ACTIVITIES}
 
@@ -220,7 +280,6 @@ def _confetti(image: Image.Image, rng: random.Random) -> None:
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), _colour(rng))
 
 
-# fmt: off
 BACKGROUNDS: dict[str, tuple[float, Painter]] = {
     "plain":    (0.15, _plain),
     "gradient": (0.09, _gradient),
@@ -228,6 +287,5 @@ BACKGROUNDS: dict[str, tuple[float, Painter]] = {
     "checks":   (0.20, _two_colours(4, lambda x, y: (x + y) % 2 == 0)),
     "mosaic":   (0.22, _mosaic),
     "confetti": (0.24, _confetti),
-}
+}  # fmt: skip
 """Each kind of background: its share of the scenes, and its painter. From plain to busy."""
-# fmt: on
