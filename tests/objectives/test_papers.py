@@ -39,7 +39,7 @@ def log_probs(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def tilted() -> Tensor:
-    """Shifts of pi_ref exp(r / beta) / Z for r = slope x_0: std_t^2 slope / beta times later decays.
+    """Shifts of pi_ref exp(r / beta) / Z for r = slope x_0: std_t^2 slope / beta x later decays.
 
     E[exp(slope x_0 / beta) | x_t] is exp(slope x_t / beta times the product of the decays to come),
     up to a factor.
