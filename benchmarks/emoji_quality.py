@@ -87,10 +87,8 @@ def main() -> None:
             [{0.0: "not recognised", 1.0: ""}[shot.scores["emoji_recognition"]] for shot in row]
             for row in rows
         ]
-        cells, labels = (
-            [[shot.image for shot in row] for row in rows],
-            [row[0].prompt for row in rows],
-        )
+        cells = [[shot.image for shot in row] for row in rows]
+        labels = [row[0].prompt for row in rows]
         columns = [str(i) for i in range(len(rows[0]))]
         table(cells, labels, columns, marks, scale=1).save(arguments.out / f"{name}.png")
         print(json.dumps({name: found[name]}), flush=True)

@@ -164,8 +164,7 @@ class Case:
         return Pass(terms, batch, objective, micro_batch, measured, moved=False)
 
     def forget_gradients(self) -> None:
-        if "policy" in vars(
-            self
-        ):  # some parts need none, and it is made when it is first asked for
+        # some parts need none, and it is made when it is first asked for
+        if "policy" in vars(self):
             for parameter in self.policy.parameters().values():
                 parameter.grad = None

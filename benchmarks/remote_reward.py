@@ -63,9 +63,8 @@ def main() -> None:
                 assert values[0].equal(values[1])
         finally:
             server.terminate()
-    medians = {
-        kind: statistics.median(each[1:]) for kind, each in seconds.items()
-    }  # the first warms up
+    # the first warms up
+    medians = {kind: statistics.median(each[1:]) for kind, each in seconds.items()}
     for kind, each in seconds.items():
         low, _, high = statistics.quantiles(each[1:])
         print(

@@ -19,9 +19,8 @@ from typing import Any, cast, overload
 from ddpo import plugins
 from ddpo.errors import UserError, nearest
 
-__path__ = plugins.folders(
-    "prompts"
-)  # a module with __path__ is a package: prompts/x.py is ddpo.prompts.x
+# a module with __path__ is a package: prompts/x.py is ddpo.prompts.x
+__path__ = plugins.folders("prompts")
 
 
 @dataclass(frozen=True)
@@ -158,9 +157,8 @@ def _of_dataset(name: str, split: str, column: str) -> Iterator[Row]:
         ) from error
     try:
         found = datasets.load_dataset(str(Path(name).expanduser()), split=split)
-    except (
-        Exception
-    ) as error:  # a dozen kinds: no network, no such name, split or folder, a broken file
+    # a dozen kinds: no network, no such name, split or folder, a broken file
+    except Exception as error:
         told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         told += ", and HF_HUB_OFFLINE is set" * bool(os.environ.get("HF_HUB_OFFLINE"))
         remedy = (

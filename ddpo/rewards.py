@@ -228,9 +228,8 @@ def _version(target: Callable[..., Any]) -> str:
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, ast.ImportFrom) and node.level == 1:
                     names = [node.module] if node.module else [alias.name for alias in node.names]
-                    specs = [
-                        find_spec(f"{package}.{name}") for name in names
-                    ]  # it may be imported later
+                    # it may be imported later
+                    specs = [find_spec(f"{package}.{name}") for name in names]
                     beside = [
                         (spec.origin, spec.parent) for spec in specs if spec and spec.has_location
                     ]

@@ -19,10 +19,8 @@ class Affine:
 
     def __init__(self, state: Mapping[str, Tensor], width: int, device: torch.device | str) -> None:
         numbers = sorted(int(key.split(".")[1]) for key in state if key.endswith(".weight"))
-        weight, bias = (
-            torch.eye(width, dtype=torch.float64),
-            torch.zeros(width, dtype=torch.float64),
-        )
+        weight = torch.eye(width, dtype=torch.float64)
+        bias = torch.zeros(width, dtype=torch.float64)
         for number in numbers:
             layer = state[f"layers.{number}.weight"].double()
             if layer.shape[1] != len(weight):

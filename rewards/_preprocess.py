@@ -38,10 +38,11 @@ class Preprocess:
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 height width"]:
         resized, (to_height, to_width) = images.float(), self._size(*images.shape[-2:])
         how = InterpolationMode(self.interpolation)
+        # width first: Pillow's order
         for size in (
             (images.shape[-2], to_width),
             (to_height, to_width),
-        ):  # width first: Pillow's order
+        ):
             resized = transforms.resize(resized, list(size), how, antialias=True)
             # bicubic overshoots; bytes cannot, so Pillow clips. The gradient goes on as if it did
             # not

@@ -45,12 +45,10 @@ class counting:
         score: Literal["distance", "exact"] = "distance",
         batch_size: PositiveInt = 8,
     ) -> None:
-        self.query, self.threshold, self.score, self.batch_size = (
-            query,
-            threshold,
-            score,
-            batch_size,
-        )
+        self.query = query
+        self.threshold = threshold
+        self.score = score
+        self.batch_size = batch_size
         with loading("counting.pretrained", pretrained):
             self.processor: Any = AutoProcessor.from_pretrained(expanded(pretrained))
             self.model = load(AutoModelForZeroShotObjectDetection, pretrained, device, dtype)

@@ -47,11 +47,9 @@ class nsfw:
             raise UserError(
                 f"nsfw.label: {pretrained} has no class {label!r}; it has: {', '.join(numbers)}"
             )
-        self.number, self.device, self.batch_size = (
-            numbers[label.lower()],
-            torch.device(device),
-            batch_size,
-        )
+        self.number = numbers[label.lower()]
+        self.device = torch.device(device)
+        self.batch_size = batch_size
 
     def __call__(
         self,

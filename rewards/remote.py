@@ -97,9 +97,8 @@ class remote:
                 except Exception as error:
                     answer.set_exception(error)
 
-        for chunk in zip(
-            chunks, answers, strict=True
-        ):  # daemons: a server that hangs must not hold us
+        # daemons: a server that hangs must not hold us
+        for chunk in zip(chunks, answers, strict=True):
             Thread(target=work, args=chunk, daemon=True).start()
         return torch.tensor([score for answer in answers for score in answer.result()])
 
@@ -112,9 +111,8 @@ class remote:
         """
         files = [png(to_uint8(image[None].detach())[0].cpu().numpy()) for image in images]
         others = json.dumps({"prompts": list(prompts), "metadata": [dict(row) for row in metadata]})
-        pictures = b'", "'.join(
-            map(b64encode, files)
-        )  # json.dumps would look for what must be escaped
+        # json.dumps would look for what must be escaped
+        pictures = b'", "'.join(map(b64encode, files))
         try:
             body = b'{"images": ["%s"], %s' % (pictures, others[1:].encode())
             found = ask(f"{self.url}/score", body, self.timeout_s, self.retries) or {}

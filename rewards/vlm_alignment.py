@@ -17,10 +17,8 @@ from ._bertscore import BertScore
 from ._jpeg import jpegs
 from ._vlm import EMBEDDED_QUESTION, VLM, wording
 
-QUESTION, TARGET = (
-    "Answer concisely: what is going on in this image?",
-    "The image contains {prompt}",
-)
+QUESTION = "Answer concisely: what is going on in this image?"
+TARGET = "The image contains {prompt}"
 EMBEDDED_TARGET = "{prompt}"
 LONGEST = 64
 """Tokens of an answer, as in the paper's server."""

@@ -47,9 +47,8 @@ def test_bytes_are_clipped_not_wrapped() -> None:
 
 
 def test_half_precision_is_converted_before_the_product() -> None:
-    levels = (
-        torch.arange(256.0) / 256
-    ).bfloat16()  # exact in bfloat16; their products with 255 are not
+    # exact in bfloat16; their products with 255 are not
+    levels = (torch.arange(256.0) / 256).bfloat16()
     expected = [round(level * 255) for level in levels.tolist()]
     assert images.to_uint8(levels.expand(1, 3, 1, 256))[0, 0, :, 0].tolist() == expected
 
@@ -122,9 +121,8 @@ def test_edge_density_is_by_the_length_of_the_gradient() -> None:
     ]
     assert density == [0, 1, 0, 1]
     assert images.edge_density(gray(0.08 * (x + y))).item() == 1  # hypot is 0.113
-    assert (
-        images.edge_density(gray(0.06 * (x + y))).item() == 0
-    )  # hypot is 0.085, the sum of the steps 0.12
+    # hypot is 0.085, the sum of the steps 0.12
+    assert images.edge_density(gray(0.06 * (x + y))).item() == 0
 
 
 def test_edge_density_sees_luma() -> None:

@@ -34,9 +34,8 @@ def main(argv: list[str]) -> None:
     if not processes.isdecimal() or int(processes) < 1:
         raise UserError(f"--processes: needs a number of at least 1, got {processes}")
     settings = config.parse(rest, command="ddpo plan", flags=("--processes N",))
-    interpreter = 1e9 * peak_gb(
-        torch.device("cpu")
-    )  # of a training's process too, before it has a model
+    # of a training's process too, before it has a model
+    interpreter = 1e9 * peak_gb(torch.device("cpu"))
     plan = planning.plan(settings, int(processes))
     parts = needs.footprint(plan) if plan.policy else {}
     where, precision, on_cpu = many(plan.processes, "process"), settings.model.dtype, parts
@@ -76,11 +75,9 @@ def size(count: float) -> str:
 def iteration(plan: Plan) -> Lines:
     """The identity of the batches: what is divided by what."""
     sizes, found, (steps, _, columns) = plan.sizes, rows(calls(plan, 0)), plan.steps
-    prompts, samples, groups = (
-        sizes.prompts_per_iteration,
-        sizes.samples_per_prompt,
-        sizes.groups_per_update,
-    )
+    prompts = sizes.prompts_per_iteration
+    samples = sizes.samples_per_prompt
+    groups = sizes.groups_per_update
     images, trained = sizes.images, prompts * plan.samples
 
     def cut(size: str, computed: int, wanted: int) -> str:
@@ -118,10 +115,8 @@ def in_words(found: Padding, processes: int) -> str:
     kind, work = ("image", "sampling") if sampling else ("pair", "updates")
     least, *others = found.counts
     counts = f"{least:,} to {others[-1]:,} {kind}s" if others else many(least, kind)
-    who, does = (
-        "each process" if processes > 1 else "the process",
-        "samples" if sampling else "scores",
-    )
+    who = "each process" if processes > 1 else "the process"
+    does = "samples" if sampling else "scores"
     at_a_time = "" if sampling else " an optimizer step"
     better = " or ".join(f"{size:,}" for size in found.better)
     share = "less than 0.1%" if found.share < 0.001 else f"{found.share:.1%}"
@@ -133,11 +128,9 @@ def in_words(found: Padding, processes: int) -> str:
 
 def run(plan: Plan, checkpoint_size: float | None) -> Lines:
     """Totals, and what is written."""
-    sizes, checkpoint, iterations = (
-        plan.sizes,
-        plan.settings.checkpoint,
-        plan.settings.trainer.iterations,
-    )
+    sizes = plan.sizes
+    checkpoint = plan.settings.checkpoint
+    iterations = plan.settings.trainer.iterations
     drawn, samples = iterations * sizes.prompts_per_iteration, sizes.samples_per_prompt
     yield "iterations", f"{iterations:,}"
     yield "reward queries", many(drawn * samples, "image")

@@ -25,9 +25,8 @@ def main(argv: list[str]) -> None:
     from ddpo.runs.finished import Run
 
     run = Run(arguments.run_dir)
-    run.remember(
-        arguments.checkpoint
-    )  # a mistake in it should not come after the base model's pictures
+    # a mistake in it should not come after the base model's pictures
+    run.remember(arguments.checkpoint)
     seeds = range(arguments.seed, arguments.seed + arguments.count)
     rows = [
         (prompt, column) for prompt in arguments.prompt for column in ("base", arguments.checkpoint)

@@ -64,9 +64,8 @@ def main(argv: list[str]) -> None:
         )
     app = application(reward, device, int(given.max_mb * 1e6))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # uvicorn raises again what stopped it
+    # uvicorn raises again what stopped it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"serving {reward.name}, version {reward.version}, on {where} until Ctrl+C", flush=True)
     with suppress(KeyboardInterrupt):

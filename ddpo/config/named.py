@@ -94,9 +94,8 @@ def with_options(section: type[Named], name: str, thing: Thing) -> type[Part]:
     options, mark = _options(thing), {**MADE, "json_schema_extra": {words.THING: name}}
     about = (inspect.getdoc(thing) or "").partition("\n")[0]
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # options called `copy` or `json`, as methods are
+        # options called `copy` or `json`, as methods are
+        warnings.simplefilter("ignore", UserWarning)
         if own.pop("options", None):
             own |= {key: field for key, field in options.items() if key not in own}
             return create_model(name, __base__=Part, __doc__=about, __cls_kwargs__=mark, **own)

@@ -191,10 +191,8 @@ def signs(run: Run) -> list[Json]:
             np.array([m.scores[c][name] for m in run.pairs], float) for c in ("base", "tuned")
         ]
         base, tuned = (stats.summary(column)["mean"] for column in columns)
-        change, digits = (
-            (tuned - base) / base if base else math.nan,
-            _digits(stats.paired(*columns)),
-        )
+        change = (tuned - base) / base if base else math.nan
+        digits = _digits(stats.paired(*columns))
         if not math.isnan(change):
             text = f"{name}: {_number(base, digits)} -> {_number(tuned, digits)}"
             note, alert = _number(100 * change, 0, "+", " %"), abs(change) >= GUARD_ALERT

@@ -51,10 +51,8 @@ def shoot(
     scorer's.
     """
     keys = [(Purpose.EVALUATION, seed) for seed in seeds]
-    scorer, images = (
-        Scorer(rewards, timeout_s=timeout_s, group_size=per_prompt),
-        list[Image.Image](),
-    )
+    scorer = Scorer(rewards, timeout_s=timeout_s, group_size=per_prompt)
+    images = list[Image.Image]()
     scores: dict[str, list[float]] = {
         name: [] for name in [reward.name for reward in rewards] + [*GUARDS]
     }

@@ -54,9 +54,8 @@ class EmbeddingCache:
             known.update(zip(new, encoded.unbind(), strict=True))
         for text, embed in known.items():
             if text not in self._embeds:
-                self._embeds[text] = (
-                    embed.clone()
-                )  # a row alone; a view would keep the whole call's memory
+                # a row alone; a view would keep the whole call's memory
+                self._embeds[text] = embed.clone()
                 self.bytes += embed.nbytes
             self._embeds.move_to_end(text)
         while self.bytes > self.limit_bytes:

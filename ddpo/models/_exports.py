@@ -38,9 +38,8 @@ def save_lora(adapted: Mapping[str, Any], folder: Path) -> None:
     for kind, module in adapted.items():
         adapter = module.peft_config[_adapters.NAME].to_dict()
         adapter["lora_alpha"] = adapter["r"]  # the scale is in the weights
-        adapter["target_modules"] = sorted(
-            adapter["target_modules"]
-        )  # a set has an order per process
+        # a set has an order per process
+        adapter["target_modules"] = sorted(adapter["target_modules"])
         metadata[f"{kind}_lora_adapter_metadata"] = adapter
     layers = {f"{kind}_lora_layers": layer for kind, layer in lora_weights(adapted).items()}
     StableDiffusionPipeline.save_lora_weights(folder, **layers, **metadata)

@@ -49,9 +49,8 @@ def timed(policies: Sequence[Policy]) -> list[float]:
     They take turns, so that a busy machine slows all alike.
     """
     seconds = [float("inf")] * len(policies)
-    for _ in range(
-        1 + ROUNDS
-    ):  # the first is warming up, and as slow as it is, it is never the quickest
+    # the first is warming up, and as slow as it is, it is never the quickest
+    for _ in range(1 + ROUNDS):
         for i, policy in enumerate(policies):
             begun = time.perf_counter()
             _pass(policy)

@@ -55,11 +55,9 @@ def plan(settings: Config, processes: int = 1) -> Plan:
     if settings.model.dtype == "auto":
         settings = config.in_precision(settings, AUTO["GPU"])
     build.advantage(settings)
-    objective, count, policy = (
-        build.objective(settings),
-        settings.sampler.num_steps,
-        _outline(settings),
-    )
+    objective = build.objective(settings)
+    count = settings.sampler.num_steps
+    policy = _outline(settings)
     dense = build.sampler(settings, policy).steps.stochastic if policy else torch.ones(count) > 0
     columns = settings.objective.draws or count
     if not objective.denoising_errors:

@@ -138,10 +138,8 @@ def stored_steps(
     columns: Int[Tensor, " N"],
 ) -> Gaussian:
     """The distributions of N (sample, step) pairs of a trajectory, under the weights in force."""
-    x, prompts = (
-        trajectory.latents[rows, columns],
-        [trajectory.prompts[row] for row in rows.tolist()],
-    )
+    x = trajectory.latents[rows, columns]
+    prompts = [trajectory.prompts[row] for row in rows.tolist()]
     condition = sampler.condition(policy, prompts)
     output = policy.predict(x, sampler.steps.timesteps[columns], condition, sampler.guidance_scale)
     return sampler.steps.step(columns, x, output)

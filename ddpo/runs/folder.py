@@ -138,9 +138,8 @@ def create(folder: Path, settings: Config, overwrite: bool, provenance: Mapping[
     made = [path for path in [folder, *folder.absolute().parents] if not path.exists()]
     try:
         if overwrite and (folder / "config.yaml").exists():
-            for name in reversed(
-                OURS
-            ):  # config.yaml last: until then the folder holds a run, and says so
+            # config.yaml last: until then the folder holds a run, and says so
+            for name in reversed(OURS):
                 remove(folder / name)
         with whole(folder / "config.yaml") as aside:
             aside.write_text(config.dump(settings), encoding="utf-8")

@@ -39,10 +39,8 @@ def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
     rewards = build.all_rewards(settings, run.policy)
     columns: dict[str, dict[str, list[matched.Shot]]] = {}
     for each in tqdm(build.evaluation_sets(settings), desc="evaluating", disable=None):
-        per_prompt, timeout_s = (
-            settings.evaluation.samples_per_prompt,
-            settings.trainer.reward_timeout_s,
-        )
+        per_prompt = settings.evaluation.samples_per_prompt
+        timeout_s = settings.trainer.reward_timeout_s
         seed = settings.evaluation.seed
         arguments = (run.policy, run.sampler, each, per_prompt, rewards, timeout_s, seed)
         columns[each.name] = {}

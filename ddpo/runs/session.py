@@ -48,9 +48,8 @@ class Session:
     """
 
     def __init__(self, settings: Config, resume: bool = False, overwrite: bool = False) -> None:
-        launcher.check(
-            settings.model.dtype
-        )  # before accelerate itself looks at what it was asked for
+        # before accelerate itself looks at what it was asked for
+        launcher.check(settings.model.dtype)
         self.main = ranks.state().is_main_process
         self.best: dict[str, Any] | None = None
         self._saved = -1

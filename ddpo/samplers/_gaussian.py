@@ -94,15 +94,13 @@ def gaussian_steps(
     signal, noise = schedule.levels(timesteps)
     if schedule.prediction == "epsilon":  # x_0 = (x_t - noise * m) / signal, epsilon = m
         x_coefficient, output = x + x0 / signal, epsilon - x0 * noise / signal
-    elif (
-        schedule.prediction == "v_prediction"
-    ):  # x_0 = signal x_t - noise m, epsilon = noise x_t + signal m
+    # x_0 = signal x_t - noise m, epsilon = noise x_t + signal m
+    elif schedule.prediction == "v_prediction":
         x_coefficient, output = x + x0 * signal + epsilon * noise, epsilon * signal - x0 * noise
     elif schedule.prediction == "sample":  # x_0 = m, epsilon = (x_t - signal * m) / noise
         x_coefficient, output = x + epsilon / noise, x0 - epsilon * signal / noise
-    elif (
-        schedule.prediction == "velocity"
-    ):  # m = epsilon - x_0, so x_t = (signal + noise) x_0 + noise m
+    # m = epsilon - x_0, so x_t = (signal + noise) x_0 + noise m
+    elif schedule.prediction == "velocity":
         both = signal + noise
         x_coefficient, output = x + (x0 + epsilon) / both, (epsilon * signal - x0 * noise) / both
     else:

@@ -54,10 +54,8 @@ class NoiseSchedule:
     ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
         """Signal and noise in fp64; those of `final` for timesteps below 0."""
         before, places = timesteps >= 0, timesteps.clamp(min=0).to(self.signal.device)
-        signal, noise = (
-            self.signal[places].to(timesteps.device),
-            self.noise[places].to(timesteps.device),
-        )
+        signal = self.signal[places].to(timesteps.device)
+        noise = self.noise[places].to(timesteps.device)
         return torch.where(before, signal, self.final[0]), torch.where(before, noise, self.final[1])
 
     def draw(self, source: torch.Generator) -> Int[Tensor, ""]:

@@ -68,9 +68,8 @@ class Scorer:
         def score() -> None:
             with self._slots, torch.no_grad():  # a new thread begins with gradients enabled
                 try:
-                    if (
-                        device is not None
-                    ):  # a new thread begins on the first GPU, whatever the rank's is
+                    # a new thread begins on the first GPU, whatever the rank's is
+                    if device is not None:
                         torch.cuda.set_device(device)
                     found = {r.name: torch.cat([r(*chunk) for chunk in chunks]) for r in rewards}
                     future.set_result(found)

@@ -31,6 +31,5 @@ def first_pass_deviation(work: Pass) -> float:
             logp = work.terms(rows[indices], columns[indices])["logp"][:genuine]
             old = work.batch.logp_old[work.globally(rows[indices]), columns[indices]][:genuine]
             worst.append(((logp - old).exp() - 1).abs().max().item())
-    return (
-        torch.tensor(ranks.gather(worst), dtype=torch.float64).max().item()
-    )  # Python's max loses a NaN
+    # Python's max loses a NaN
+    return torch.tensor(ranks.gather(worst), dtype=torch.float64).max().item()

@@ -308,9 +308,8 @@ class Trainer:
     def kl_to_reference(self, trajectory: Trajectory) -> float:
         """Mean KL of a step to the reference per latent dimension, over a few samples and steps."""
         columns = self.sampler.steps.stochastic.nonzero().flatten().tolist()
-        if (
-            not columns or trajectory.latents.shape[1] == 1
-        ):  # nothing was sampled, or without a density
+        # nothing was sampled, or without a density
+        if not columns or trajectory.latents.shape[1] == 1:
             return math.nan
         spread = kl_pairs(self.sizes.images, columns)
         mine = {sample: row for row, sample in enumerate(trajectory.samples)}
@@ -374,9 +373,8 @@ class Trainer:
         self.iteration, self.skipped_in_a_row = state["iteration"], state["skipped_in_a_row"]
         if self.ema is not None:
             for name, average in zip(parameters, self.ema.shadow_params, strict=True):
-                average.copy_(
-                    tensors["ema"][name]
-                )  # in place: it is the policy's snapshot "average", too
+                # in place: it is the policy's snapshot "average", too
+                average.copy_(tensors["ema"][name])
             self.ema.optimization_step = state["ema_steps"]
 
 

@@ -90,10 +90,8 @@ def test_per_prompt_compares_rare_prompts_with_the_batch() -> None:
 
 def test_per_prompt_survives_json() -> None:
     """What a checkpoint does with it; a smaller buffer keeps the newest."""
-    one, other = (
-        built("per_prompt", buffer_size=4, min_count=1),
-        built("per_prompt", buffer_size=4, min_count=1),
-    )
+    one = built("per_prompt", buffer_size=4, min_count=1)
+    other = built("per_prompt", buffer_size=4, min_count=1)
     call(one, [0.1, 0.2, 0.7, 1 / 3])
     other.load_state_dict(json.loads(json.dumps(one.state_dict())))
     again = [0.3, 1.1, -2.0, 1e-9]

@@ -290,9 +290,8 @@ def test_an_endless_body_is_refused_before_it_is_read(
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n" + sent)
             assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
-    with socket.create_connection(
-        (host, int(port)), timeout=10
-    ) as connection:  # and one that breaks off
+    # and one that breaks off
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n{")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(b"\x16\x03\x01 this is not HTTP\r\n\r\n")

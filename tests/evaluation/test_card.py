@@ -55,10 +55,8 @@ def copy(run: Path, to: Path, **changes: Any) -> Path:
 
 def test_its_numbers_and_pictures_are_those_of_the_evaluation(runs: Path) -> None:
     folder = runs / "evaluated"
-    text, results = (
-        (folder / "README.md").read_text(),
-        json.loads((folder / "evaluation/results.json").read_text()),
-    )
+    text = (folder / "README.md").read_text()
+    results = json.loads((folder / "evaluation/results.json").read_text())
     for name, scores in results["sets"].items():
         entry = scores["jpeg_compressibility"]
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
@@ -123,9 +121,8 @@ def test_its_code_gives_our_pictures(
     monkeypatch.chdir(runs / name)
     found: dict[str, Any] = {}
     exec(code, found)
-    if (
-        name == "whole"
-    ):  # by ddpm diffusers draws noise in the last step too, so that only the weights compare
+    # by ddpm diffusers draws noise in the last step too, so that only the weights compare
+    if name == "whole":
         ours = ddpo.load(runs / name)
         theirs = dict(found["pipeline"].unet.named_parameters())
         with ours.policy.weights(ours.remember()):

@@ -23,10 +23,8 @@ WEIGHTS = FOLDER / "weights"
 
 
 def test_a_scene_is_a_function_of_caption_and_seed() -> None:
-    first, again = (
-        scenes.draw("a fox riding a bike", 7),
-        scenes.draw("a photo of a fox riding a bike", 7),
-    )
+    first = scenes.draw("a fox riding a bike", 7)
+    again = scenes.draw("a photo of a fox riding a bike", 7)
     assert first.size == (64, 64)
     assert first.mode == "RGB"
     assert first.tobytes() == again.tobytes()
@@ -161,6 +159,5 @@ def test_the_base_draws_what_it_is_asked_for_in_plain_diffusers() -> None:
     right = rewards.build("emoji_recognition")(
         from_pil(pictures), texts, [p.metadata for p in wanted]
     )
-    assert (
-        right.mean() >= 0.6
-    )  # 15 pictures; the measured rate over hundreds is in the model's card
+    # 15 pictures; the measured rate over hundreds is in the model's card
+    assert right.mean() >= 0.6

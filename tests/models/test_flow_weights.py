@@ -37,10 +37,11 @@ def test_plain_diffusers_needs_no_dtype_and_draws_what_it_is_asked_for() -> None
     parts = [pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2]
     assert {part.dtype for part in parts} == {torch.float32}
     judge = rewards.build("emoji_recognition", device=torch.device("cpu"))
+    # none of T5's tokens, or the 256 of the default
     for options in (
         {"max_sequence_length": 0},
         {},
-    ):  # none of T5's tokens, or the 256 of the default
+    ):
         drawn = pipeline(
             ["a fox", "a zebra"],
             num_inference_steps=10,

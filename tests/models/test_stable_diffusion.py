@@ -151,9 +151,8 @@ def test_the_cache_of_embeddings_is_bounded() -> None:
 def test_a_prompt_that_is_too_long_is_told(caplog: pytest.LogCaptureFixture) -> None:
     policy = helpers.policy()
     with caplog.at_level(logging.WARNING, logger="ddpo"):
-        policy.condition(
-            [Prompt("x" * 22)]
-        )  # with the two special tokens, 24: the tokenizer's limit
+        # with the two special tokens, 24: the tokenizer's limit
+        policy.condition([Prompt("x" * 22)])
         assert not [record for record in caplog.records if record.name == "ddpo"]
         policy.condition([Prompt("x" * 23)])
         policy.condition([Prompt("x" * 23)])

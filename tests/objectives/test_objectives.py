@@ -25,10 +25,8 @@ FITS_ITS_OWN = ("rwr",)
 def batch(
     logp_old: Tensor, advantage: Tensor, stochastic: list[bool] | None = None, groups: int = 2
 ) -> Batch:
-    reward, group = (
-        3 * advantage + 1,
-        torch.arange(len(advantage)) // max(len(advantage) // groups, 1),
-    )
+    reward = 3 * advantage + 1
+    group = torch.arange(len(advantage)) // max(len(advantage) // groups, 1)
     matrices = {
         "logp_old": logp_old,
         "logp_ref": logp_old - 0.01,

@@ -12,9 +12,8 @@ from ddpo.errors import UserError
 from ddpo.objectives import Batch, Objective
 
 STEPS, BETA, SLOPE = 3, 0.7, 1.3
-DECAY = torch.tensor(
-    [0.9, 0.8, 0.7], dtype=torch.float64
-)  # x_{t-1} ~ N(decay_t x_t + shift_t, std_t^2)
+# x_{t-1} ~ N(decay_t x_t + shift_t, std_t^2)
+DECAY = torch.tensor([0.9, 0.8, 0.7], dtype=torch.float64)
 STD = torch.tensor([0.5, 0.4, 0.3], dtype=torch.float64)
 OFF = 1e9
 """A clip range that never acts."""
@@ -238,10 +237,8 @@ def test_all_pairs_are_the_group_mean_baseline(joint: bool) -> None:
 
 def test_p3o_by_hand() -> None:
     """One pair, one step: q, weight, and both clips."""
-    old, ref = (
-        torch.zeros(2, 1, dtype=torch.float64),
-        torch.tensor([[-0.1], [0.2]], dtype=torch.float64),
-    )
+    old = torch.zeros(2, 1, dtype=torch.float64)
+    ref = torch.tensor([[-0.1], [0.2]], dtype=torch.float64)
     logp = torch.tensor([[0.3], [-0.1]], dtype=torch.float64)
     batch = outcomes(old, ref, torch.tensor([2.0, 0.5], dtype=torch.float64))
     difference, before = 0.4 - (-0.3), 0.1 - (-0.2)

@@ -29,9 +29,8 @@ def variables(file: dict[str, Any], folder: Path, flags: list[str] = []) -> dict
     given = parser.parse_args(["--config_file", str(path), *flags, "-m", "ddpo.train"])
     arguments, *_ = launch._validate_launch_command(given)
     if arguments.use_deepspeed:
-        arguments.deepspeed_fields_from_accelerate_config = ",".join(
-            file["deepspeed_config"]
-        )  # as launch does
+        # as launch does
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(file["deepspeed_config"])
         return environments.prepare_deepspeed_cmd_env(arguments)[1]
     if arguments.use_fsdp or arguments.use_megatron_lm or arguments.multi_gpu:
         return environments.prepare_multi_gpu_env(arguments)

@@ -93,9 +93,8 @@ def test_a_file_added_after_the_folder(tmp_path: Path) -> None:
     plugins.load("rewards", "constant_b")
     looked = (tmp_path / "rewards").stat()
     write(tmp_path / "rewards" / "constant_c.py", reward("constant_c", 2.0))
-    os.utime(
-        tmp_path / "rewards", ns=(looked.st_atime_ns, looked.st_mtime_ns)
-    )  # as on a disk with coarse times
+    # as on a disk with coarse times
+    os.utime(tmp_path / "rewards", ns=(looked.st_atime_ns, looked.st_mtime_ns))
     assert call(plugins.load("rewards", "constant_c")) == 2.0
 
 

@@ -207,10 +207,8 @@ def test_the_average_is_used_and_put_back(straight: Path, tmp_path: Path, prompt
                 for key, value in run.policy.parameters().items()
             )
     running = session(copy(straight, tmp_path), prompts, resume=True)
-    parameters, third = (
-        running.trainer.policy.parameters(),
-        content(straight / "checkpoints" / "000003")[0],
-    )
+    parameters = running.trainer.policy.parameters()
+    third = content(straight / "checkpoints" / "000003")[0]
     with pytest.raises(KeyError), running.trainer.policy.weights(running.shown):
         assert all(torch.equal(value, third[f"ema/{key}"]) for key, value in parameters.items())
         raise KeyError

@@ -90,10 +90,8 @@ def test_bundled_rewards_keep_the_contract(name: str, tmp_path: Path) -> None:
     reward = rewards.build(name, params=ZOO[name](tmp_path))
     found = list(conformance.findings(conformance.Case(reward.score)))
     assert [finding for finding in found if not finding.passed] == []
-    singles, gradient = (
-        not rewards.groupwise(reward.score),
-        getattr(reward.score, "differentiable", False),
-    )
+    singles = not rewards.groupwise(reward.score)
+    gradient = getattr(reward.score, "differentiable", False)
     made = {finding.check for finding in found}
     assert ("singles" in made, "gradient" in made) == (singles, gradient)
     assert len(made) == len(conformance.CHECKS) - (not singles) - (not gradient) >= 10

@@ -274,10 +274,8 @@ def test_captions_of_any_length(zoo: dict[str, Any]) -> None:
     drawn, folder = picture(32, 32), zoo["pick_score"]["pretrained"]
     pick = build("pick_score", **zoo["pick_score"])
     local = zoo["clip_score"]["pretrained"]
-    clip, tokenizer = (
-        build("clip_score", pretrained=local),
-        open_clip.get_tokenizer(f"local-dir:{local}"),
-    )
+    clip = build("clip_score", pretrained=local)
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{local}")
     model, transform = open_clip.create_model_from_pretrained(f"local-dir:{local}")
     for prompt in ("", "x", "fox" * 7 + "y", "fox" * 50, "fox" * 50 + "z"):
         assert scored(pick, drawn, prompt) == pytest.approx(
@@ -516,10 +514,11 @@ def test_the_true_image_reward_fits() -> None:
             24,
         )
         assert text.num_attention_heads == 12
+        # transformers' BLIP has 1e-5
         assert (vision.layer_norm_eps, text.layer_norm_eps) == (
             1e-6,
             1e-12,
-        )  # transformers' BLIP has 1e-5
+        )
         del towers["text_encoder.encoder.layer.3.crossattention.self.key.weight"]
         with pytest.raises(
             ValueError, match=r"1 weights are missing or unknown, as .*layer.3.crossattention"
@@ -660,9 +659,8 @@ def test_any_batch_size_any_type(name: str, zoo: dict[str, Any]) -> None:
         assert torch.allclose(parts, whole, rtol=1e-4, atol=1e-5)
     half = rewards.build(name, 1.0, params, dtype=torch.bfloat16).score(images, prompts, [{}] * 5)
     assert half.dtype == torch.float32 and not half.equal(whole)
-    assert (half - whole).abs().max() < 0.1 * (
-        whole.max() - whole.min()
-    )  # 8 bits in a tiny network
+    # 8 bits in a tiny network
+    assert (half - whole).abs().max() < 0.1 * (whole.max() - whole.min())
     with pytest.raises(
         UserError, match=r"^rewards.0.params.batch_size: must be at least 1, got 0$"
     ):
@@ -816,10 +814,11 @@ def test_from_the_command_line(
     picture(30, 40).save("high.png")
     picture(40, 30).rotate(180).save("turned.png")
     for name, params in zoo.items():
+        # a group has one size
         files = [
             "wide.png",
             "turned.png" if name == "diversity" else "high.png",
-        ]  # a group has one size
+        ]
         argv = ["--reward", name, "--params", json.dumps(params), "--prompt", PROMPT, *files]
         assert frame.run(score.main, argv) == 0
         lines = capsys.readouterr().out.splitlines()

@@ -85,10 +85,8 @@ def test_recall_is_bert_scores(zoo: Path, layer: int) -> None:
 def test_recall_at_the_edges(zoo: Path) -> None:
     """Nothing said: each word is matched with the begin and the end. Nothing wanted: no value."""
     ours = BertScore(str(zoo / "bert"), None, "encoder", "cpu")
-    model, tokenizer = (
-        BertModel.from_pretrained(zoo / "bert"),
-        BertTokenizer.from_pretrained(zoo / "bert"),
-    )
+    model = BertModel.from_pretrained(zoo / "bert")
+    tokenizer = BertTokenizer.from_pretrained(zoo / "bert")
 
     def vectors(text: str) -> Tensor:
         with torch.no_grad():
@@ -355,9 +353,8 @@ def test_lines_of_text_are_cut_out_in_order() -> None:
     page[5:25, 10:50] = sheet
     box = np.array([[10, 5], [50, 5], [50, 25], [10, 25]], np.float32)
     assert np.array_equal(cut(page, box), sheet)
-    turned = np.ascontiguousarray(
-        np.rot90(page, 2)
-    )  # by half a turn: pixel (x, y) goes to (59 - x, 59 - y)
+    # by half a turn: pixel (x, y) goes to (59 - x, 59 - y)
+    turned = np.ascontiguousarray(np.rot90(page, 2))
     assert np.array_equal(cut(turned, 59 - box), sheet)
     tall = np.ascontiguousarray(page.transpose(1, 0, 2))
     assert cut(tall, box[[0, 3, 2, 1], ::-1].copy()).shape == (20, 40, 3)

@@ -321,9 +321,8 @@ def test_a_run_with_a_bad_judge(
     def answer(question: str, times: int, request: dict[str, Any]) -> Reply:
         if len(judge.requests) > each and not works.is_set():
             return 500, b""
-        return 200, choice(
-            "4" if times == 1 else "9"
-        )  # of the two samples of a prompt, one gets no score
+        # of the two samples of a prompt, one gets no score
+        return 200, choice("4" if times == 1 else "9")
 
     judge = serve(answer)
     params = f"base_url: '{judge.url}', judge: rubric, retries: 1, backoff_s: 0.01, timeout_s: 5"

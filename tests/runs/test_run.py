@@ -375,9 +375,8 @@ def test_a_reward_of_the_wrong_shape_is_told_by_name(
         "def flat(images, prompts, metadata):\n    return images.mean()\n"
     )
     flags = ["--rewards", f"[{{name: '{tmp_path / 'flat.py'}:flat'}}]"]
-    assert (
-        call(*helpers.smoke(tmp_path / "run"), *flags) == 3
-    )  # it shows in flight: what was reached is saved
+    # it shows in flight: what was reached is saved
+    assert call(*helpers.smoke(tmp_path / "run"), *flags) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
         "ddpo: reward flat returned shape () for 8 images; return one number each (state saved;"

@@ -239,12 +239,10 @@ def test_fp32_latents_are_reduced_in_fp64() -> None:
 
 def test_kl_is_the_mean_log_ratio() -> None:
     """Monte Carlo: E_p[log p - log q]; its standard error is sqrt(2 KL / n)."""
-    mean, other, std, n = (
-        randn(0, (1, 1, 2, 2)),
-        randn(1, (1, 1, 2, 2)),
-        torch.tensor([0.8]),
-        200_000,
-    )
+    mean = randn(0, (1, 1, 2, 2))
+    other = randn(1, (1, 1, 2, 2))
+    std = torch.tensor([0.8])
+    n = 200_000
     many = [tensor.expand(n, 1, 2, 2) for tensor in (mean, other)]
     steps = [Gaussian(centre, std.expand(n)) for centre in many]
     x = steps[0].sample(randn(2, (n, 1, 2, 2)))

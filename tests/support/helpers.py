@@ -84,10 +84,8 @@ def rolled(
 ) -> tuple[Trajectory, Tensor]:
     """`count` trajectories as one, and their images; with the reference's log-probabilities and
     outputs."""
-    keys, prompts = (
-        [(seed, i) for i in range(count)],
-        as_prompts(WORDS[i // 2 % len(WORDS)] for i in range(count)),
-    )
+    keys = [(seed, i) for i in range(count)]
+    prompts = as_prompts(WORDS[i // 2 % len(WORDS)] for i in range(count))
     wanted = ("logp_ref", "output_ref") if reference else ()
     with torch.no_grad():
         parts = list(sample(policy, sampler, prompts, keys, wanted))
@@ -103,10 +101,8 @@ def work_on(
 ) -> Pass:
     """A pass over these trajectories, in groups of two, with rewards and advantages that differ."""
     count = len(trajectory.samples)
-    reward, group = (
-        torch.linspace(-1, 2, count, dtype=torch.float64).roll(3) ** 3,
-        torch.arange(count) // 2,
-    )
+    reward = torch.linspace(-1, 2, count, dtype=torch.float64).roll(3) ** 3
+    group = torch.arange(count) // 2
     terms: Terms = LogProbs(policy, sampler, trajectory)
     stochastic = sampler.steps.stochastic
     recorded = {"logp_old": trajectory.logp_old, "logp_ref": trajectory.logp_ref}

@@ -204,9 +204,8 @@ def test_images_without_a_reward_are_counted_and_left_out() -> None:
     prompts, trainer.max_grad_norm = trainer.draw(), 1e9
     trajectory, values, _, _ = trainer.rollout(prompts)
     rewards = values["redness"].double()
-    advantage = torch.zeros(
-        16, dtype=torch.float64
-    )  # groups of 4, the first empty, the second of 3
+    # groups of 4, the first empty, the second of 3
+    advantage = torch.zeros(16, dtype=torch.float64)
     for group in (slice(5, 8), slice(8, 12), slice(12, 16)):
         own = rewards[group]
         advantage[group] = (own - own.mean()) / (own.std(correction=0) + 1e-6)
@@ -459,10 +458,8 @@ def test_every_objective_raises_a_reward(name: str) -> None:
     options = {key: value * 16384 / 256 for key, value in defaults.items() if key == "clip_range"}
     options |= {"dpo": {"beta": 2500 * 256 / 16384}, "rwr": {"beta": 100.0}}.get(name, {})
     objective = objectives.build(name, **options)
-    trainer, control = (
-        fresh(objective),
-        fresh(objective, lambda images, *_: torch.zeros(len(images))),
-    )
+    trainer = fresh(objective)
+    control = fresh(objective, lambda images, *_: torch.zeros(len(images)))
     spread, *_ = [trainer.iterate()["reward/std"] for _ in range(6)]
     for _ in range(6 if name == "rwr" else 0):
         control.iterate()

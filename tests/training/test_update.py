@@ -77,10 +77,8 @@ def work(
 
 def autograd(given: Pass, samples: Sequence[int]) -> tuple[float, Tensor]:
     """All log-probabilities in one graph, then the objective: what streaming must equal."""
-    parameters, steps = (
-        list(given.terms.policy.parameters().values()),
-        torch.tensor(given.terms.columns(given.batch)),
-    )
+    parameters = list(given.terms.policy.parameters().values())
+    steps = torch.tensor(given.terms.columns(given.batch))
     rows, columns = torch.cartesian_prod(torch.tensor(list(samples)), steps).T
     shape = len(given.batch.reward), len(given.batch.stochastic)
     found = {

@@ -69,10 +69,8 @@ class Training:
         """R^2 on 1,000 held-out scenes and on 500 redrawn, and the mean error."""
         self.module.eval()
         kinds, pictures = scenes(HELD_OUT, 1_000)
-        copies, found = (
-            Pipeline(self.weights / "pipeline", self.device).held_out(kinds, pictures),
-            {},
-        )
+        copies = Pipeline(self.weights / "pipeline", self.device).held_out(kinds, pictures)
+        found = {}
         for name, shown in (("scenes", pictures / 255), ("redrawn", copies / 255)):
             said = torch.cat([self.score(self.seen(part)) for part in shown.split(100)]).cpu()
             error = said - rating(shown)

@@ -61,10 +61,8 @@ def whiten(vae: AutoencoderKL, x: Float[Tensor, "B 3 64 64"]) -> None:
     weight[:CHANNELS] /= std.view(-1, 1, 1, 1)
     bias[:CHANNELS] = (bias[:CHANNELS] - mean) / std
     bias[CHANNELS:] -= 2 * std.log()
-    weight, bias = (
-        vae.get_parameter("post_quant_conv.weight"),
-        vae.get_parameter("post_quant_conv.bias"),
-    )
+    weight = vae.get_parameter("post_quant_conv.weight")
+    bias = vae.get_parameter("post_quant_conv.bias")
     bias += weight[:, :, 0, 0] @ mean
     weight *= std.view(1, -1, 1, 1)
 

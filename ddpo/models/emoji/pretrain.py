@@ -88,12 +88,10 @@ class Pace:
     """
 
     def __init__(self, steps: int, seconds: float | None) -> None:
-        self.seconds, self.started, self.calls, self.last = (
-            seconds,
-            time.perf_counter(),
-            0,
-            (0, 0.0),
-        )
+        self.seconds = seconds
+        self.started = time.perf_counter()
+        self.calls = 0
+        self.last = (0, 0.0)
         self.steps = steps if seconds is None else 1_000_000
 
     def after(self, step: int) -> None:

@@ -239,10 +239,8 @@ def _plain(image: Image.Image, rng: random.Random) -> None:
 
 def _gradient(image: Image.Image, rng: random.Random) -> None:
     """From one colour to another, top to bottom or left to right."""
-    top, bottom = (
-        Image.new("RGB", (SIZE, SIZE), _colour(rng)),
-        Image.new("RGB", (SIZE, SIZE), _colour(rng)),
-    )
+    top = Image.new("RGB", (SIZE, SIZE), _colour(rng))
+    bottom = Image.new("RGB", (SIZE, SIZE), _colour(rng))
     ramp = Image.linear_gradient("L").resize((SIZE, SIZE))
     if rng.random() < 0.5:
         ramp = ramp.transpose(Image.Transpose.ROTATE_90)
