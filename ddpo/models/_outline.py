@@ -66,7 +66,7 @@ def outline(pretrained: str, dtype: torch.dtype, whole: bool) -> StableDiffusion
     return StableDiffusionPipeline(
         **parts,
         tokenizer=tokenizer,
-        safety_checker=None,
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )

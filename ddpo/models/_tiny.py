@@ -33,7 +33,7 @@ def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipe
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )
     vae = AutoencoderKL(
-        block_out_channels=(8, 16),
+        block_out_channels=(8, 16),  # pyright: ignore[reportArgumentType]
         down_block_types=("DownEncoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
         up_block_types=("UpDecoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
         norm_num_groups=4,
@@ -56,9 +56,9 @@ def tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipe
         tokenizer,
         unet,
         scheduler,  # pyright: ignore[reportArgumentType]
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,  # pyright: ignore[reportArgumentType]
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
     )
 
 

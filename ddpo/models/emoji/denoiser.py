@@ -73,7 +73,7 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
             num_attention_heads=4,
             max_position_embeddings=MAX_TOKENS,
             projection_dim=128,
-            bos_token_id=words.bos_token_id,
+            bos_token_id=words.bos_token_id,  # pyright: ignore[reportArgumentType]
             eos_token_id=words.eos_token_id,  # pyright: ignore[reportArgumentType]
             pad_token_id=words.pad_token_id,  # pyright: ignore[reportArgumentType]
         )
@@ -202,13 +202,13 @@ class Training:
         unet, text = self.module["unet"], self.module["text_encoder"]
         pipeline = StableDiffusionPipeline(
             self.vae.half(),
-            text.half(),
+            text.half(),  # pyright: ignore[reportArgumentType]
             self.words,
-            unet.half(),
+            unet.half(),  # pyright: ignore[reportArgumentType]
             self.schedule,  # pyright: ignore[reportArgumentType]
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,  # pyright: ignore[reportArgumentType]
+            safety_checker=None,  # pyright: ignore[reportArgumentType]
+            feature_extractor=None,  # pyright: ignore[reportArgumentType]
+            requires_safety_checker=False,
         )
         pipeline.save_pretrained(folder / "pipeline")
         for module in (self.vae, text, unet):

@@ -47,7 +47,7 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModelWithProjection:
             num_attention_heads=2,
             max_position_embeddings=MAX_TOKENS,
             projection_dim=WIDTH,
-            bos_token_id=words.bos_token_id,
+            bos_token_id=words.bos_token_id,  # pyright: ignore[reportArgumentType]
             eos_token_id=words.eos_token_id,  # pyright: ignore[reportArgumentType]
             pad_token_id=words.pad_token_id,  # pyright: ignore[reportArgumentType]
         )
@@ -201,9 +201,8 @@ class Training:
         model.load_state_dict(
             SD3Transformer2DModel.from_pretrained(place / "transformer").state_dict()
         )
-        for name, encoder in zip(
-            ("text_encoder", "text_encoder_2"), self.module["text"], strict=True
-        ):  # pyright: ignore[reportArgumentType]
+        names = ("text_encoder", "text_encoder_2")
+        for name, encoder in zip(names, self.module["text"], strict=True):  # pyright: ignore[reportArgumentType]
             saved = CLIPTextModelWithProjection.from_pretrained(place / name, dtype=torch.float32)
             encoder.load_state_dict(saved.state_dict())
         self.tokens = self.careless_tokens
@@ -213,14 +212,14 @@ class Training:
         first, second = self.module["text"]  # pyright: ignore[reportGeneralTypeIssues]
         model = self.module["transformer"]
         pipeline = StableDiffusion3Pipeline(
-            model.half(),
+            model.half(),  # pyright: ignore[reportArgumentType]
             scheduler(),
             self.vae.half(),
             first.half(),
             self.words,
             second.half(),
-            self.words,  # pyright: ignore[reportArgumentType]
-            text_encoder_3=None,
+            self.words,
+            text_encoder_3=None,  # pyright: ignore[reportArgumentType]
             tokenizer_3=None,  # pyright: ignore[reportArgumentType]
         )
         pipeline.save_pretrained(folder / "flow")
