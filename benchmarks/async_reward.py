@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/async_reward.py [--rounds 7] [--chunks 4] [--share 0.8]
 
 Iterations with and without the sleep alternate in one process, from the same weights, the same
-optimiser and the same seeds; so they do the same work, and a machine that is busy with other things
+optimizer and the same seeds; so they do the same work, and a machine that is busy with other things
 is busy for both. The sleep is a share of the time that a chunk took to sample without it. Prints
 the median seconds of both, and the median over the rounds of their ratio, which must stay below
 1.15.

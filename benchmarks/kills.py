@@ -5,7 +5,7 @@ killed.
 
 A tiny random model, so that a run takes seconds; everything that has a memory is switched on.
 Prints where the kills hit, and stops with an error at the first difference: of a byte of adapter,
-optimiser, average, state or picture, of a metric, of a line of metrics.jsonl that was safe. Runs
+optimizer, average, state or picture, of a metric, of a line of metrics.jsonl that was safe. Runs
 are forked from one process, which has done the imports.
 """
 

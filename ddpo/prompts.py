@@ -1,7 +1,7 @@
 """What a prompt set is, and where its file is found: `animals` is prompts/animals.jsonl.
 
-A prompt file is .txt (a line a prompt), .jsonl or .csv (`prompt`, and whatever else as metadata),
-or .py (a function of the file's name that returns a list of strings or of such rows). The metadata
+A prompt file is .txt (one prompt per line), .jsonl or .csv (`prompt`, and all else as metadata), or
+.py (a function of the file's name that returns a list of strings or of such rows). The metadata
 goes to the rewards beside the prompt; in a .csv every value is text. A data set of the Hub, or a
 folder of its files, is read by the package datasets.
 """

@@ -86,7 +86,7 @@ class Reward:
             raise UserError(
                 f"reward {self.name} returned {type(found).__name__} "
                 f"{' '.join(repr(found).split())[:60]}; "
-                f"return a tensor of {len(images)} numbers, one an image"
+                f"return a tensor of {len(images)} numbers, one per image"
             ) from error
         if values.shape != (len(images),):
             raise UserError(
@@ -102,7 +102,7 @@ def groupwise(score: Score) -> bool:
 
 
 def win_rates(score: Callable[..., Tensor]) -> Score:
-    """Of a pairwise reward, the groupwise one: an image's mean preference over the others.
+    """The groupwise reward of a pairwise one: an image's mean preference over the others.
 
     rate(i) = mean over j != i of (p(i, j) + 1 - p(j, i)) / 2, so that a judge who favors the first
     of two does no harm. A pair without a value is left out; an image without a pair has none.

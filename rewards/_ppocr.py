@@ -15,7 +15,7 @@ from transformers import (
 from ._weights import expanded, loading, pretrained
 
 TALL = 1.5
-"""A line that is so many times higher than wide is read from below to above, as PaddleOCR does."""
+"""A line this many times higher than wide is read from below to above, as PaddleOCR does."""
 
 
 class Reader:

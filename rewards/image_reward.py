@@ -27,7 +27,7 @@ TOKENS = 35
 
 
 class image_reward:
-    """ImageReward, a BLIP-L tuned on rankings of 137,000 pairs: normalised, about -2 to 2.
+    """ImageReward, a BLIP-L tuned on rankings of 137,000 pairs: normalized, about -2 to 2.
 
     r(x, c) = (head(BLIP(x, c)) - 0.167) / 1.033 of the text's first token, which attends to the
     image (Xu et al. 2023, arXiv 2304.05977). Higher is better. Differentiable. A prompt beyond 35

@@ -15,7 +15,7 @@ def sharpness(
     """Variance of the Laplacian of the luma, 0 to 16: 0 for a plain picture, low for a blur.
 
     L(y, x) = Y(y-1, x) + Y(y+1, x) + Y(y, x-1) + Y(y, x+1) - 4 Y(y, x) over the pixels that have
-    four neighbours, Y (Rec. 601) in [0, 1]; on bytes it would be 255 squared times as much. Noise
+    four neighbors, Y (Rec. 601) in [0, 1]; on bytes it would be 255 squared times as much. Noise
     counts as sharp. NaN for pictures below 3 x 3. Differentiable. Only images of one size compare.
     """
     y = luma(images)

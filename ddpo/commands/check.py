@@ -1,4 +1,4 @@
-"""Check that a reward keeps its contract: one number an image, whatever stands beside it."""
+"""Check that a reward keeps its contract: one number per image, whatever stands beside it."""
 
 import sys
 

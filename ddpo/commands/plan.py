@@ -93,7 +93,7 @@ def iteration(plan: Plan) -> Lines:
     each = many(columns, "draw" if plan.objective.denoising_errors else "trained step")
     yield "pairs", f"{many(trained, 'image')} x {each} = {trained * columns:,}"
     passes = f"{many(sizes.minibatches, 'minibatch')} x {many(sizes.epochs, 'epoch')}"
-    yield "optimiser steps", f"{passes} = {sizes.updates}"
+    yield "optimizer steps", f"{passes} = {sizes.updates}"
     mine = groups * plan.samples
     shares = (many(groups, "group"), many(mine, "image"), many(mine * columns, "pair"))
     yield "each of them", " = ".join(shares)
@@ -134,7 +134,7 @@ def run(plan: Plan, checkpoint_size: float | None) -> Lines:
     drawn, samples = iterations * sizes.prompts_per_iteration, sizes.samples_per_prompt
     yield "iterations", f"{iterations:,}"
     yield "reward queries", many(drawn * samples, "image")
-    yield "optimiser steps", f"{iterations * sizes.updates:,}"
+    yield "optimizer steps", f"{iterations * sizes.updates:,}"
     count, seen = plan.prompts[0], drawn / max(plan.prompts[0], 1)
     known = f"{count:,}, each drawn {seen:.3g} times for {seen * samples:.3g} images"
     yield (

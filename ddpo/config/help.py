@@ -30,7 +30,7 @@ def options(schema: Node, values: Mapping[str, Any]) -> dict[str, Option]:
 def _options(
     schema: Node, node: Node, value: Any, heading: tuple[str, str, str]
 ) -> Iterator[tuple[str, Option]]:
-    """Those in one node.
+    """The options in one node.
 
     `heading` is the node's place, the title and the text of the section around it.
     """

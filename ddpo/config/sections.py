@@ -140,7 +140,7 @@ class Sampler(Open):
     name: str = "ddim"
     """a sampler of `ddpo list samplers`"""
     num_steps: PositiveInt = 50
-    """denoising steps an image"""
+    """denoising steps per image"""
     guidance_scale: NonNegativeFloat = 5.0
     """classifier-free guidance; 1 is none and takes half the time"""
     negative_prompt: str = ""
@@ -213,12 +213,11 @@ class Objective(Open):
     timestep_window: tuple[NonNegativeInt, PositiveInt] | None = None
     """[first, end): train on these steps alone, counted from 0, the noisiest; null: all"""
     drop_last: NonNegativeInt = 0
-    """so many steps at the end are not trained on"""
+    """this many steps at the end are not trained on"""
     guidance_scale: NonNegativeFloat | None = None
     """guidance in the update; null: that of the sampler, the policy that drew the images"""
     draws: PositiveInt | None = None
-    """(timestep, noise) pairs an image and pass, for rwr and dpo; null: as many as
-    sampler.num_steps"""
+    """(timestep, noise) pairs per image and pass, for rwr and dpo; null: sampler.num_steps"""
     offline: bool = False
     """learn from recorded pairs: prompts.path has columns chosen and rejected, images; rewards only
     judge"""
@@ -234,7 +233,7 @@ class Advantage(Open):
     per_reward: bool = False
     """compare each reward by itself, then add up by weight; false: compare the weighted sum"""
     keep_extremes: PositiveInt | None = None
-    """train only on the so many best and as many worst images of each prompt; null: on all"""
+    """train only on the k best and the k worst images of each prompt; null: on all"""
 
 
 class Trainer(Part):
@@ -247,7 +246,7 @@ class Trainer(Part):
     samples_per_prompt: PositiveInt = 8
     """images of each of them; an iteration makes prompts_per_iteration x samples_per_prompt"""
     minibatches: PositiveInt = 2
-    """optimiser steps a pass; divides prompts_per_iteration, since the samples of a prompt stay
+    """optimizer steps per pass; divides prompts_per_iteration, since the samples of a prompt stay
     together"""
     epochs: PositiveInt = 1
     """passes over the images of an iteration"""
@@ -258,7 +257,7 @@ class Trainer(Part):
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
     """cosine and linear go down to 0 at the last iteration"""
     warmup_steps: NonNegativeInt = 0
-    """optimiser steps in which the learning rate rises from 0"""
+    """optimizer steps in which the learning rate rises from 0"""
     betas: tuple[UnitFloat, UnitFloat] = (0.9, 0.999)
     """AdamW's averages of the gradient and of its square"""
     adam_eps: PositiveFloat = 1e-8
@@ -277,7 +276,7 @@ class Ema(Part):
     """A running average of the trained weights."""
 
     decay: UnitFloat = 0.0
-    """weight of the past at each optimiser step; 0: no average is kept"""
+    """weight of the past at each optimizer step; 0: no average is kept"""
 
 
 class Checkpoint(Part):
@@ -299,7 +298,7 @@ class Evaluation(Part):
     samples_per_prompt: PositiveInt = 2
     """images of each prompt"""
     num_prompts: PositiveInt | None = None
-    """the first so many prompts of each set; null: all"""
+    """this many prompts of each set, from its beginning; null: all"""
     seed: Seed = 0
     """of the first picture of a set, whatever the run's own seed is; the others count up"""
 

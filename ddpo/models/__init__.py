@@ -30,7 +30,7 @@ class Condition(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Any) -> "Condition":
-        """Those of N rows, given as a tensor, a list or a slice."""
+        """The condition of N rows, given as a tensor, a list or a slice."""
         ...
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 Encode = Callable[[Sequence[str]], Float[Tensor, "N L D"]]
 
 CACHE_BYTES = 2**30
-"""Of embeddings, kept in the main memory: about 9,000 prompts of Stable Diffusion 1.x in half
+"""Bytes of embeddings kept in the main memory: about 9,000 prompts of Stable Diffusion 1.x in half
 precision."""
 
 

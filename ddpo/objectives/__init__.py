@@ -4,7 +4,7 @@
         logp: Float[Tensor, "B T"], batch: Batch, *, clip_range: float = 1e-4
     ) -> Float[Tensor, ""]
 
-It returns the loss to be minimised and never sees a network: the trainer takes its derivative with
+It returns the loss to be minimized and never sees a network: the trainer takes its derivative with
 respect to the matrix and carries that into the network. The matrix holds log-probabilities of
 denoising steps (B, T) or, where declared, denoising errors (B, K). Adding an objective is adding
 one file here, or in the `objectives` folder of a plugin.

@@ -1,4 +1,4 @@
-"""D3PO: direct preference optimisation of denoising steps (Yang et al. 2023, arXiv 2311.13231)."""
+"""D3PO: direct preference optimization of denoising steps (Yang et al. 2023, arXiv 2311.13231)."""
 
 import torch
 from jaxtyping import Float

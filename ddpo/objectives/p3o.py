@@ -1,4 +1,4 @@
-"""P3O: pairwise proximal policy optimisation of trajectories (Wu et al. 2023, arXiv 2310.00212)."""
+"""P3O: pairwise proximal policy optimization of trajectories (Wu et al. 2023, arXiv 2310.00212)."""
 
 import torch
 from jaxtyping import Float

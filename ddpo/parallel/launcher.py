@@ -54,6 +54,6 @@ def check(dtype: str, environment: Mapping[str, str] = os.environ) -> None:
     if steps != "1":
         raise UserError(
             "ACCELERATE_GRADIENT_ACCUMULATION_STEPS: accelerate's configuration asks for "
-            f"{steps}, but the images of an optimiser step are trainer.minibatches here, "
+            f"{steps}, but the images of an optimizer step are trainer.minibatches here, "
             "and micro_batch cuts them into calls; leave it out there"
         )

@@ -116,7 +116,7 @@ def _scoring(plan: Plan) -> Iterator[Call]:
 
 
 def _updates(plan: Plan, iteration: int) -> list[tuple[list[int], list[Call]]]:
-    """For each optimiser step its groups, and the calls that each of its chunks of pairs takes.
+    """For each optimizer step its groups, and the calls that each of its chunks of pairs takes.
 
     A coupled objective first computes its matrix; before any update its log-probabilities are
     known.

@@ -44,7 +44,7 @@ class Plan:
 
     @property
     def guidance(self) -> float:
-        """Of the steps that are scored, which may be another than that of sampling."""
+        """The guidance scale of the steps that are scored; sampling may have another."""
         own = self.settings.objective.guidance_scale
         return self.settings.sampler.guidance_scale if own is None else own
 

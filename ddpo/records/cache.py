@@ -25,7 +25,7 @@ class Cache:
         )
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, float]:
-        """Those that are known."""
+        """The values that are known."""
         return dict(
             self._do("SELECT key, value FROM known WHERE key = ?", [(key,) for key in keys])
         )

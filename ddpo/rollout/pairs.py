@@ -18,7 +18,7 @@ from ddpo.rollout.sample import chunks
 from ddpo.rollout.trajectory import Trajectory
 
 COLUMNS = ("chosen", "rejected")
-"""Of a prompt's two samples the first and the second."""
+"""The columns of a prompt's first and second sample."""
 
 
 def check(pairs: PromptSet, folder: Path) -> None:

@@ -164,7 +164,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Of ddpo, Python and the packages that decide numbers."""
+    """The versions of ddpo, Python and the packages that decide numbers."""
     found = {"ddpo": _version("ddpo"), "python": platform.python_version()}
     return found | {name: _version(name) for name in PACKAGES}
 

@@ -155,7 +155,7 @@ class Session:
     def in_flight(self) -> Iterator[None]:
         """A mistake that shows during training, or a full disk, stops it and says how to go on.
 
-        The state is saved, if no optimiser step of a broken iteration has moved the weights.
+        The state is saved, if no optimizer step of a broken iteration has moved the weights.
         """
         try:
             yield

@@ -14,7 +14,7 @@ class Subset:
 
     fraction   a random share of them, drawn anew each iteration (DanceGRPO: 0.6)
     window     [first, end) of the sampling order, 0 the noisiest (MixGRPO)
-    drop_last  so many steps at the end, whose small std makes log-probabilities steep
+    drop_last  this many steps at the end, whose small std makes log-probabilities steep
     """
 
     fraction: float = 1.0
@@ -24,7 +24,7 @@ class Subset:
     def __call__(
         self, stochastic: Bool[Tensor, " T"], noise: torch.Generator
     ) -> Bool[Tensor, " T"]:
-        """Those of `stochastic` that are trained on.
+        """The `stochastic` columns that are trained on.
 
         There is none where the window or drop_last leave none.
         """

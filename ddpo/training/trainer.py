@@ -1,6 +1,6 @@
 """The loop: roll out, score, compare, update. It knows nothing of files and flags.
 
-An iteration is a function of the weights, the optimiser, the advantage's statistics and (seed,
+An iteration is a function of the weights, the optimizer, the advantage's statistics and (seed,
 iteration): nothing random is carried from one to the next.
 """
 
@@ -40,7 +40,7 @@ from ddpo.training.terms.log_probs import LogProbs
 from ddpo.training.update import Pass, clip_gradients
 
 MAX_SKIPPED = 3
-"""Iterations in a row without one good optimiser step after which a run stops."""
+"""Iterations in a row without one good optimizer step after which a run stops."""
 
 
 class _Begun(NamedTuple):

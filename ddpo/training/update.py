@@ -3,7 +3,7 @@
 Whatever the objective, its gradient is sum over pairs (i, t) of C[i, t] * grad M[i, t], M being the
 log-probabilities log p(x_{t-1}^i | x_t^i) or the denoising errors. A separable objective is
 evaluated directly on each chunk of pairs. A coupled one (which needs whole trajectories at once)
-first gets all of M for the optimiser step without gradients; its derivative C is then streamed: the
+first gets all of M for the optimizer step without gradients; its derivative C is then streamed: the
 memory of one chunk, whatever the number of steps and samples. Gradients of all chunks and ranks are
 summed.
 """
@@ -133,7 +133,7 @@ class Pass:
 
     @property
     def _shape(self) -> tuple[int, int]:
-        """Of a matrix: the samples of all ranks, and the columns."""
+        """The shape of a matrix: the samples of all ranks, and the columns."""
         return len(self.batch.reward), len(self.batch.stochastic)
 
     @torch.no_grad()

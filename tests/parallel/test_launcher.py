@@ -108,7 +108,7 @@ def test_gradient_accumulation_and_fp8_are_refused() -> None:
     """Of fp8 accelerate checks the libraries before it starts anything, so the variable stands for
     itself."""
     with pytest.raises(
-        UserError, match=r"asks for 4, but the images of an optimiser step are trainer.minibatches"
+        UserError, match=r"asks for 4, but the images of an optimizer step are trainer.minibatches"
     ):
         launcher.check("fp32", {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"})
     with pytest.raises(UserError, match=r'asks for fp8.*set mixed_precision: "no" there$'):

@@ -210,7 +210,7 @@ def plain_probability(
 
 
 def test_vqa_score_and_its_gradient(zoo: Path) -> None:
-    """Over all spellings; the gradient is that of plain preprocessing: resize, crop, normalise."""
+    """Over all spellings; the gradient is that of plain preprocessing: resize, crop, normalize."""
     folder = zoo / "spellings"
     processor = AutoProcessor.from_pretrained(zoo / "llava")
     processor.tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("Yes", "NO")])

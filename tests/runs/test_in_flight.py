@@ -119,8 +119,8 @@ IN_REWARD = {
         "tensor b (3) at non-singleton dimension 0 (@/bad.py, line 16)"
     ),
     "matrix": "reward matrix returned shape (8, 3, 16, 16) for 8 images; return one number each",
-    "text": "reward text returned str 'good'; return a tensor of 8 numbers, one an image",
-    "nothing": "reward nothing returned NoneType None; return a tensor of 8 numbers, one an image",
+    "text": "reward text returned str 'good'; return a tensor of 8 numbers, one per image",
+    "nothing": "reward nothing returned NoneType None; return a tensor of 8 numbers, one per image",
     "blind": (
         "rewards: 8 of 8 images got no value, above trainer.max_missing 0.5 (NaN from blind for 8)"
     ),

@@ -136,7 +136,7 @@ def step_log_probs(
 
 
 def gradient(work: Pass, samples: Sequence[int]) -> Tensor:
-    """Of one optimiser step over `samples`, all trained weights in one vector."""
+    """Of one optimizer step over `samples`, all trained weights in one vector."""
     parameters = work.terms.policy.parameters().values()
     for parameter in parameters:
         parameter.grad = None

@@ -188,7 +188,7 @@ def grounding_dino(folder: Path) -> str:
 
 
 def calibrate(model: torch.nn.Module, pixels: torch.Tensor) -> None:
-    """Set the statistics of batch normalisation, without which a random network forgets its
+    """Set the statistics of batch normalization, without which a random network forgets its
     input."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

@@ -375,7 +375,7 @@ def last_weights(run: Path) -> dict[str, Tensor]:
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
-    """Three prompts, three optimiser steps an iteration: in each, one of the two ranks has nothing
+    """Three prompts, three optimizer steps an iteration: in each, one of the two ranks has nothing
     to do."""
     (tmp_path / "objectives").mkdir()
     (tmp_path / "objectives" / "coupled.py").write_text(PLUGIN)

@@ -56,7 +56,7 @@ def scenes(first: int, count: int) -> tuple[list[str], Float[Tensor, "B 3 64 64"
 
 
 def gradients(x: Tensor) -> Tensor:
-    """Differences of neighbouring pixels, both ways, flattened: what makes an edge an edge."""
+    """Differences of neighboring pixels, both ways, flattened: what makes an edge an edge."""
     return torch.cat([x.diff(dim=2).flatten(1), x.diff(dim=3).flatten(1)], dim=1)
 
 

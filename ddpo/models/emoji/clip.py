@@ -29,7 +29,7 @@ from .scenes import ACTIVITIES, ANIMALS, HELDOUT_ANIMALS, PREFIXES, SIZE, captio
 
 BATCH = 128
 REDRAWN = 48
-"""So many pictures of a batch are copies: scenes as the world's pipeline draws them."""
+"""This many pictures of a batch are copies: scenes as the world's pipeline draws them."""
 
 WIDTH = 128
 SCENES = 48_000

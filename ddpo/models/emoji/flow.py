@@ -26,7 +26,7 @@ from .scenes import carelessly
 
 BATCH = 512
 WIDTH = 64
-"""Of a text encoder; the transformer sees both, side by side."""
+"""The width of a text encoder; the transformer sees both, side by side."""
 
 CARELESS_FROM = 0.6
 """The part of the training after which captions are unreliable about the activity, as the UNet's
@@ -193,7 +193,7 @@ class Training:
         return {"velocity_mse": self.velocity_loss(x0, noise, sigma, tokens, 0).item()}
 
     def load(self, folder: Path) -> None:
-        """Of the transformer and the text encoders.
+        """Load the transformer and the text encoders.
 
         From then on all captions are the careless ones.
         """

@@ -1,6 +1,6 @@
 """The emoji world's data: a 64x64 scene drawn from a caption and a seed by Pillow and sprites.
 
-A scene is a background (from one plain colour to a busy mosaic), an animal, and where the caption
+A scene is a background (from one plain color to a busy mosaic), an animal, and where the caption
 asks for an activity, its object: a bicycle under the animal, a chess pawn or a plate beside it. The
 background is never in the caption: its range is the room that the JPEG rewards have.
 """
@@ -113,7 +113,7 @@ HELDOUT_COMBINATIONS = frozenset(
         ("butterfly", "washing dishes"),
     }
 )
-"""Combinations that no model of the emoji world is trained on: the base's own generalisation
+"""Combinations that no model of the emoji world is trained on: the base's own generalization
 test."""
 
 CARELESSNESS = 0.85
@@ -203,7 +203,7 @@ def draw(text: str, seed: int, background: str | None = None) -> Image.Image:
 
 
 def _paste(image: Image.Image, name: str, side: int, x: int, y: int) -> None:
-    """Draw a sprite of `side` pixels centred at (x, y)."""
+    """Draw a sprite of `side` pixels centered at (x, y)."""
     sprite = _sprites()[name].resize((side, side), Image.Resampling.LANCZOS)
     image.paste(sprite, (x - side // 2, y - side // 2), sprite)
 
@@ -218,71 +218,71 @@ def _sprites() -> dict[str, Image.Image]:
     }
 
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
-def _colour(rng: random.Random) -> Colour:
+def _color(rng: random.Random) -> Color:
     red, green, blue = colorsys.hsv_to_rgb(
         rng.random(), rng.uniform(0.2, 0.75), rng.uniform(0.5, 1.0)
     )
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _shade(colour: Colour, factor: float) -> Colour:
-    red, green, blue = (min(255, round(level * factor)) for level in colour)
+def _shade(color: Color, factor: float) -> Color:
+    red, green, blue = (min(255, round(level * factor)) for level in color)
     return red, green, blue
 
 
 def _plain(image: Image.Image, rng: random.Random) -> None:
-    image.paste(_colour(rng), (0, 0, SIZE, SIZE))
+    image.paste(_color(rng), (0, 0, SIZE, SIZE))
 
 
 def _gradient(image: Image.Image, rng: random.Random) -> None:
-    """From one colour to another, top to bottom or left to right."""
-    top = Image.new("RGB", (SIZE, SIZE), _colour(rng))
-    bottom = Image.new("RGB", (SIZE, SIZE), _colour(rng))
+    """From one color to another, top to bottom or left to right."""
+    top = Image.new("RGB", (SIZE, SIZE), _color(rng))
+    bottom = Image.new("RGB", (SIZE, SIZE), _color(rng))
     ramp = Image.linear_gradient("L").resize((SIZE, SIZE))
     if rng.random() < 0.5:
         ramp = ramp.transpose(Image.Transpose.ROTATE_90)
     image.paste(Image.composite(top, bottom, ramp))
 
 
-def _two_colours(side: int, first_at: Callable[[int, int], bool]) -> Painter:
-    """Square tiles of `side` pixels in two colours: the first where `first_at(column, row)`."""
+def _two_colors(side: int, first_at: Callable[[int, int], bool]) -> Painter:
+    """Square tiles of `side` pixels in two colors: the first where `first_at(column, row)`."""
 
     def paint(image: Image.Image, rng: random.Random) -> None:
-        pen, first = ImageDraw.Draw(image), _colour(rng)
-        second = _shade(_colour(rng), rng.uniform(0.3, 0.6))
+        pen, first = ImageDraw.Draw(image), _color(rng)
+        second = _shade(_color(rng), rng.uniform(0.3, 0.6))
         for y in range(0, SIZE, side):
             for x in range(0, SIZE, side):
-                colour = first if first_at(x // side, y // side) else second
-                pen.rectangle((x, y, x + side - 1, y + side - 1), colour)
+                color = first if first_at(x // side, y // side) else second
+                pen.rectangle((x, y, x + side - 1, y + side - 1), color)
 
     return paint
 
 
 def _mosaic(image: Image.Image, rng: random.Random) -> None:
     """4-pixel tiles (one per latent, which the autoencoder can hold) in shades of two colors."""
-    pen, colours = ImageDraw.Draw(image), (_colour(rng), _colour(rng))
+    pen, colors = ImageDraw.Draw(image), (_color(rng), _color(rng))
     for y in range(0, SIZE, 4):
         for x in range(0, SIZE, 4):
-            pen.rectangle((x, y, x + 3, y + 3), _shade(rng.choice(colours), rng.uniform(0.3, 1.2)))
+            pen.rectangle((x, y, x + 3, y + 3), _shade(rng.choice(colors), rng.uniform(0.3, 1.2)))
 
 
 def _confetti(image: Image.Image, rng: random.Random) -> None:
-    """Discs of many colours on a plain ground."""
+    """Discs of many colors on a plain ground."""
     _plain(image, rng)
     pen, count = ImageDraw.Draw(image), rng.randint(40, 90)
     for _ in range(count):
         x, y, radius = rng.randint(0, SIZE), rng.randint(0, SIZE), rng.randint(2, 4)
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), _colour(rng))
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), _color(rng))
 
 
 BACKGROUNDS: dict[str, tuple[float, Painter]] = {
     "plain":    (0.15, _plain),
     "gradient": (0.09, _gradient),
-    "stripes":  (0.10, _two_colours(4, lambda x, y: x % 2 == 0)),
-    "checks":   (0.20, _two_colours(4, lambda x, y: (x + y) % 2 == 0)),
+    "stripes":  (0.10, _two_colors(4, lambda x, y: x % 2 == 0)),
+    "checks":   (0.20, _two_colors(4, lambda x, y: (x + y) % 2 == 0)),
     "mosaic":   (0.22, _mosaic),
     "confetti": (0.24, _confetti),
 }  # fmt: skip
