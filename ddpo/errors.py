@@ -39,9 +39,9 @@ def where(error: BaseException) -> str:
     libraries = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the caller's own
     theirs = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
-    told = " ".join(f"{type(error).__name__}: {error}".split())
+    message = " ".join(f"{type(error).__name__}: {error}".split())
     last = next(reversed(theirs or frames), None)
-    return f"{told} ({last.filename}, line {last.lineno})" if last else told
+    return f"{message} ({last.filename}, line {last.lineno})" if last else message
 
 
 def refusal(error: BaseException) -> str:
@@ -55,22 +55,22 @@ def refusal(error: BaseException) -> str:
     chain = [error]
     while chain[-1].__cause__:
         chain.append(chain[-1].__cause__)
-    for each in reversed(chain):
-        told = " ".join(str(each).split())
-        frames = traceback.extract_tb(each.__traceback__)
+    for link in reversed(chain):
+        message = " ".join(str(link).split())
+        frames = traceback.extract_tb(link.__traceback__)
         library = _library(Path(frames[-1].filename)) if frames else ""
-        if isinstance(each, ImportError):
-            missing = isinstance(each, ModuleNotFoundError)
-            top = (each.name or "").partition(".")[0]
+        if isinstance(link, ImportError):
+            missing = isinstance(link, ModuleNotFoundError)
+            top = (link.name or "").partition(".")[0]
             library = library or ("" if missing or top == "ddpo" else _installed(top))
             refused = bool(library) or (missing and top not in ("", "ddpo"))
         else:
-            refused = bool(library and REFUSAL.search(told))
+            refused = bool(library and REFUSAL.search(message))
         if refused:
             by = f" (says {library})" if library else ""
             tested = "the versions that ddpo was tested with (its constraints.txt)"
             remedy = f"install what is asked for, or {tested}"
-            return f"{told[:300]}{by}; {remedy}"
+            return f"{message[:300]}{by}; {remedy}"
     return ""
 
 

@@ -97,9 +97,9 @@ def load(
     template asks for and a row lacks, and two prompts that have the same key (the column `key`,
     else the text), unless `repeats`.
     """
-    given = [source for source in (name, path, dataset and dataset[0]) if source is not None]
-    if len(given) != 1:
-        raise UserError(f"prompts: give a name or a path or a dataset, one of them; got {given}")
+    sources = [source for source in (name, path, dataset and dataset[0]) if source is not None]
+    if len(sources) != 1:
+        raise UserError(f"prompts: give a name or a path or a dataset, one of them; got {sources}")
     if dataset:
         rows, title = _of_dataset(*dataset), Path(dataset[0]).name
     elif path is not None:
@@ -121,7 +121,7 @@ def load(
         places[prompt.key] = place
         prompts.append(prompt)
     if not prompts:
-        raise UserError(f"prompts: {given[0]} holds no prompt; it needs at least one")
+        raise UserError(f"prompts: {sources[0]} holds no prompt; it needs at least one")
     return PromptSet(title, tuple(prompts))
 
 
@@ -131,8 +131,8 @@ def named_or_file(source: str) -> PromptSet:
 
 
 def _of_name(name: str) -> Iterable[Row]:
-    found = plugins.load("prompts", name)
-    return _of_file(found) if isinstance(found, Path) else _called(found, name)
+    source = plugins.load("prompts", name)
+    return _of_file(source) if isinstance(source, Path) else _called(source, name)
 
 
 def _of_file(file: Path) -> Iterable[Row]:
@@ -156,17 +156,19 @@ def _of_dataset(name: str, split: str, column: str) -> Iterator[Row]:
             "prompts.dataset: datasets is not installed; pip install 'ddpo[datasets]'"
         ) from error
     try:
-        found = datasets.load_dataset(str(Path(name).expanduser()), split=split)
+        dataset_split = datasets.load_dataset(str(Path(name).expanduser()), split=split)
     # a dozen kinds: no network, no such name, split or folder, a broken file
     except Exception as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        told += ", and HF_HUB_OFFLINE is set" * bool(os.environ.get("HF_HUB_OFFLINE"))
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        message += ", and HF_HUB_OFFLINE is set" * bool(os.environ.get("HF_HUB_OFFLINE"))
         remedy = (
             "give a name of the Hub or a folder of parquet or jsonl files, and one of its splits"
         )
         place = f"prompts.dataset: {name}, split {split}"
-        raise NotHere(f"{place}: cannot be loaded ({told}); {remedy}") from error
-    kinds = {key: str(getattr(kind, "dtype", "")) for key, kind in dict(found.features).items()}
+        raise NotHere(f"{place}: cannot be loaded ({message}); {remedy}") from error
+    kinds = {
+        key: str(getattr(kind, "dtype", "")) for key, kind in dict(dataset_split.features).items()
+    }
     texts = [key for key, kind in kinds.items() if kind.endswith("string")]
     if column not in texts:
         raise UserError(
@@ -174,7 +176,7 @@ def _of_dataset(name: str, split: str, column: str) -> Iterator[Row]:
         )
     seen: set[str] = set()
     plain = [key for key, kind in kinds.items() if kind.startswith(PLAIN)]
-    for number, row in enumerate(map(dict, found.select_columns(plain))):
+    for number, row in enumerate(map(dict, dataset_split.select_columns(plain))):
         text = (row.pop(column) or "").strip()
         if text and text not in seen:
             yield f"{name}, row {number}", {**row, "prompt": text}

@@ -75,17 +75,17 @@ class Reward:
         Raises UserError when the reward raises or returns anything else.
         """
         try:
-            found = self.score(images, prompts, metadata)
+            returned = self.score(images, prompts, metadata)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"reward {self.name} raised {where(error)}") from error
         try:
-            values = torch.as_tensor(found, dtype=torch.float32).cpu()
+            values = torch.as_tensor(returned, dtype=torch.float32).cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"reward {self.name} returned {type(found).__name__} "
-                f"{' '.join(repr(found).split())[:60]}; "
+                f"reward {self.name} returned {type(returned).__name__} "
+                f"{' '.join(repr(returned).split())[:60]}; "
                 f"return a tensor of {len(images)} numbers, one per image"
             ) from error
         if values.shape != (len(images),):
@@ -114,12 +114,14 @@ def win_rates(score: Callable[..., Tensor]) -> Score:
         for i in every:
             others = [j for j in every if j != i]
             texts, rows = [prompts[j] for j in others], [metadata[j] for j in others]
-            found = torch.as_tensor(score(images[[i] * len(others)], images[others], texts, rows))
-            if found.shape != (len(others),) or ((found < 0) | (found > 1)).any():
+            preference = torch.as_tensor(
+                score(images[[i] * len(others)], images[others], texts, rows)
+            )
+            if preference.shape != (len(others),) or ((preference < 0) | (preference > 1)).any():
                 raise ValueError(
-                    f"a preference is a number in [0, 1], one a pair; got {found.tolist()}"
+                    f"a preference is a number in [0, 1], one a pair; got {preference.tolist()}"
                 )
-            preferred[i, others] = found.to(preferred)
+            preferred[i, others] = preference.to(preferred)
         return ((preferred + 1 - preferred.T) / 2).nanmean(1)
 
     rates.groupwise = True  # pyright: ignore[reportFunctionMemberAccess]
@@ -193,16 +195,18 @@ def build(
             if hasattr(target, attribute):
                 setattr(score, attribute, getattr(target, attribute))
     full = "-".join([version, *filter(None, [getattr(score, "version", None)])])
-    found = Reward(
+    reward = Reward(
         short_name(name, label), weight, win_rates(score) if pairwise else score, full, *gate
     )
     if cache is None:
-        return found
-    if groupwise(found.score) or version == "unknown":
+        return reward
+    if groupwise(reward.score) or version == "unknown":
         why = "its values depend on more than a file that can be read"
         why = why if version == "unknown" else "a value depends on the other images"
         raise UserError(f"reward {name}: {why}, so that it cannot be cached; leave cache out")
-    return replace(found, score=cached(found, cache, [short_name(name), full, options, str(dtype)]))
+    return replace(
+        reward, score=cached(reward, cache, [short_name(name), full, options, str(dtype)])
+    )
 
 
 def short_name(spec: str, label: str | None = None) -> str:

@@ -55,9 +55,9 @@ class Advantage:
             raise UserError(f"advantage {self.name} raised {where(error)}") from error
         if not isinstance(advantage, Tensor) or advantage.shape != reward.shape:
             is_tensor = isinstance(advantage, Tensor)
-            told = f"shape {tuple(advantage.shape)}" if is_tensor else type(advantage).__name__
+            returned = f"shape {tuple(advantage.shape)}" if is_tensor else type(advantage).__name__
             raise UserError(
-                f"advantage {self.name} returned {told} for {len(reward)} rewards; "
+                f"advantage {self.name} returned {returned} for {len(reward)} rewards; "
                 "return one number for each"
             )
         if count := int((~advantage.isfinite()).sum()):

@@ -58,12 +58,12 @@ def mapping(text: str) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        found = json.loads(text, object_pairs_hook=once)
+        fields = json.loads(text, object_pairs_hook=once)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, as '{{\"quality\": 50}}'")
-    return found
+    return fields
 
 
 def run(main: Main, argv: Sequence[str]) -> int:
@@ -99,5 +99,5 @@ def _verdict(error: BaseException) -> tuple[int, str]:
     if line := refusal(error):
         return 2, line
     name = "" if isinstance(error, Told) else f"{type(error).__name__}: "
-    told = " ".join(f"{name}{error}".split())
-    return 1, f"internal error: {told}; run again with --debug for the traceback"
+    message = " ".join(f"{name}{error}".split())
+    return 1, f"internal error: {message}; run again with --debug for the traceback"

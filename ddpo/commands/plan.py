@@ -154,10 +154,10 @@ def rows(counted: Counter[Call], in_network: bool = False) -> Counter[str]:
 
     A guided one is two rows of the network.
     """
-    found = Counter[str]()
+    counts = Counter[str]()
     for call, count in counted.items():
-        found[call.phase] += call.rows * count * (2 if in_network and call.guided else 1)
-    return found
+        counts[call.phase] += call.rows * count * (2 if in_network and call.guided else 1)
+    return counts
 
 
 def evaluations(plan: Plan) -> Lines:

@@ -37,21 +37,21 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     size = "of a request, and of its images unpacked"
     parser.add_number("--max-mb", PositiveFloat, default=128, help=size)
-    given = parser.parse_args(argv)
-    wanted, dtype = single_reward.wanted(given.reward, given)
+    arguments = parser.parse_args(argv)
+    wanted, dtype = single_reward.wanted(arguments.reward, arguments)
     try:
         import fastapi  # noqa: F401
         import uvicorn
     except ImportError as error:
         raise UserError(f"serve: {error}; it comes with `pip install 'ddpo[server]'`") from error
-    if not 0 <= given.port < 65536:
-        raise UserError(f"--port {given.port}: must be from 0 to 65535")
+    if not 0 <= arguments.port < 65536:
+        raise UserError(f"--port {arguments.port}: must be from 0 to 65535")
     try:
-        family = socket.getaddrinfo(given.host, given.port, type=socket.SOCK_STREAM)[0][0]
-        bound = socket.create_server((given.host, given.port), family=family)
+        family = socket.getaddrinfo(arguments.host, arguments.port, type=socket.SOCK_STREAM)[0][0]
+        bound = socket.create_server((arguments.host, arguments.port), family=family)
     except OSError as error:
         raise UserError(
-            f"--host {given.host} --port {given.port}: {error}; take another"
+            f"--host {arguments.host} --port {arguments.port}: {error}; take another"
         ) from error
     device = str(ranks.state().device)
     reward = rewards.build(wanted.name, 1.0, wanted.params, device, DTYPES[dtype])
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
         log.warning(
             "%s is not loopback: whoever reaches it can use the reward, there is no password", host
         )
-    app = application(reward, device, int(given.max_mb * 1e6))
+    app = application(reward, device, int(arguments.max_mb * 1e6))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))
     # uvicorn raises again what stopped it
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -38,7 +38,7 @@ def check(config: Config, processes: int = 1) -> None:
             f"and trainer.samples_per_prompt 2, these two; got {path} and {samples}"
         )
     gate = next(
-        (each.name for each in config.rewards if (each.min, each.max) != (None, None)), None
+        (reward.name for reward in config.rewards if (reward.min, reward.max) != (None, None)), None
     )
     if config.objective.offline and (gate or config.advantage.per_reward):
         wrong = f"the gate of {gate}" if gate else "advantage.per_reward"

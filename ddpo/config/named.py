@@ -82,9 +82,9 @@ def fitted(section: type[Named], place: str, given: Any) -> type[Part]:
         return with_options(section, name, thing)
     except (NameError, TypeError, ValueError, PydanticUserError) as error:
         # an annotation that means nothing, a function in C
-        told = str(error).partition("\n")[0]
+        message = str(error).partition("\n")[0]
         raise UserError(
-            f"{place}.name: the parameters of {name} cannot be read ({told})"
+            f"{place}.name: the parameters of {name} cannot be read ({message})"
         ) from error
 
 
@@ -111,12 +111,12 @@ def _options(thing: Thing) -> Fields:
     paragraphs = (" ".join(text.split()) for text in (inspect.getdoc(thing) or "").split("\n\n"))
     sentences = [part for text in paragraphs for part in re.split(r"(?<=\.) (?=[A-Z`])", text)]
     fields: Fields = {}
-    for each in inspect.signature(thing, eval_str=True).parameters.values():
-        if each.kind is each.KEYWORD_ONLY and each.name not in CONTEXT:
-            about = " ".join(part for part in sentences if f"`{each.name}`" in part)
-            default = ... if each.default is each.empty else each.default
-            hint = Any if each.annotation is each.empty else each.annotation
-            fields[each.name] = (hint, Field(default, description=about or "no description"))
+    for parameter in inspect.signature(thing, eval_str=True).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in CONTEXT:
+            about = " ".join(part for part in sentences if f"`{parameter.name}`" in part)
+            default = ... if parameter.default is parameter.empty else parameter.default
+            hint = Any if parameter.annotation is parameter.empty else parameter.annotation
+            fields[parameter.name] = (hint, Field(default, description=about or "no description"))
     return fields
 
 

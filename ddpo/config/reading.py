@@ -92,7 +92,7 @@ def options(config: Config) -> dict[str, help.Option]:
 def _section(hint: Any, value: Any) -> Any:
     """What was read with the options of the named thing, as the section of `Config`."""
     if isinstance(value, tuple):
-        return [_section(get_args(hint)[0], each) for each in value]
+        return [_section(get_args(hint)[0], entry) for entry in value]
     if not is_named(hint) or isinstance(value, hint):
         return value
     own: dict[str, Any] = {key: inner for key, inner in value if key in hint.model_fields}
@@ -107,8 +107,8 @@ def of_run(run_dir: str | Path) -> Path:
     """The file of a run's configuration. Raises UserError where there is no run."""
     file = Path(run_dir) / "config.yaml"
     if not file.is_file():
-        found = "it has no config.yaml" if file.parent.is_dir() else "there is no such folder"
-        raise UserError(f"{run_dir} is not the folder of a run: {found}")
+        problem = "it has no config.yaml" if file.parent.is_dir() else "there is no such folder"
+        raise UserError(f"{run_dir} is not the folder of a run: {problem}")
     return file
 
 

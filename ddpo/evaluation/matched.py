@@ -84,9 +84,9 @@ def all_shots(
 
     Seeds count up from `first_seed` over the whole set.
     """
-    asked = [prompt for prompt in prompts for _ in range(per_prompt)]
-    seeds = range(first_seed, first_seed + len(asked))
-    return shared(policy, sampler, asked, seeds, rewards, per_prompt, timeout_s)
+    repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
+    seeds = range(first_seed, first_seed + len(repeated))
+    return shared(policy, sampler, repeated, seeds, rewards, per_prompt, timeout_s)
 
 
 def shared(
@@ -110,16 +110,16 @@ def shared(
 
 def compare(base: Sequence[Shot], tuned: Sequence[Shot]) -> dict[str, dict[str, Any]]:
     """For each score: both columns' mean, standard error and n, the difference, the win rate."""
-    found = {}
+    summaries = {}
     for name in base[0].scores:
         before, after = (np.array([shot.scores[name] for shot in shots]) for shots in (base, tuned))
-        found[name] = {
+        summaries[name] = {
             "base": stats.summary(before),
             "tuned": stats.summary(after),
             "difference": stats.paired(before, after),
             "win_rate": stats.win_rate(before, after),
         }
-    return found
+    return summaries
 
 
 def write(

@@ -61,13 +61,13 @@ def render(template: str, run: Run, **values: Any) -> str:
 
 def _training_samples(run_dir: Path) -> list[tuple[int, list[str]]]:
     """Pictures of samples/ at a few evenly spaced iterations, the first number in a path."""
-    found: dict[int, list[str]] = {}
+    warnings: dict[int, list[str]] = {}
     for path in sorted((run_dir / "samples").rglob("*.png")):
         name = path.relative_to(run_dir).as_posix()
-        found.setdefault(int((re.findall(r"\d+", name) or [0])[0]), []).append(name)
-    numbers = sorted(found)
+        warnings.setdefault(int((re.findall(r"\d+", name) or [0])[0]), []).append(name)
+    numbers = sorted(warnings)
     places = np.linspace(0, len(numbers) - 1, min(ITERATIONS, len(numbers))).round().astype(int)
-    return [(numbers[i], found[numbers[i]][:PICTURES]) for i in places]
+    return [(numbers[i], warnings[numbers[i]][:PICTURES]) for i in places]
 
 
 def _typeset(text: str) -> str:

@@ -37,7 +37,7 @@ def outline(pretrained: str, dtype: torch.dtype, whole: bool) -> StableDiffusion
     here: dict[str, Any] = {"pretrained_model_name_or_path": pretrained, "local_files_only": True}
     try:
         with warnings.catch_warnings(action="ignore"):
-            found: Any = {
+            configs: Any = {
                 name: cls.load_config(subfolder=name, **here) for name, cls in classes.items()
             }
         text = CLIPTextConfig.from_pretrained(subfolder="text_encoder", **here)
@@ -46,11 +46,11 @@ def outline(pretrained: str, dtype: torch.dtype, whole: bool) -> StableDiffusion
             raise
         if not pretrained.rpartition("/")[2].startswith("stable-diffusion-v1"):
             return None
-        found, text = SD1, CLIPTextConfig(**SD1["text_encoder"])
+        configs, text = SD1, CLIPTextConfig(**SD1["text_encoder"])
     logging.set_verbosity_error()  # or each conversion is announced
     with torch.device("meta"):
         parts: dict[str, Any] = {
-            name: cls.from_config(found[name]) for name, cls in classes.items()
+            name: cls.from_config(configs[name]) for name, cls in classes.items()
         }
         parts["text_encoder"] = CLIPTextModel(text)
     for name in ("unet", "vae", "text_encoder"):

@@ -236,9 +236,11 @@ class Objective:
             matrix, batch = batch.blocks(matrix, self.block_size)
         loss = self._ask(self.function, matrix, batch)
         if not isinstance(loss, Tensor) or loss.shape != ():
-            told = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            returned = (
+                f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            )
             raise UserError(
-                f"objective {self.name} returned {told}; return one number, as with .mean()"
+                f"objective {self.name} returned {returned}; return one number, as with .mean()"
             )
         return loss + self.kl_weight * batch.mean(batch.kl) if self.kl_weight else loss
 

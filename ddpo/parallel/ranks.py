@@ -37,10 +37,10 @@ def state() -> PartialState:
     Without an accelerator, or with ACCELERATE_USE_CPU=true, processes meet on the CPU.
     """
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    found = PartialState(cpu=on_cpu)
-    if found.num_processes > 1:
+    process = PartialState(cpu=on_cpu)
+    if process.num_processes > 1:
         _words()
-    return found
+    return process
 
 
 @cache
@@ -69,10 +69,10 @@ def gather(items: Sequence[Item]) -> list[Item]:
     """
     if state().num_processes == 1:
         return list(items)
-    found: list[list[Item]] = [[] for _ in range(state().num_processes)]
+    by_rank: list[list[Item]] = [[] for _ in range(state().num_processes)]
     with _talk():
-        dist.all_gather_object(found, list(items), group=_words())
-    return [item for each in found for item in each]
+        dist.all_gather_object(by_rank, list(items), group=_words())
+    return [item for each in by_rank for item in each]
 
 
 def sum_(tensors: Sequence[Tensor]) -> None:

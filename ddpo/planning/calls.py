@@ -49,7 +49,7 @@ def calls(plan: Plan, iteration: int) -> Counter[Call]:
 
     Those of the trained iteration, and of the pictures and the judging that follow it.
     """
-    settings, sizes, found = plan.settings, plan.sizes, Counter[Call]()
+    settings, sizes, counts = plan.settings, plan.sizes, Counter[Call]()
     images = settings.sampler.batch_size
     sampling = Call("sampling", images, settings.sampler.guidance_scale != 1)
     updates = _updates(plan, iteration)
@@ -57,28 +57,28 @@ def calls(plan: Plan, iteration: int) -> Counter[Call]:
         groups = sizes.share(rank, plan.processes)
         chunks = ceil(len(sizes.samples(groups)) / images)
         if not settings.objective.offline:
-            found[sampling] += chunks * plan.steps[0]
+            counts[sampling] += chunks * plan.steps[0]
             for call in _scoring(plan):
-                found[call] += chunks * plan.steps[1]
+                counts[call] += chunks * plan.steps[1]
         if iteration == 0 and not plan.objective.denoising_errors:
             gate = updates[0][1][0]._replace(phase="ratio gate", grad=False)
-            found[gate] += ceil(plan.steps[2] / gate.rows)
+            counts[gate] += ceil(plan.steps[2] / gate.rows)
         for members, each in updates:
             pairs = len(set(members) & set(groups)) * plan.samples * plan.steps[2]
             for call in each:
-                found[call] += ceil(pairs / call.rows)
+                counts[call] += ceil(pairs / call.rows)
         measured = kl_pairs(sizes.images, range(plan.steps[1])) if plan.steps[1] else []
         spread = sum(sizes.group(sample) in groups for sample, _ in measured)
         if spread and not settings.objective.offline:
-            found[sampling._replace(phase="kl_ref", rows=spread)] += 2
+            counts[sampling._replace(phase="kl_ref", rows=spread)] += 2
         if _due(settings.evaluation.every, iteration):
             judged = len(ranks.share(plan.prompts[2], rank, plan.processes))
             chunks = ceil(judged * settings.evaluation.samples_per_prompt / images)
-            found[sampling._replace(phase="evaluation")] += chunks * plan.steps[0]
+            counts[sampling._replace(phase="evaluation")] += chunks * plan.steps[0]
         shown = len(ranks.share(min(settings.log.images, plan.prompts[1]), rank, plan.processes))
         times = (iteration == 0) + _due(settings.log.every, iteration)
-        found[sampling._replace(phase="pictures")] += times * ceil(shown / images) * plan.steps[0]
-    return +found
+        counts[sampling._replace(phase="pictures")] += times * ceil(shown / images) * plan.steps[0]
+    return +counts
 
 
 def paddings(plan: Plan) -> Iterator[Padding]:
@@ -123,18 +123,18 @@ def _updates(plan: Plan, iteration: int) -> list[tuple[list[int], list[Call]]]:
     """
     sizes, objective = plan.sizes, plan.objective
     update = Call("updates", sizes.micro_batch, plan.guidance != 1, grad=True)
-    found = []
+    steps = []
     for epoch in range(sizes.epochs):
         order = generator(Purpose.MINIBATCHES, plan.settings.seed, iteration, epoch)
         for groups in sizes.deal(order):
-            known = not found and not objective.denoising_errors and "kl" not in objective.needs
+            known = not steps and not objective.denoising_errors and "kl" not in objective.needs
             passes = [update]
             if not (objective.separable or known):
                 passes.append(update._replace(phase="coefficients", grad=False))
             if "errors_ref" in objective.needs:
                 passes += [call._replace(phase="reference", grad=False) for call in passes]
-            found.append((groups, passes))
-    return found
+            steps.append((groups, passes))
+    return steps
 
 
 def _due(every: int, iteration: int) -> bool:

@@ -43,8 +43,8 @@ def folders(kind: str) -> list[str]:
         bundled = HERE / "bundled" / kind  # in a wheel; in a checkout they stand beside ddpo/
         ours = bundled if bundled.is_dir() else HERE.parent / kind
     users = os.environ.get(VARIABLE, "").split(os.pathsep) if kind in USER_KINDS else []
-    found = [ours, *(Path(folder, kind) for folder in users if folder)]
-    return list(dict.fromkeys(str(folder.resolve()) for folder in found))
+    places = [ours, *(Path(folder, kind) for folder in users if folder)]
+    return list(dict.fromkeys(str(folder.resolve()) for folder in places))
 
 
 def add_folder(folder: str | Path) -> None:
@@ -111,10 +111,10 @@ def load(kind: str, spec: str) -> object:
     that. Raises UserError when it is not found or cannot be imported.
     """
     if spec.startswith(python_objects.MARK):
-        found = python_objects.find(spec)
-        if found is None:
+        value = python_objects.find(spec)
+        if value is None:
             raise UserError(f"{kind}: {python_objects.absent(spec)}")
-        return found
+        return value
     if spec.endswith(".py"):
         spec = f"{spec}:{Path(spec).stem}"
     place, _, attribute = spec.rpartition(":")
@@ -122,13 +122,13 @@ def load(kind: str, spec: str) -> object:
         return _attribute(_module_of_file(kind, Path(place).expanduser()), attribute, place)
     if place:
         return _attribute(place, attribute, place)
-    found = find(kind, spec)
-    if isinstance(found, EntryPoint):
-        return _attribute(found.module, found.attr or spec, f"{found.value} of {_owner(found)}")
-    if found.suffix != ".py":
-        return found
+    value = find(kind, spec)
+    if isinstance(value, EntryPoint):
+        return _attribute(value.module, value.attr or spec, f"{value.value} of {_owner(value)}")
+    if value.suffix != ".py":
+        return value
     _extend(importlib.import_module(f"ddpo.{kind}"), kind)
-    return _attribute(f"ddpo.{kind}.{spec}", spec, str(found))
+    return _attribute(f"ddpo.{kind}.{spec}", spec, str(value))
 
 
 def text_of(file: Path) -> str:
@@ -177,8 +177,8 @@ def _attribute(module_name: str, attribute: str, place: str) -> object:
         module = importlib.import_module(module_name)
     except Exception as error:
         # a plugin may raise anything; the user gets one line, and --debug the traceback
-        told = f"{type(error).__name__}: {refusal(error) or error}"
-        raise UserError(f"{place} cannot be imported: {told}") from error
+        message = f"{type(error).__name__}: {refusal(error) or error}"
+        raise UserError(f"{place} cannot be imported: {message}") from error
     try:
         return attrgetter(attribute)(module)
     except AttributeError:

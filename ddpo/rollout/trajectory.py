@@ -37,8 +37,8 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
     """Several chunks as one, without their images, which are scored and forgotten."""
 
     def together(name: str) -> Tensor | None:
-        given = [getattr(part, name) for part in parts if getattr(part, name) is not None]
-        return torch.cat(given) if given else None
+        values = [getattr(part, name) for part in parts if getattr(part, name) is not None]
+        return torch.cat(values) if values else None
 
     return Trajectory(
         samples=[sample for part in parts for sample in part.samples],

@@ -79,23 +79,23 @@ def objective(settings: Config) -> Objective:
     """Raises UserError where the configuration gives it nothing to work on."""
     wanted, trainer = settings.objective, settings.trainer
     switches = {"kl_weight": wanted.kl_weight, "block_size": wanted.block_size}
-    found = objectives.build(wanted.name, **switches, **wanted.options)
-    _refuse_idle(wanted, found)
-    if found.compares:
-        _two_or_more(trainer.samples_per_prompt, f"objective {found.name}")
-    if wanted.offline and not found.denoising_errors:
+    objective = objectives.build(wanted.name, **switches, **wanted.options)
+    _refuse_idle(wanted, objective)
+    if objective.compares:
+        _two_or_more(trainer.samples_per_prompt, f"objective {objective.name}")
+    if wanted.offline and not objective.denoising_errors:
         raise UserError(
-            f"objective.offline: {found.name} needs the steps by which images were sampled; "
+            f"objective.offline: {objective.name} needs the steps by which images were sampled; "
             "files have none; take dpo"
         )
     updates = checks.sizes(settings).updates
-    if found.on_policy and updates > 1 and ranks.state().is_main_process:
+    if objective.on_policy and updates > 1 and ranks.state().is_main_process:
         log.warning(
             "%s is on-policy: of the %d updates a rollout, only the first is unbiased",
-            found.name,
+            objective.name,
             updates,
         )
-    return found
+    return objective
 
 
 def _refuse_idle(wanted: config.Objective, found: Objective) -> None:
@@ -134,7 +134,7 @@ def subset(settings: Config, stochastic: Bool[Tensor, " T"]) -> Subset:
     Raises UserError where there is none: no log-probability to train on.
     """
     wanted, sampling = settings.objective, settings.sampler
-    found = Subset(wanted.timestep_fraction, wanted.timestep_window, wanted.drop_last)
+    subset = Subset(wanted.timestep_fraction, wanted.timestep_window, wanted.drop_last)
     if not stochastic.any():
         if sampling.name != "ddim":
             few = sampling.num_steps
@@ -146,13 +146,13 @@ def subset(settings: Config, stochastic: Bool[Tensor, " T"]) -> Subset:
             f"sampler.eta: {eta} makes every step deterministic, without a log-probability; "
             "take 0 < eta <= 1"
         )
-    if not found(stochastic, torch.Generator()).any():
+    if not subset(stochastic, torch.Generator()).any():
         where = "timestep_window" if wanted.timestep_window else "drop_last"
         raise UserError(
             f"objective.{where}: {getattr(wanted, where)} leaves none of the {len(stochastic)} "
             "steps to train on; widen it"
         )
-    return found
+    return subset
 
 
 def prompt_set(settings: Config) -> PromptSet:

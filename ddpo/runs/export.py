@@ -140,8 +140,8 @@ def _read_back(
     except Exception as error:  # whatever a library raises: the files are of no use
         if line := refusal(error):
             raise UserError(f"export: {line}; nothing was written") from error
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        fault = f"diffusers cannot read the {file_format} files back ({told})"
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        fault = f"diffusers cannot read the {file_format} files back ({message})"
         raise Stopped(f"export: {fault}; nothing was written") from error
 
 

@@ -47,16 +47,16 @@ class Run:
         """
         if column == "base":
             return column
-        found = checkpoint.find(self.folder, "last" if column == "tuned" else column)
-        if found.name not in self.policy.snapshots:
-            tensors, _ = checkpoint.load(found)
+        folder = checkpoint.find(self.folder, "last" if column == "tuned" else column)
+        if folder.name not in self.policy.snapshots:
+            tensors, _ = checkpoint.load(folder)
             values = tensors.get("ema", tensors["parameters"])
             checkpoint.check_parameters(self.policy.parameters(), values)
             device = self.policy.device
-            self.policy.snapshots[found.name] = {
+            self.policy.snapshots[folder.name] = {
                 name: each.to(device) for name, each in values.items()
             }
-        return found.name
+        return folder.name
 
     @torch.no_grad()
     def sample(

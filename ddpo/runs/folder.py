@@ -165,8 +165,8 @@ def is_finished(folder: Path) -> bool:
 
 def versions() -> dict[str, str]:
     """The versions of ddpo, Python and the packages that decide numbers."""
-    found = {"ddpo": _version("ddpo"), "python": platform.python_version()}
-    return found | {name: _version(name) for name in PACKAGES}
+    versions = {"ddpo": _version("ddpo"), "python": platform.python_version()}
+    return versions | {name: _version(name) for name in PACKAGES}
 
 
 def provenance(prompt_hash: str, rewards: Sequence[Reward], settings: Config) -> dict[str, Any]:

@@ -38,15 +38,15 @@ def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
     settings, used = run.config, run.remember(wanted)
     rewards = build.all_rewards(settings, run.policy)
     columns: dict[str, dict[str, list[matched.Shot]]] = {}
-    for each in tqdm(build.evaluation_sets(settings), desc="evaluating", disable=None):
+    for prompt_set in tqdm(build.evaluation_sets(settings), desc="evaluating", disable=None):
         per_prompt = settings.evaluation.samples_per_prompt
         timeout_s = settings.trainer.reward_timeout_s
         seed = settings.evaluation.seed
-        arguments = (run.policy, run.sampler, each, per_prompt, rewards, timeout_s, seed)
-        columns[each.name] = {}
+        arguments = (run.policy, run.sampler, prompt_set, per_prompt, rewards, timeout_s, seed)
+        columns[prompt_set.name] = {}
         for column, weights in (("base", "base"), ("tuned", used)):
             with run.policy.weights(weights):
-                columns[each.name][column] = matched.all_shots(*arguments)
+                columns[prompt_set.name][column] = matched.all_shots(*arguments)
     if not ranks.state().is_main_process:
         return {}
     folder = Path(settings.run_dir)

@@ -84,9 +84,9 @@ class Session:
                 run_folder.create(self.folder, self.settings, overwrite, provenance)
                 if continues:
                     metrics.cut(self.folder / "metrics.jsonl", self.trainer.iteration)
-            wanted = self.settings.log.trackers if self.main else []
+            trackers = self.settings.log.trackers if self.main else []
             flat, project = config.flat(self.settings), self.settings.log.project
-            self.trackers = Trackers(wanted, self.folder, flat, project)
+            self.trackers = Trackers(trackers, self.folder, flat, project)
         self._asked_to_stop = False
         self._row: dict[str, Any] = {}
 
@@ -328,11 +328,11 @@ class Session:
         second.
         """
         echo_s = 1.0 if ranks.state().num_processes > 1 else 0.0
-        asked: list[float] = []
+        signals: list[float] = []
 
         def ask(number: int, frame: object) -> None:
-            asked.append(time.monotonic())
-            if len(asked) > 1 and asked[-1] - asked[0] >= echo_s:
+            signals.append(time.monotonic())
+            if len(signals) > 1 and signals[-1] - signals[0] >= echo_s:
                 raise KeyboardInterrupt
             if not self._asked_to_stop:
                 log.info("stopping after this iteration (once more to stop at once)")

@@ -98,8 +98,8 @@ def _call(case: Case) -> str:
 
 
 def _shape(case: Case) -> str:
-    found = {len(rows): tuple(case.values(rows).shape) for rows in (case.every, [0])}
-    return "; ".join(f"{shape} for {n} images" for n, shape in found.items() if shape != (n,))
+    shapes = {len(rows): tuple(case.values(rows).shape) for rows in (case.every, [0])}
+    return "; ".join(f"{shape} for {n} images" for n, shape in shapes.items() if shape != (n,))
 
 
 def _type(case: Case) -> str:
@@ -228,8 +228,8 @@ def findings(case: Case) -> Iterator[Finding]:
             yield Finding(name, expected, f"nothing, since {missing[0]} comes first", None)
             continue
         try:
-            found = check(case)
+            finding = check(case)
         except Exception as error:  # a reward may raise anything
-            found = f"{type(error).__name__}: {error}"
-        passed |= set() if found else {name}
-        yield Finding(name, expected, found, not found)
+            finding = f"{type(error).__name__}: {error}"
+        passed |= set() if finding else {name}
+        yield Finding(name, expected, finding, not finding)

@@ -71,8 +71,8 @@ class Scorer:
                     # a new thread begins on the first GPU, whatever the rank's is
                     if device is not None:
                         torch.cuda.set_device(device)
-                    found = {r.name: torch.cat([r(*chunk) for chunk in chunks]) for r in rewards}
-                    future.set_result(found)
+                    values = {r.name: torch.cat([r(*chunk) for chunk in chunks]) for r in rewards}
+                    future.set_result(values)
                 except BaseException as error:  # sys.exit too, or collect would wait for ever
                     future.set_exception(error)
 

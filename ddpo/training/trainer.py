@@ -314,14 +314,14 @@ class Trainer:
         spread = kl_pairs(self.sizes.images, columns)
         mine = {sample: row for row, sample in enumerate(trajectory.samples)}
         pairs = [(mine[sample], column) for sample, column in spread if sample in mine]
-        found: list[float] = []
+        kls: list[float] = []
         if pairs:
             chosen = torch.tensor(pairs, device=self.policy.device)
             arguments = (self.policy, self.sampler, trajectory, *chosen.unbind(1))
             step = stored_steps(*arguments)
             with self.policy.weights("base"):
-                found = step.kl(stored_steps(*arguments)).tolist()
-        everyone = ranks.gather(found)
+                kls = step.kl(stored_steps(*arguments)).tolist()
+        everyone = ranks.gather(kls)
         return sum(everyone) / len(everyone)
 
     @property

@@ -104,9 +104,9 @@ class Pass:
         chosen = torch.tensor(list(samples), device=self.terms.policy.device)
         leaves = {name: matrix[chosen].requires_grad_() for name, matrix in matrices.items()}
         loss = self._loss(leaves, self.batch.rows(chosen))
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         coefficients = {name: torch.zeros_like(matrix) for name, matrix in matrices.items()}
-        for name, gradient in zip(leaves, found, strict=True):
+        for name, gradient in zip(leaves, gradients, strict=True):
             coefficients[name][chosen] = 0.0 if gradient is None else gradient
         level = self._level(coefficients.values())
         for rows, columns, genuine in self.chunks(samples):

@@ -70,13 +70,13 @@ class Training:
         self.module.eval()
         kinds, pictures = scenes(HELD_OUT, 1_000)
         copies = Pipeline(self.weights / "pipeline", self.device).held_out(kinds, pictures)
-        found = {}
+        metrics = {}
         for name, shown in (("scenes", pictures / 255), ("redrawn", copies / 255)):
             said = torch.cat([self.score(self.seen(part)) for part in shown.split(100)]).cpu()
             error = said - rating(shown)
-            found[f"{name}_r2"] = 1 - (error.square().mean() / rating(shown).var()).item()
-            found[f"{name}_mean_error"] = error.abs().mean().item()
-        return found
+            metrics[f"{name}_r2"] = 1 - (error.square().mean() / rating(shown).var()).item()
+            metrics[f"{name}_mean_error"] = error.abs().mean().item()
+        return metrics
 
     def save(self, folder: Path) -> None:
         """Names as in LAION's file: layers.0.weight, layers.0.bias, layers.2.weight, ..."""

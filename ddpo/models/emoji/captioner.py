@@ -134,9 +134,9 @@ def question(text: str, rng: random.Random) -> tuple[str, str]:
         caption(other, change),
     ]
     answer = rng.choice(["yes", "no"])
-    asked = rng.choice(truths if answer == "yes" else lies)
+    claim = rng.choice(truths if answer == "yes" else lies)
     prefix = rng.choice(PREFIXES) if rng.random() < 0.2 else ""
-    return SHOWS_QUESTION.format(caption=prefix + asked), answer
+    return SHOWS_QUESTION.format(caption=prefix + claim), answer
 
 
 class Training:

@@ -202,13 +202,13 @@ class Training:
         self.module.eval()
         kinds, pictures = scenes(HELD_OUT, 1_000)
         copies = Pipeline(self.weights / "pipeline", self.device).held_out(kinds, pictures)
-        texts, found = self.embedded([caption(*kind) for kind in KINDS]), {}
+        texts, metrics = self.embedded([caption(*kind) for kind in KINDS]), {}
         for name, shown in (("scenes", pictures), ("redrawn", copies)):
             nearest = torch.cat([self.seen(part / 255) for part in shown.split(100)]) @ texts.T
             said, asked = nearest.argmax(1).cpu(), kinds[: len(shown)]
-            found[f"{name}_animal"] = (said // 4 == asked // 4).float().mean().item()
-            found[f"{name}_activity"] = (said % 4 == asked % 4).float().mean().item()
-        return found
+            metrics[f"{name}_animal"] = (said // 4 == asked // 4).float().mean().item()
+            metrics[f"{name}_activity"] = (said % 4 == asked % 4).float().mean().item()
+        return metrics
 
     def save(self, folder: Path) -> None:
         """An open_clip folder, for `create_model_from_pretrained("local-dir:FOLDER/clip")`."""

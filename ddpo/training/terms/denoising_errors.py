@@ -55,11 +55,11 @@ class DenoisingErrors:
             output = self.policy.predict(x, timesteps, condition, self.sampler.guidance_scale)
             return (output - target).square().flatten(1).double().mean(1)
 
-        found = {"errors": errors()}
+        matrices = {"errors": errors()}
         if self.reference:
             with torch.no_grad(), self.policy.weights("base"):
-                found["errors_ref"] = errors()
-        return found
+                matrices["errors_ref"] = errors()
+        return matrices
 
     def _draw(
         self, rows: list[int], columns: list[int]

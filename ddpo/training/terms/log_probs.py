@@ -37,10 +37,10 @@ class LogProbs:
     ) -> dict[str, Float[Tensor, " N"]]:
         t = self.trajectory
         step = stored_steps(self.policy, self.sampler, t, rows, columns)
-        found = {"logp": step.log_prob(t.latents[rows, columns + 1])}
+        matrices = {"logp": step.log_prob(t.latents[rows, columns + 1])}
         if t.output_ref is not None:
             reference = self.sampler.steps.step(
                 columns, t.latents[rows, columns], t.output_ref[rows, columns]
             )
-            found["kl"] = step.kl(reference)
-        return found
+            matrices["kl"] = step.kl(reference)
+        return matrices
