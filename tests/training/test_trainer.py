@@ -33,7 +33,7 @@ def weights(trainer: Any) -> Tensor:
 
 
 def test_the_ratio_is_1_until_the_first_update() -> None:
-    """With one update an iteration every pair is scored at the weights that sampled it."""
+    """With one update per iteration every pair is scored at the weights that sampled it."""
     for minibatches, epochs in ((1, 1), (2, 1), (1, 2)):
         trainer = helpers.make_trainer(
             helpers.policy(), minibatches=minibatches, epochs=epochs, micro_batch=5
