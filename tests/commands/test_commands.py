@@ -228,7 +228,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
         def __init__(self, run_dir: str, *_: Any, **__: Any) -> None:
             seen.append(str(config.of_run(run_dir)))
 
-        def use(self, column: str) -> None:
+        def remember(self, column: str) -> None:
             seen.append(column)
 
         def sample(self, texts: list[str], seeds: list[int], column: str) -> list[Image.Image]:
