@@ -1,8 +1,9 @@
-"""Our entry in a speed comparison of DDPO trainers: one epoch of the real trainer per line `epoch` on stdin.
+"""Our entry in a speed comparison of DDPO trainers: one epoch of the real trainer per line `epoch`
+on stdin.
 
-Speaks the line protocol of a harness whose folder (with protocol.py) is on PYTHONPATH: sampling with
-log-probabilities, decoding, the JPEG reward, advantages and one pass of updates over every step of every
-image.
+Speaks the line protocol of a harness whose folder (with protocol.py) is on PYTHONPATH: sampling
+with log-probabilities, decoding, the JPEG reward, advantages and one pass of updates over every
+step of every image.
 """
 
 import argparse
@@ -22,20 +23,28 @@ from ddpo.training.update import Pass
 
 def settings(arguments: argparse.Namespace) -> config.Config:
     images = arguments.sample_batch * arguments.batches
-    return config.load({
-        "model": {"pretrained": arguments.pipeline, "dtype": arguments.dtype},
-        "lora": {"rank": arguments.rank},
-        "sampler": {
-            "name": "ddim", "num_steps": arguments.steps, "eta": arguments.eta,
-            "guidance_scale": arguments.guidance, "batch_size": arguments.sample_batch,
-        },
-        "rewards": [{"name": "jpeg_compressibility"}],
-        "advantage": {"name": "batch"},
-        "trainer": {
-            "iterations": 1, "prompts_per_iteration": images, "samples_per_prompt": 1, "minibatches": 1,
-            "micro_batch": arguments.train_batch,
-        },
-    })  # fmt: skip
+    return config.load(
+        {
+            "model": {"pretrained": arguments.pipeline, "dtype": arguments.dtype},
+            "lora": {"rank": arguments.rank},
+            "sampler": {
+                "name": "ddim",
+                "num_steps": arguments.steps,
+                "eta": arguments.eta,
+                "guidance_scale": arguments.guidance,
+                "batch_size": arguments.sample_batch,
+            },
+            "rewards": [{"name": "jpeg_compressibility"}],
+            "advantage": {"name": "batch"},
+            "trainer": {
+                "iterations": 1,
+                "prompts_per_iteration": images,
+                "samples_per_prompt": 1,
+                "minibatches": 1,
+                "micro_batch": arguments.train_batch,
+            },
+        }
+    )
 
 
 def measured(trainer: Trainer, phases: protocol.Phases) -> None:

@@ -1,8 +1,9 @@
-"""What the base can draw, by the world's two judges: `python benchmarks/emoji_quality.py --out runs/quality`.
+"""What the base can draw, by the world's two judges:
+`python benchmarks/emoji_quality.py --out runs/quality`.
 
-Single animals, held-out animals, and animals with an activity (in combinations that were trained and that
-never were), each prompt `--per-prompt` times; writes quality.json and a contact sheet for each set. Look at
-the sheets.
+Single animals, held-out animals, and animals with an activity (in combinations that were trained
+and that never were), each prompt `--per-prompt` times; writes quality.json and a contact sheet for
+each set. Look at the sheets.
 """
 
 import argparse
@@ -25,7 +26,8 @@ SETS = ("animals", "animals_heldout", "activities", "activities_heldout")
 
 
 def scene_sizes(count: int = 500) -> dict[str, float]:
-    """Mean JPEG size (kB, quality 95) of single-animal scenes: of all backgrounds, and of plain ones."""
+    """Mean JPEG size (kB, quality 95) of single-animal scenes: of all backgrounds, and of plain
+    ones."""
     animals = [prompt.text for prompt in prompts.load("animals")]
 
     def size(seed: int, background: str | None) -> float:
@@ -34,7 +36,10 @@ def scene_sizes(count: int = 500) -> dict[str, float]:
         return file.tell() / 1000
 
     kinds = [None, *BACKGROUNDS]
-    return {str(kind or "mix"): statistics.mean(size(seed, kind) for seed in range(count)) for kind in kinds}
+    return {
+        str(kind or "mix"): statistics.mean(size(seed, kind) for seed in range(count))
+        for kind in kinds
+    }
 
 
 def main() -> None:
@@ -67,16 +72,23 @@ def main() -> None:
         sizes = scores["jpeg_incompressibility"]
         captioner, clip = scores["emoji_recognition"], scores["emoji_clip"]
         found[name] = {
-            "recognised": statistics.mean(captioner), "images": len(shots), "by_clip": statistics.mean(clip),
+            "recognised": statistics.mean(captioner),
+            "images": len(shots),
+            "by_clip": statistics.mean(clip),
             "agree": statistics.mean(a == b for a, b in zip(captioner, clip, strict=True)),
-            "size_kb_mean": statistics.mean(sizes), "size_kb_sd": statistics.pstdev(sizes),
-        }  # fmt: skip
-        rows = [shots[i : i + arguments.per_prompt][:6] for i in range(0, len(shots), arguments.per_prompt)]
+            "size_kb_mean": statistics.mean(sizes),
+            "size_kb_sd": statistics.pstdev(sizes),
+        }
+        rows = [
+            shots[i : i + arguments.per_prompt][:6]
+            for i in range(0, len(shots), arguments.per_prompt)
+        ]
         marks = [
             [{0.0: "not recognised", 1.0: ""}[shot.scores["emoji_recognition"]] for shot in row]
             for row in rows
         ]
-        cells, labels = [[shot.image for shot in row] for row in rows], [row[0].prompt for row in rows]
+        cells = [[shot.image for shot in row] for row in rows]
+        labels = [row[0].prompt for row in rows]
         columns = [str(i) for i in range(len(rows[0]))]
         table(cells, labels, columns, marks, scale=1).save(arguments.out / f"{name}.png")
         print(json.dumps({name: found[name]}), flush=True)

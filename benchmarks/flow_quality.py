@@ -30,12 +30,17 @@ def pictures(
     pipeline: Any, texts: list[str], options: dict[str, Any], batch_size: int, seed: int
 ) -> list[Image.Image]:
     """One picture for each text, its noise from the CPU's generator `seed + index`."""
-    shape = (pipeline.transformer.config.in_channels, *[pipeline.transformer.config.sample_size] * 2)
+    shape = (
+        pipeline.transformer.config.in_channels,
+        *[pipeline.transformer.config.sample_size] * 2,
+    )
     made = []
     for first in range(0, len(texts), batch_size):
         chunk = texts[first : first + batch_size]
         numbers = range(seed + first, seed + first + len(chunk))
-        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in numbers])
+        noise = torch.stack(
+            [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in numbers]
+        )
         latents = noise.to(pipeline.device, pipeline.dtype)
         made += pipeline(prompt=chunk, latents=latents, **options).images
     return made
@@ -59,7 +64,9 @@ def main() -> None:
     parser.add_argument("--per-prompt", type=int, default=8)
     parser.add_argument("--num-steps", type=int, default=10)
     parser.add_argument("--guidance-scale", type=float, default=3.0)
-    parser.add_argument("--zero-tokens", type=int, default=0, help="max_sequence_length, in T5's place")
+    parser.add_argument(
+        "--zero-tokens", type=int, default=0, help="max_sequence_length, in T5's place"
+    )
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--device", default="cpu")
@@ -72,9 +79,10 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     judge = rewards.build("emoji_recognition", device=device)
     options = {
-        "num_inference_steps": arguments.num_steps, "guidance_scale": arguments.guidance_scale,
+        "num_inference_steps": arguments.num_steps,
+        "guidance_scale": arguments.guidance_scale,
         "max_sequence_length": arguments.zero_tokens,
-    }  # fmt: skip
+    }
     found: dict[str, Any] = {"options": options}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.sets:
@@ -83,16 +91,20 @@ def main() -> None:
         images = pictures(pipeline, texts, options, arguments.batch_size, seed=0)
         cpu_s = (time.process_time() - started) / len(images)
         stacked = torch.stack([pil_to_tensor(image) for image in images]).float() / 255
-        scores = torch.cat([
-            judge(part, texts[i : i + 64], [prompt.metadata for prompt in asked[i : i + 64]])
-            for i, part in zip(range(0, len(texts), 64), stacked.split(64), strict=True)
-        ])  # fmt: skip
+        scores = torch.cat(
+            [
+                judge(part, texts[i : i + 64], [prompt.metadata for prompt in asked[i : i + 64]])
+                for i, part in zip(range(0, len(texts), 64), stacked.split(64), strict=True)
+            ]
+        )
         misses = [text for text, score in zip(texts, scores.tolist(), strict=True) if score == 0]
         worst = sorted({(misses.count(text), text) for text in misses}, reverse=True)[:12]
         found[name] = {
-            "recognised": statistics.mean(scores.tolist()), "images": len(images), "cpu_s_per_image": cpu_s,
+            "recognised": statistics.mean(scores.tolist()),
+            "images": len(images),
+            "cpu_s_per_image": cpu_s,
             "worst": worst,
-        }  # fmt: skip
+        }
         sheet(images[: 25 * COLUMNS]).save(arguments.out / f"{name}.png")
         print(json.dumps({name: found[name]}), flush=True)
     (arguments.out / "quality.json").write_text(json.dumps(found, indent=1))

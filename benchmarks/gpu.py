@@ -1,12 +1,13 @@
-"""What a GPU makes of ddpo, in one command: speed, memory, ratios, host synchronisations; random weights.
+"""What a GPU makes of ddpo, in one command: speed, memory, ratios, host synchronisations; random
+weights.
 
     python benchmarks/gpu.py --out gpu.json                                  # everything
     python benchmarks/gpu.py --out gpu.json --parts peak,sampling --dtypes bf16 --seconds 120
     python benchmarks/gpu.py --out gpu.json --parts plan                     # adds to what is there
     python benchmarks/gpu.py --out /tmp/tiny.json --tiny                     # toy sizes, on a CPU
 
-Every measurement is printed and written as soon as it is made; a part that fails is noted, and the next one
-begins.
+Every measurement is printed and written as soon as it is made; a part that fails is noted, and the
+next one begins.
 """
 
 import argparse
@@ -57,18 +58,26 @@ class Record:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     names = [*OF_MACHINE, *OF_MODEL]
-    parser.add_argument("--out", type=Path, required=True, help="the JSON; an earlier one is added to")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the JSON; an earlier one is added to"
+    )
     parser.add_argument("--parts", type=_some(names), default=names, help=", ".join(names))
     parser.add_argument("--archs", type=_some(list(ARCHITECTURES)), help=", ".join(ARCHITECTURES))
     parser.add_argument("--dtypes", type=_some(list(ARITHMETIC)), help=", ".join(ARITHMETIC))
     parser.add_argument("--tiny", action="store_true", help="toy sizes, in fp32")
     parser.add_argument("--bench", help="the folder of bare.py, for the part bare")
-    parser.add_argument("--seconds", type=float, default=540.0, help="after these nothing new is begun")
+    parser.add_argument(
+        "--seconds", type=float, default=540.0, help="after these nothing new is begun"
+    )
     parser.add_argument("--commit", help="of the code; default: what git says")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="changes")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="changes"
+    )
     return parser.parse_args()
 
 
@@ -107,9 +116,13 @@ def measure(part: str, label: str, bench: Bench, record: Record, limit: float) -
 def main() -> None:
     given = arguments()
     head = {
-        **machine(ranks.state().device), "commit": given.commit or commit(), "tiny": given.tiny,
-        "parts": given.parts, "changes": given.changes, "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+        **machine(ranks.state().device),
+        "commit": given.commit or commit(),
+        "tiny": given.tiny,
+        "parts": given.parts,
+        "changes": given.changes,
+        "date": time.strftime("%Y-%m-%d"),
+    }
     record = Record(given.out, head)
     record._say(json.dumps(head))
     changes = dict(change.split("=", 1) for change in given.changes)

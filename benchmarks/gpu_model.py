@@ -1,4 +1,5 @@
-"""A known architecture with random weights, and ddpo's own objects around it, for benchmarks/gpu.py."""
+"""A known architecture with random weights, and ddpo's own objects around it, for
+benchmarks/gpu.py."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +26,17 @@ from ddpo.training.terms.log_probs import LogProbs
 from ddpo.training.update import Pass
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "sd15": {"name": "stable_diffusion", "pretrained": "stable-diffusion-v1-5/stable-diffusion-v1-5"},
+    "sd15": {
+        "name": "stable_diffusion",
+        "pretrained": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    },
     "tiny": {"name": "stable_diffusion", "pretrained": "tiny"},
 }
 """The section `model` of each: any whose architecture `ddpo plan` knows, and a toy for CPUs."""
 
 ARITHMETIC = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "tf32": "fp32"}
-"""model.dtype of each; tf32 lets matrix products use it too, which torch allows to convolutions alone."""
+"""model.dtype of each; tf32 lets matrix products use it too, which torch allows to convolutions
+alone."""
 
 
 def use(arithmetic: str) -> None:
@@ -48,21 +53,29 @@ def settings(
     micro_batch: int = 8,
     batch_size: int = 8,
 ) -> Config:
-    """DDPO with LoRA of rank 16, guidance 5 and DDIM of eta 1; `changes` are dotted names, as flags are."""
+    """DDPO with LoRA of rank 16, guidance 5 and DDIM of eta 1; `changes` are dotted names, as flags
+    are."""
     values = {
         "model": {**ARCHITECTURES[architecture], "dtype": ARITHMETIC[arithmetic]},
         "lora": {"rank": 16},
         "sampler": {
-            "name": "ddim", "num_steps": steps, "eta": 1.0, "guidance_scale": 5.0, "batch_size": batch_size,
+            "name": "ddim",
+            "num_steps": steps,
+            "eta": 1.0,
+            "guidance_scale": 5.0,
+            "batch_size": batch_size,
         },
         "rewards": [{"name": "jpeg_compressibility"}],
         "objective": {"name": "ddpo"},
         "advantage": {"name": "batch"},
         "trainer": {
-            "iterations": 1, "prompts_per_iteration": images, "samples_per_prompt": 1, "minibatches": 1,
+            "iterations": 1,
+            "prompts_per_iteration": images,
+            "samples_per_prompt": 1,
+            "minibatches": 1,
             "micro_batch": micro_batch,
         },
-    }  # fmt: skip
+    }
     change(values, dict(changes))
     return config.load(values)
 
@@ -85,7 +98,9 @@ def pipeline(wanted: Config, device: torch.device) -> Any:
         return tiny()
     adapter: Any = plugins.load("models", wanted.model.name)
     found = adapter.outline(wanted.model.pretrained, wanted.model.dtype, wanted.lora is None)
-    assert found is not None, f"{wanted.model.pretrained}: ddpo plan does not know this architecture"
+    assert found is not None, (
+        f"{wanted.model.pretrained}: ddpo plan does not know this architecture"
+    )
     torch.manual_seed(0)
     for part in found.components.values():
         if isinstance(part, nn.Module):
@@ -126,23 +141,30 @@ class Case:
         keys = [(Purpose.NOISE, 0, 0, number) for number in range(images)]
         return join(list(sample(self.policy, sampler, self.prompts(images), keys)))
 
-    def work(self, sampler: Sampler, found: Trajectory, micro_batch: int, columns: Sequence[int]) -> Pass:
+    def work(
+        self, sampler: Sampler, found: Trajectory, micro_batch: int, columns: Sequence[int]
+    ) -> Pass:
         """The update of those steps, before anything has moved."""
         images, objective = len(found.samples), build.objective(self.settings())
         chosen = torch.zeros(len(sampler.steps), dtype=torch.bool, device=self.device)
         chosen[list(columns)] = True
-        advantage = torch.randn(images, generator=torch.Generator().manual_seed(0)).double().to(self.device)
+        advantage = (
+            torch.randn(images, generator=torch.Generator().manual_seed(0)).double().to(self.device)
+        )
         batch = Batch(
-            advantage=advantage, reward=advantage,
+            advantage=advantage,
+            reward=advantage,
             group=torch.arange(images, device=self.device),
             present=torch.ones(images, dtype=torch.bool, device=self.device),
-            stochastic=chosen & sampler.steps.stochastic, matrices={"logp_old": found.logp_old},
-        )  # fmt: skip
+            stochastic=chosen & sampler.steps.stochastic,
+            matrices={"logp_old": found.logp_old},
+        )
         terms = LogProbs(self.policy, sampler, found)
         measured = Measured(objective.ratio_bound)
         return Pass(terms, batch, objective, micro_batch, measured, moved=False)
 
     def forget_gradients(self) -> None:
-        if "policy" in vars(self):  # some parts need none, and it is made when it is first asked for
+        # some parts need none, and it is made when it is first asked for
+        if "policy" in vars(self):
             for parameter in self.policy.parameters().values():
                 parameter.grad = None

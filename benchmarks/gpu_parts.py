@@ -14,7 +14,14 @@ import torch
 from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from gpu_model import ARITHMETIC, Case, pipeline, use
-from gpu_tools import copy_tb_per_s, counted_flops, matmul_tflops, peak_memory, seconds, synchronisations
+from gpu_tools import (
+    copy_tb_per_s,
+    counted_flops,
+    matmul_tflops,
+    peak_memory,
+    seconds,
+    synchronisations,
+)
 
 from ddpo import config
 from ddpo.errors import Stopped
@@ -35,7 +42,8 @@ GUIDED = 2
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is done. Sampling is timed at two numbers of steps; what differs is the time of the steps."""
+    """How much is done. Sampling is timed at two numbers of steps; what differs is the time of the
+    steps."""
 
     matmul: int = 8192
     copied: int = 2**32
@@ -53,9 +61,20 @@ class Sizes:
 
 
 TINY = Sizes(
-    matmul=128, copied=2**16, few=1, many=2, whole=4, columns=2, images=2, sampling=(2,), micro=(1, 2),
-    repeats=1, iterations=1, demo_images=1, dtypes=("fp32",),
-)  # fmt: skip
+    matmul=128,
+    copied=2**16,
+    few=1,
+    many=2,
+    whole=4,
+    columns=2,
+    images=2,
+    sampling=(2,),
+    micro=(1, 2),
+    repeats=1,
+    iterations=1,
+    demo_images=1,
+    dtypes=("fp32",),
+)
 
 
 @dataclass
@@ -96,7 +115,8 @@ def predict(case: Case, rows: int, grad: bool = False) -> None:
 
 
 def sampling(bench: Bench) -> Found:
-    """Images a second with log-probabilities, decoded: measured at few and many steps, and at all of them."""
+    """Images a second with log-probabilities, decoded: measured at few and many steps, and at all
+    of them."""
     case, sizes = bench.case, bench.sizes
     forward = counted_flops(lambda: predict(case, 1))
     with torch.no_grad():
@@ -108,21 +128,35 @@ def sampling(bench: Bench) -> Found:
         few, many = (case.sampler(steps=n, batch_size=images) for n in (sizes.few, sizes.many))
         short = seconds(partial(case.rollout, few, images), case.device, sizes.repeats)
         with peak_memory(case.device) as memory:
-            long = seconds(partial(case.rollout, many, images), case.device, sizes.repeats, warm=True)
+            long = seconds(
+                partial(case.rollout, many, images), case.device, sizes.repeats, warm=True
+            )
         step = (long - short) / (sizes.many - sizes.few)
         fixed = short - sizes.few * step
-        yield f"batch_{images}", {
-            "images": images, "seconds_a_step": step, "seconds_besides": fixed,
-            "images_per_s_at_50_steps": images / (fixed + 50 * step),
-            **bench.rate(images * forward, step), **memory,
-        }  # fmt: skip
+        yield (
+            f"batch_{images}",
+            {
+                "images": images,
+                "seconds_a_step": step,
+                "seconds_besides": fixed,
+                "images_per_s_at_50_steps": images / (fixed + 50 * step),
+                **bench.rate(images * forward, step),
+                **memory,
+            },
+        )
     images, sampler = sizes.images, case.sampler(steps=sizes.whole, batch_size=sizes.images)
     taken = seconds(lambda: case.rollout(sampler, images), case.device, 1, warm=True)
     total = images * (sizes.whole * forward + decode)
-    yield "whole", {
-        "images": images, "steps": sizes.whole, "seconds": taken, "images_per_s": images / taken,
-        **bench.rate(total, taken),
-    }  # fmt: skip
+    yield (
+        "whole",
+        {
+            "images": images,
+            "steps": sizes.whole,
+            "seconds": taken,
+            "images_per_s": images / taken,
+            **bench.rate(total, taken),
+        },
+    )
 
 
 def training(bench: Bench) -> Found:
@@ -131,7 +165,10 @@ def training(bench: Bench) -> Found:
     sampler = case.sampler(steps=sizes.whole, batch_size=sizes.images)
     trajectory = case.rollout(sampler, sizes.images)
     latents = trajectory.latents[:, -1]
-    yield "rollout", {"steps": sizes.whole, "chunk": sizes.images, "final_latents_std": latents.std().item()}
+    yield (
+        "rollout",
+        {"steps": sizes.whole, "chunk": sizes.images, "final_latents_std": latents.std().item()},
+    )
     yield "optimizer", {"seconds": optimizer_seconds(bench)}
     both = counted_flops(lambda: predict(case, 1, grad=True))
     yield "flops", {"forward_and_backward_guided": both}
@@ -145,11 +182,19 @@ def training(bench: Bench) -> Found:
         with peak_memory(case.device) as memory:
             taken = seconds(partial(work.backward, samples), case.device, sizes.repeats, warm=True)
         calls = -(-pairs // micro)
-        yield f"micro_{micro}", {
-            "micro_batch": micro, "pairs": pairs, "calls": calls, "seconds": taken,
-            "pairs_per_s": calls * micro / taken, "images_per_s_at_50_steps": calls * micro / taken / 50,
-            **bench.rate(calls * micro * both, taken), **memory,
-        }  # fmt: skip
+        yield (
+            f"micro_{micro}",
+            {
+                "micro_batch": micro,
+                "pairs": pairs,
+                "calls": calls,
+                "seconds": taken,
+                "pairs_per_s": calls * micro / taken,
+                "images_per_s_at_50_steps": calls * micro / taken / 50,
+                **bench.rate(calls * micro * both, taken),
+                **memory,
+            },
+        )
 
 
 def ratios(work: Pass, sampler: Sampler, trajectory: Trajectory) -> dict[str, Any]:
@@ -162,17 +207,26 @@ def ratios(work: Pass, sampler: Sampler, trajectory: Trajectory) -> dict[str, An
     columns = torch.tensor(work.terms.columns(work.batch), device=policy.device)
     with torch.no_grad():  # where in the trajectory it is largest
         by_step = [
-            (work.terms(torch.zeros_like(columns[:1]), column[None])["logp"] - trajectory.logp_old[0, column])
+            (
+                work.terms(torch.zeros_like(columns[:1]), column[None])["logp"]
+                - trajectory.logp_old[0, column]
+            )
             for column in columns
         ]
     return {
-        "chunk": sampler.batch_size, "micro_batch": work.micro_batch,
-        "same_shape": sampler.batch_size == work.micro_batch, "gate_max_dev": found, "gate_limit": limit,
-        "gate_margin": limit / found if found else None, "gate_holds": found <= limit,
-        "loss": loss, **measured,
-        "columns": columns.tolist(), "std_by_column": sampler.steps.std[columns].tolist(),
+        "chunk": sampler.batch_size,
+        "micro_batch": work.micro_batch,
+        "same_shape": sampler.batch_size == work.micro_batch,
+        "gate_max_dev": found,
+        "gate_limit": limit,
+        "gate_margin": limit / found if found else None,
+        "gate_holds": found <= limit,
+        "loss": loss,
+        **measured,
+        "columns": columns.tolist(),
+        "std_by_column": sampler.steps.std[columns].tolist(),
         "log_ratio_by_column_alone": [value.item() for value in by_step],
-    }  # fmt: skip
+    }
 
 
 def optimizer_seconds(bench: Bench) -> float:
@@ -195,7 +249,8 @@ def optimizer_seconds(bench: Bench) -> float:
 
 
 def waits(bench: Bench) -> Found:
-    """Host synchronisations of a sampling step and of a training micro-batch, by the line of code."""
+    """Host synchronisations of a sampling step and of a training micro-batch, by the line of
+    code."""
     case, sizes = bench.case, bench.sizes
     if case.device.type != "cuda":
         yield "left_out", {"why": "only CUDA tells of synchronisations"}
@@ -215,7 +270,11 @@ def waits(bench: Bench) -> Found:
 def _grown(counts: list[Any], difference: int, unit: str) -> dict[str, Any]:
     few, many = counts
     lines = {place: [few[place], many[place]] for place in many | few}
-    return {f"a_{unit}": (many.total() - few.total()) / difference, "all": many.total(), "lines": lines}
+    return {
+        f"a_{unit}": (many.total() - few.total()) / difference,
+        "all": many.total(),
+        "lines": lines,
+    }
 
 
 def attention(bench: Bench) -> Found:
@@ -258,7 +317,9 @@ def plan(bench: Bench) -> Found:
     """What `ddpo plan` estimates for the sizes of sampling and training. It needs no GPU."""
     sizes = bench.sizes
     for batch, micro in zip(sizes.sampling[-2:], sizes.micro[-2:], strict=False):
-        wanted = bench.case.settings(images=batch, steps=sizes.many, batch_size=batch, micro_batch=micro)
+        wanted = bench.case.settings(
+            images=batch, steps=sizes.many, batch_size=batch, micro_batch=micro
+        )
         planned = planning.plan(wanted)
         if planned.policy is None:
             yield "left_out", {"why": "ddpo plan does not know this architecture"}
@@ -268,7 +329,8 @@ def plan(bench: Bench) -> Found:
 
 
 def demo(bench: Bench) -> Found:
-    """Seconds an iteration of the embedded model's demonstration, and its gate, in each precision."""
+    """Seconds an iteration of the embedded model's demonstration, and its gate, in each
+    precision."""
     sizes = bench.sizes
     for dtype in sizes.dtypes:
         use(dtype)
@@ -286,15 +348,23 @@ def demo(bench: Bench) -> Found:
             rows = [trainer.iterate()]
         rows += [trainer.iterate() for _ in range(sizes.iterations - 1)]
         kept = ("reward/mean", "ratio/max_dev", "clip_frac", "kl_ref", "memory/peak_gb")
-        times = {name: [row[f"time/{name}"] for row in rows] for name in ("total", "sample", "update")}
-        yield dtype, {
-            "gate": gate, "seconds": times, "last": {name: rows[-1][name] for name in kept},
-            "skipped_steps": sum(row["skipped_steps"] for row in rows),
-        }  # fmt: skip
+        times = {
+            name: [row[f"time/{name}"] for row in rows] for name in ("total", "sample", "update")
+        }
+        yield (
+            dtype,
+            {
+                "gate": gate,
+                "seconds": times,
+                "last": {name: rows[-1][name] for name in kept},
+                "skipped_steps": sum(row["skipped_steps"] for row in rows),
+            },
+        )
 
 
 def bare(bench: Bench) -> Found:
-    """Ours beside a loop without a framework, in turn, at equal settings: sampling, and training on it."""
+    """Ours beside a loop without a framework, in turn, at equal settings: sampling, and training on
+    it."""
     if bench.folder is None:
         yield "left_out", {"why": "needs --bench, the folder of bare.py"}
         return
@@ -305,9 +375,18 @@ def bare(bench: Bench) -> Found:
     contestants: dict[str, Any] = {"ours": partial(_our_epoch, case, sampler)}
     for options in ("", "cl"):
         arguments = argparse.Namespace(
-            opts=options, dtype=ARITHMETIC[case.arithmetic], pipeline="", device=str(case.device), rank=16,
-            steps=steps, eta=1.0, guidance=5.0, sample_batch=images, batches=1, train_batch=images,
-        )  # fmt: skip
+            opts=options,
+            dtype=ARITHMETIC[case.arithmetic],
+            pipeline="",
+            device=str(case.device),
+            rank=16,
+            steps=steps,
+            eta=1.0,
+            guidance=5.0,
+            sample_batch=images,
+            batches=1,
+            train_batch=images,
+        )
         wanted = case.settings()
         fresh = pipeline(wanted, case.device)
         with patch.object(StableDiffusionPipeline, "from_pretrained", lambda *_, f=fresh, **__: f):
@@ -325,10 +404,13 @@ def bare(bench: Bench) -> Found:
 
 
 def _our_epoch(case: Case, sampler: Sampler) -> tuple[float, float]:
-    """Seconds of sampling and training; without AdamW's step, which the part training times by itself."""
+    """Seconds of sampling and training; without AdamW's step, which the part training times by
+    itself."""
     images = sampler.batch_size
     found: list[Trajectory] = []
-    sampled = seconds(lambda: found.append(case.rollout(sampler, images)), case.device, 1, warm=True)
+    sampled = seconds(
+        lambda: found.append(case.rollout(sampler, images)), case.device, 1, warm=True
+    )
     work = case.work(sampler, found[0], images, range(len(sampler.steps)))
     parameters = list(case.policy.parameters().values())
 
@@ -346,12 +428,19 @@ def _bare_epoch(loop: Any, case: Case) -> tuple[float, float]:
     sampled = seconds(lambda: found.append(loop.sample()), case.device, 1, warm=True)
     positive, latents, logps, _ = found[0]
     advantage = torch.randn(len(logps), device=case.device)
-    trained = seconds(lambda: loop.train(positive, latents, logps, advantage), case.device, 1, warm=True)
+    trained = seconds(
+        lambda: loop.train(positive, latents, logps, advantage), case.device, 1, warm=True
+    )
     return sampled, trained
 
 
 OF_MACHINE = {"peak": peak, "demo": demo}
 OF_MODEL = {
-    "sampling": sampling, "training": training, "waits": waits, "attention": attention, "bare": bare,
-    "plan": plan, "layout": layout,
-}  # fmt: skip
+    "sampling": sampling,
+    "training": training,
+    "waits": waits,
+    "attention": attention,
+    "bare": bare,
+    "plan": plan,
+    "layout": layout,
+}

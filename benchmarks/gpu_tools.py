@@ -1,4 +1,5 @@
-"""How benchmarks/gpu.py measures: seconds, peak memory, floating-point operations, host synchronisations."""
+"""How benchmarks/gpu.py measures: seconds, peak memory, floating-point operations, host
+synchronisations."""
 
 import platform
 import statistics
@@ -35,7 +36,11 @@ def machine(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
-    return {**found, "processor": platform.processor(), **{name: version(name) for name in LIBRARIES}}
+    return {
+        **found,
+        "processor": platform.processor(),
+        **{name: version(name) for name in LIBRARIES},
+    }
 
 
 def wait(device: torch.device) -> None:
@@ -43,7 +48,9 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(compute: Callable[[], object], device: torch.device, repeats: int, warm: bool = False) -> float:
+def seconds(
+    compute: Callable[[], object], device: torch.device, repeats: int, warm: bool = False
+) -> float:
     """The median of `repeats` runs, after one that is not counted unless it is `warm` already."""
     if not warm:
         compute()
@@ -73,14 +80,16 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, float | None]]:
 
 
 def counted_flops(compute: Callable[[], object]) -> int:
-    """Floating-point operations of matrix products, convolutions and attention, 2 a multiply-add."""
+    """Floating-point operations of matrix products, convolutions and attention, 2 a
+    multiply-add."""
     with FlopCounterMode(display=False) as counter:
         compute()
     return counter.get_total_flops()
 
 
 def synchronisations(compute: Callable[[], object]) -> Counter[str]:
-    """How often `compute` makes the host wait for the GPU, by the line that does so. Needs a GPU."""
+    """How often `compute` makes the host wait for the GPU, by the line that does so. Needs a
+    GPU."""
     found: Counter[str] = Counter()
 
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -101,9 +110,14 @@ def synchronisations(compute: Callable[[], object]) -> Counter[str]:
 def _innermost() -> str:
     """The line of our code that is running, and, where it is in there, that of a library's."""
     frames = [
-        frame for frame in traceback.extract_stack() if any(part in frame.filename for part in LOOKED_AT)
+        frame
+        for frame in traceback.extract_stack()
+        if any(part in frame.filename for part in LOOKED_AT)
     ]
-    places = [f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.line}" for frame in frames]
+    places = [
+        f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.line}"
+        for frame in frames
+    ]
     own = [place for frame, place in zip(frames, places, strict=True) if PACKAGE in frame.filename]
     return " > ".join(dict.fromkeys([*own[-1:], *places[-1:]])) or "elsewhere"
 

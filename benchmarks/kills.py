@@ -1,11 +1,12 @@
-"""SIGKILL a run at random times, resume it until it ends, and compare it with a run that was never killed.
+"""SIGKILL a run at random times, resume it until it ends, and compare it with a run that was never
+killed.
 
     OMP_NUM_THREADS=1 python benchmarks/kills.py [--kills 100] [--seed 0]
 
-A tiny random model, so that a run takes seconds; everything that has a memory is switched on. Prints where
-the kills hit, and stops with an error at the first difference: of a byte of adapter, optimiser, average,
-state or picture, of a metric, of a line of metrics.jsonl that was safe. Runs are forked from one process,
-which has done the imports.
+A tiny random model, so that a run takes seconds; everything that has a memory is switched on.
+Prints where the kills hit, and stops with an error at the first difference: of a byte of adapter,
+optimizer, average, state or picture, of a metric, of a line of metrics.jsonl that was safe. Runs
+are forked from one process, which has done the imports.
 """
 
 import argparse
@@ -37,14 +38,29 @@ def flags(folder: Path) -> list[str]:
     tiny().save_pretrained(folder / "model")
     (folder / "four.txt").write_text("a fox\na cat\nan owl\na bee\n")
     given = {
-        "model.pretrained": folder / "model", "prompts.path": folder / "four.txt",
-        "evaluation.prompts": "null", "trainer.minibatches": 2,
-        "rewards": "[{name: jpeg_compressibility}]", "sampler.num_steps": 3, "advantage.name": "per_prompt",
-        "advantage.min_count": 2, "trainer.samples_per_prompt": 2, "trainer.epochs": 2,
-        "trainer.lr_schedule": "cosine", "trainer.iterations": ITERATIONS, "ema.decay": 0.6,
-        "checkpoint.every": EVERY, "evaluation.every": 3, "evaluation.num_prompts": 2, "log.images": 2,
-    }  # fmt: skip
-    return ["--config", "smoke", *(word for key, value in given.items() for word in (f"--{key}", str(value)))]
+        "model.pretrained": folder / "model",
+        "prompts.path": folder / "four.txt",
+        "evaluation.prompts": "null",
+        "trainer.minibatches": 2,
+        "rewards": "[{name: jpeg_compressibility}]",
+        "sampler.num_steps": 3,
+        "advantage.name": "per_prompt",
+        "advantage.min_count": 2,
+        "trainer.samples_per_prompt": 2,
+        "trainer.epochs": 2,
+        "trainer.lr_schedule": "cosine",
+        "trainer.iterations": ITERATIONS,
+        "ema.decay": 0.6,
+        "checkpoint.every": EVERY,
+        "evaluation.every": 3,
+        "evaluation.num_prompts": 2,
+        "log.images": 2,
+    }
+    return [
+        "--config",
+        "smoke",
+        *(word for key, value in given.items() for word in (f"--{key}", str(value))),
+    ]
 
 
 def run(argv: list[str], kill_after_s: float | None = None) -> int:
@@ -74,17 +90,22 @@ def content(folder: Path) -> dict[str, object]:
 def tensors(file: Path) -> dict[str, object]:
     """Every tensor's bytes, and the metadata, whose order safetensors leaves to chance."""
     with safe_open(file, "np") as opened:
-        return {key: opened.get_tensor(key).tobytes() for key in opened.keys()} | (opened.metadata() or {})  # noqa: SIM118
+        keys = opened.keys()  # the file itself has no iterator
+        values = {key: opened.get_tensor(key).tobytes() for key in keys}
+        return values | (opened.metadata() or {})
 
 
 def safe(folder: Path, started: float) -> tuple[bytes, str]:
-    """The lines of metrics up to the newest checkpoint, and where the kill hit the process of that time."""
+    """The lines of metrics up to the newest checkpoint, and where the kill hit the process of that
+    time."""
     saved, file = checkpoint.all_of(folder), folder / "metrics.jsonl"
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
     reached = int(saved[-1].name) if saved else 0
     half = any(path.stat().st_mtime > started for path in folder.rglob(".*.writing*"))
     torn = bool(lines) and not lines[-1].endswith(b"\n")
-    place = "while writing" if half or torn else f"{len(lines) - reached} iterations after a checkpoint"
+    place = (
+        "while writing" if half or torn else f"{len(lines) - reached} iterations after a checkpoint"
+    )
     if not (folder / "config.yaml").exists():
         place = "before it had begun"
     elif len(lines) == ITERATIONS and not half:
@@ -127,7 +148,10 @@ def main() -> None:
             sys.exit(f"{different} differ {where}")
         shutil.rmtree(this)
     shutil.rmtree(folder)
-    print(f"{kills} kills in {runs} runs, each equal to the straight one; {time.time() - started:.0f} s")
+    print(
+        f"{kills} kills in {runs} runs, each equal to the straight one; "
+        f"{time.time() - started:.0f} s"
+    )
     for place, count in places.most_common():
         print(f"{count:4d} {place}")
 

@@ -1,9 +1,12 @@
-"""What `ddpo serve` costs: a reward of 50 ms an image, in this process and through a server on loopback.
+"""What `ddpo serve` costs: a reward of 50 ms an image, in this process and through a server on
+loopback.
 
-    python benchmarks/remote_reward.py [--images 16] [--size 512] [--ms 50] [--rounds 15] [--batch-size 4]
+    python benchmarks/remote_reward.py [--images 16] [--size 512] [--ms 50] [--rounds 15]
+    [--batch-size 4]
 
-The two are called in turns, on new images each round; medians and their ratio are printed. The reward
-sleeps, as a processor does while its GPU works, and then takes the mean, so that answers can be compared.
+The two are called in turns, on new images each round; medians and their ratio are printed. The
+reward sleeps, as a processor does while its GPU works, and then takes the mean, so that answers can
+be compared.
 """
 
 import argparse
@@ -46,7 +49,11 @@ def main() -> None:
             seconds: dict[str, list[float]] = {"in process": [], "remote": []}
             for i in range(given.rounds + 1):
                 noise = torch.rand(
-                    given.images, 3, given.size, given.size, generator=torch.Generator().manual_seed(i)
+                    given.images,
+                    3,
+                    given.size,
+                    given.size,
+                    generator=torch.Generator().manual_seed(i),
                 )
                 images, values = (noise * 255).round() / 255, []
                 for kind, reward in zip(seconds, (here, there), strict=True):
@@ -56,10 +63,14 @@ def main() -> None:
                 assert values[0].equal(values[1])
         finally:
             server.terminate()
-    medians = {kind: statistics.median(each[1:]) for kind, each in seconds.items()}  # the first warms up
+    # the first warms up
+    medians = {kind: statistics.median(each[1:]) for kind, each in seconds.items()}
     for kind, each in seconds.items():
         low, _, high = statistics.quantiles(each[1:])
-        print(f"{kind:11} {medians[kind]:.3f} s a call of {given.images} (quartiles {low:.3f} to {high:.3f})")
+        print(
+            f"{kind:11} {medians[kind]:.3f} s a call of {given.images} (quartiles {low:.3f} to "
+            f"{high:.3f})"
+        )
     print(f"remote / in process: {medians['remote'] / medians['in process']:.3f}")
 
 

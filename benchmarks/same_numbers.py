@@ -1,8 +1,9 @@
-"""Whether another checkout computes the same numbers: `python benchmarks/same_numbers.py OLD_CHECKOUT`.
+"""Whether another checkout computes the same numbers:
+`python benchmarks/same_numbers.py OLD_CHECKOUT`.
 
 For every objective, the smoke configuration is trained in both checkouts (fp32, one thread, in the
-Python that runs this). The first iteration's reward, loss, gradient norm and KL must be equal to 1e-6
-relative, and the LoRA after the last iteration to 1e-4. Exit code 1 where they are not.
+Python that runs this). The first iteration's reward, loss, gradient norm and KL must be equal to
+1e-6 relative, and the LoRA after the last iteration to 1e-4. Exit code 1 where they are not.
 """
 
 import argparse
@@ -24,13 +25,17 @@ HERE = Path(__file__).parent.parent
 
 
 def train(checkout: Path, objective: str, run: Path) -> None:
-    """The smoke run of a checkout, whose own code and configuration are read: it is the working folder."""
+    """The smoke run of a checkout, whose own code and configuration are read: it is the working
+    folder."""
     flags = ["--config", "configs/smoke.yaml", "--objective.name", objective, "--run_dir", str(run)]
     quiet = ["--log.images", "0", "--model.dtype", "fp32"]
     environment = {
-        **os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true",
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": str(checkout),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "true",
+    }
     command = [sys.executable, "-m", "ddpo.train", *flags, *quiet]
     subprocess.run(command, cwd=checkout, env=environment, check=True, capture_output=True)
 
@@ -42,7 +47,8 @@ def first_row(run: Path) -> dict[str, float | None]:
 
 
 def relative(old: float | None, new: float | None) -> float:
-    """|new - old| / |old|; 0 where both are missing, as the KL of an objective without densities."""
+    """|new - old| / |old|; 0 where both are missing, as the KL of an objective without
+    densities."""
     if old is None or new is None:
         return 0.0 if old is new else math.inf
     return abs(new - old) / max(abs(old), 1e-30) if old != new else 0.0
@@ -54,11 +60,15 @@ def lora_difference(old: Path, new: Path) -> float:
     before, after = load_file(old / file), load_file(new / file)
     if before.keys() != after.keys():
         return math.inf
-    moved = sum((after[name].double() - before[name].double()).square().sum().item() for name in before)
+    moved = sum(
+        (after[name].double() - before[name].double()).square().sum().item() for name in before
+    )
     return math.sqrt(moved / sum(value.double().square().sum().item() for value in before.values()))
 
 
-def compare(objective: str, old: Path, new: Path, folder: Path) -> Iterator[tuple[str, float, float]]:
+def compare(
+    objective: str, old: Path, new: Path, folder: Path
+) -> Iterator[tuple[str, float, float]]:
     """(what, its relative difference, what is allowed) of one objective."""
     runs = {"old": folder / f"{objective}-old", "new": folder / f"{objective}-new"}
     train(old, objective, runs["old"])

@@ -1,4 +1,4 @@
-"""Reward fine-tuning of diffusion models: the denoising chain as an MDP with exact log-probabilities.
+"""Reward fine-tuning of diffusion models, with the denoising chain as an MDP of exact densities.
 
     run = ddpo.finetune(ddpo.Config(...))
     images = ddpo.load("runs/demo").sample(["a fox"], seeds=[0])

@@ -9,7 +9,8 @@ from ddpo.commands import frame
 from ddpo.errors import UserError, nearest
 
 DOORS = ("train", "evaluate")
-"""The commands that launchers start too, `-m ddpo.train`; the other modules are in ddpo/commands/."""
+"""The commands that launchers start too, `-m ddpo.train`; the other modules are in
+ddpo/commands/."""
 
 COMMANDS = (
     "train",
@@ -43,7 +44,10 @@ def _dispatch(argv: list[str]) -> int | None:
 
 
 def _help() -> str:
-    """The commands with their first docstring lines, read without importing: help must not wait for torch."""
+    """The commands with their first docstring lines.
+
+    They are read without importing: help must not wait for torch.
+    """
     lines = [f"{__doc__}\n\nusage: ddpo COMMAND [--help] [--debug] ...\n"]
     here = Path(__file__).parent
     for name in COMMANDS:

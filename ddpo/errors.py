@@ -1,4 +1,7 @@
-"""The errors that end a run with one line, not a traceback; what such a line says of another's error."""
+"""The errors that end a run with one line, not a traceback.
+
+It also says what such a line tells of another's error.
+"""
 
 import difflib
 import errno
@@ -32,47 +35,53 @@ class Told(RuntimeError):
 
 
 def where(error: BaseException) -> str:
-    """`ZeroDivisionError: division by zero (mine.py, line 3)`: where, in code that is no library's."""
+    """`ZeroDivisionError: division by zero (mine.py, line 3)`; the place is in no library."""
     libraries = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the caller's own
     theirs = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
-    told = " ".join(f"{type(error).__name__}: {error}".split())
+    message = " ".join(f"{type(error).__name__}: {error}".split())
     last = next(reversed(theirs or frames), None)
-    return f"{told} ({last.filename}, line {last.lineno})" if last else told
+    return f"{message} ({last.filename}, line {last.lineno})" if last else message
 
 
 def refusal(error: BaseException) -> str:
-    """The user's line where a library refuses its neighbors' versions or misses a package; else empty.
+    """The user's line where a library refuses its neighbors' versions or misses a package.
 
-    An import that fails is one, unless it is of ours, and so is an error that a library raised in such words.
-    The library may have put it into another error.
+    Else empty.
+
+    An import that fails is one, unless it is of ours, and so is an error that a library raised in
+    such words. The library may have put it into another error.
     """
     chain = [error]
     while chain[-1].__cause__:
         chain.append(chain[-1].__cause__)
-    for each in reversed(chain):
-        told = " ".join(str(each).split())
-        frames = traceback.extract_tb(each.__traceback__)
+    for link in reversed(chain):
+        message = " ".join(str(link).split())
+        frames = traceback.extract_tb(link.__traceback__)
         library = _library(Path(frames[-1].filename)) if frames else ""
-        if isinstance(each, ImportError):
-            missing = isinstance(each, ModuleNotFoundError)
-            top = (each.name or "").partition(".")[0]
+        if isinstance(link, ImportError):
+            missing = isinstance(link, ModuleNotFoundError)
+            top = (link.name or "").partition(".")[0]
             library = library or ("" if missing or top == "ddpo" else _installed(top))
             refused = bool(library) or (missing and top not in ("", "ddpo"))
         else:
-            refused = bool(library and REFUSAL.search(told))
+            refused = bool(library and REFUSAL.search(message))
         if refused:
             by = f" (says {library})" if library else ""
-            remedy = (
-                "install what is asked for, or the versions that ddpo was tested with (its constraints.txt)"
-            )
-            return f"{told[:300]}{by}; {remedy}"
+            tested = "the versions that ddpo was tested with (its constraints.txt)"
+            remedy = f"install what is asked for, or {tested}"
+            return f"{message[:300]}{by}; {remedy}"
     return ""
 
 
 def _library(file: Path) -> str:
-    """Name and version of the installed package, other than ddpo, that a file belongs to; else empty."""
-    places = [i for i, part in enumerate(file.parts[:-1]) if part in ("site-packages", "dist-packages")]
+    """Name and version of the installed package, other than ddpo, that a file belongs to.
+
+    Else empty.
+    """
+    places = [
+        i for i, part in enumerate(file.parts[:-1]) if part in ("site-packages", "dist-packages")
+    ]
     top = file.parts[places[-1] + 1].removesuffix(".py") if places else ""
     return "" if top == "ddpo" else _installed(top)
 
@@ -83,7 +92,7 @@ def _installed(module: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: `; did you mean clip_range?`, else `; known: a, b, c`."""
+    """The end of a message on an unknown name: `; did you mean clip_range?` or `; known: a, b`."""
     names = sorted(set(known))
     lowered = {other.lower(): other for other in names}
     close = difflib.get_close_matches(name.lower(), lowered, n=1)

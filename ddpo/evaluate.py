@@ -11,10 +11,18 @@ from ddpo.config.flags import change, within
 from ddpo.errors import UserError
 
 SETTABLE = (
-    "sampler", "evaluation.prompts", "evaluation.samples_per_prompt", "evaluation.num_prompts",
-    "evaluation.seed", "eval_rewards", "model.dtype", "trainer.reward_timeout_s", "plugins",
-)  # fmt: skip
-"""What of a run's configuration an evaluation obeys: how pictures are made, which, and who judges them."""
+    "sampler",
+    "evaluation.prompts",
+    "evaluation.samples_per_prompt",
+    "evaluation.num_prompts",
+    "evaluation.seed",
+    "eval_rewards",
+    "model.dtype",
+    "trainer.reward_timeout_s",
+    "plugins",
+)
+"""What of a run's configuration an evaluation obeys: how pictures are made, which, and who judges
+them."""
 
 
 def main(argv: list[str]) -> None:
@@ -26,9 +34,10 @@ def main(argv: list[str]) -> None:
 
 
 def arguments(argv: list[str]) -> tuple[Config, str]:
-    """The run's configuration with what is changed for the evaluation, and which checkpoint is asked for.
+    """The run's configuration, changed for the evaluation, and which checkpoint is asked for.
 
-    `--help` lists what can be set. Raises UserError for any other option, which trains or is the run's own.
+    `--help` lists what can be set. Raises UserError for any other option, which trains or is the
+    run's own.
     """
     parser = frame.Parser(prog="ddpo evaluate", add_help=False, allow_abbrev=False)
     parser.add_argument("--checkpoint", default="last")
@@ -76,7 +85,9 @@ def _print_help(options: dict[str, help.Option], folders: list[str]) -> None:
     node = {"description": judges}
     options["eval_rewards"] = help.Option(None, node, "a list", "", "eval_rewards", about)
     print(f"{__doc__}\n")
-    help.print_help(options, f"ddpo evaluate RUN_DIR [--checkpoint {checkpoints}] [--section.key value ...]")
+    help.print_help(
+        options, f"ddpo evaluate RUN_DIR [--checkpoint {checkpoints}] [--section.key value ...]"
+    )
 
 
 if __name__ == "__main__":

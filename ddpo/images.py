@@ -1,7 +1,7 @@
-"""The one image convention, Float[Tensor, "B 3 H W"] in [0, 1], the conversions out of it, and the guards.
+"""The one image convention, Float[Tensor, "B 3 H W"] in [0, 1]; conversions out of it; the guards.
 
-The guards are four plain statistics of a picture. None of them is a reward: a reward that is over-optimized
-usually moves one of them far from where the base model had it.
+The guards are four plain statistics of a picture. None of them is a reward: a reward that is
+over-optimized usually moves one of them far from where the base model had it.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ def brightness(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
 
 
 def saturation(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
-    """Mean over the pixels of (max - min) / max of R, G, B (the S of HSV; 0 for black), in [0, 1]."""
+    """Mean over pixels of (max - min) / max of R, G, B, the S of HSV (0 for black), in [0, 1]."""
     high, low = images.amax(1), images.amin(1)
     return ((high - low) / high.clamp(min=1e-6)).mean((1, 2))
 
@@ -62,11 +62,13 @@ def edge_density(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
 
 
 def color_entropy(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
-    """Entropy of the color histogram in bits, -sum_k p_k log2 p_k over 8 x 8 x 8 bins of RGB: 0 to 9."""
+    """Entropy of the color histogram: -sum_k p_k log2 p_k over 8 x 8 x 8 bins, 0 to 9 bits."""
     red, green, blue = (images * LEVELS).long().clamp(0, LEVELS - 1).flatten(2).unbind(1)
     color = (red * LEVELS + green) * LEVELS + blue
     counts = torch.zeros(len(images), LEVELS**3, device=images.device)
-    share = counts.scatter_add_(1, color, torch.ones_like(color, dtype=counts.dtype)) / color.shape[1]
+    share = (
+        counts.scatter_add_(1, color, torch.ones_like(color, dtype=counts.dtype)) / color.shape[1]
+    )
     return torch.special.entr(share).sum(1) / np.log(2)
 
 

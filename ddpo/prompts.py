@@ -1,9 +1,9 @@
-"""What a prompt set is, and where prompt files are found: `animals` is the file prompts/animals.jsonl.
+"""What a prompt set is, and where its file is found: `animals` is prompts/animals.jsonl.
 
-A prompt file is .txt (a line a prompt), .jsonl or .csv (`prompt`, and whatever else as metadata), or .py (a
-function of the file's name that returns a list of strings or of such rows). The metadata goes to the rewards
-beside the prompt; in a .csv every value is text. A data set of the Hub, or a folder of its files, is read by
-the package datasets.
+A prompt file is .txt (one prompt per line), .jsonl or .csv (`prompt`, and all else as metadata), or
+.py (a function of the file's name that returns a list of strings or of such rows). The metadata
+goes to the rewards beside the prompt; in a .csv every value is text. A data set of the Hub, or a
+folder of its files, is read by the package datasets.
 """
 
 import csv
@@ -19,15 +19,16 @@ from typing import Any, cast, overload
 from ddpo import plugins
 from ddpo.errors import UserError, nearest
 
-__path__ = plugins.folders("prompts")  # a module with __path__ is a package: prompts/x.py is ddpo.prompts.x
+# a module with __path__ is a package: prompts/x.py is ddpo.prompts.x
+__path__ = plugins.folders("prompts")
 
 
 @dataclass(frozen=True)
 class Prompt:
     """One prompt: the words for the model, and what else is known of it, for the rewards.
 
-    key  what tells prompts apart, and what statistics are kept by: the text, unless another is given (as for
-         one caption that is rendered to the taste of two users)
+    key  what tells prompts apart, and what statistics are kept by: the text, unless another is
+         given (as for one caption that is rendered to the taste of two users)
     """
 
     text: str
@@ -54,7 +55,11 @@ class PromptSet(Sequence[Prompt]):
     @overload
     def __getitem__(self, index: slice) -> "PromptSet": ...
     def __getitem__(self, index: int | slice) -> "Prompt | PromptSet":
-        return PromptSet(self.name, self.prompts[index]) if isinstance(index, slice) else self.prompts[index]
+        return (
+            PromptSet(self.name, self.prompts[index])
+            if isinstance(index, slice)
+            else self.prompts[index]
+        )
 
     @property
     def hash(self) -> str:
@@ -84,16 +89,17 @@ def load(
     repeats: bool = False,
     dataset: tuple[str, str, str] | None = None,
 ) -> PromptSet:
-    """The prompt set of that name (a bundled or user's file, an entry point, `module:function`) or at `path`.
+    """The prompt set at `path`, or of that name (a file, an entry point, `module:function`).
 
-    `dataset` is a data set's name or folder, its split and its column. `template` is a str.format template
-    over `prompt` and the metadata: "A painting of a {animal}". Raises UserError, naming file and line, for an
-    unknown name, a missing or broken file, an empty set, a column that the template asks for and a row lacks,
-    and two prompts that have the same key (the column `key`, else the text), unless `repeats`.
+    `dataset` is a data set's name or folder, its split and its column. `template` is a str.format
+    template over `prompt` and the metadata: "A painting of a {animal}". Raises UserError, naming
+    file and line, for an unknown name, a missing or broken file, an empty set, a column that the
+    template asks for and a row lacks, and two prompts that have the same key (the column `key`,
+    else the text), unless `repeats`.
     """
-    given = [source for source in (name, path, dataset and dataset[0]) if source is not None]
-    if len(given) != 1:
-        raise UserError(f"prompts: give a name or a path or a dataset, one of them; got {given}")
+    sources = [source for source in (name, path, dataset and dataset[0]) if source is not None]
+    if len(sources) != 1:
+        raise UserError(f"prompts: give a name or a path or a dataset, one of them; got {sources}")
     if dataset:
         rows, title = _of_dataset(*dataset), Path(dataset[0]).name
     elif path is not None:
@@ -109,11 +115,13 @@ def load(
         if prompt.key in places and not repeats:
             what = "the key" if "key" in columns else "the prompt"
             twice = f"{what} {prompt.key!r} stands already at {places[prompt.key]}"
-            raise UserError(f"{place}: {twice}; every prompt must differ, or have a column key that does")
+            raise UserError(
+                f"{place}: {twice}; every prompt must differ, or have a column key that does"
+            )
         places[prompt.key] = place
         prompts.append(prompt)
     if not prompts:
-        raise UserError(f"prompts: {given[0]} holds no prompt; it needs at least one")
+        raise UserError(f"prompts: {sources[0]} holds no prompt; it needs at least one")
     return PromptSet(title, tuple(prompts))
 
 
@@ -123,8 +131,8 @@ def named_or_file(source: str) -> PromptSet:
 
 
 def _of_name(name: str) -> Iterable[Row]:
-    found = plugins.load("prompts", name)
-    return _of_file(found) if isinstance(found, Path) else _called(found, name)
+    source = plugins.load("prompts", name)
+    return _of_file(source) if isinstance(source, Path) else _called(source, name)
 
 
 def _of_file(file: Path) -> Iterable[Row]:
@@ -140,26 +148,35 @@ def _of_file(file: Path) -> Iterable[Row]:
 
 
 def _of_dataset(name: str, split: str, column: str) -> Iterator[Row]:
-    """The first row of each prompt: a data set repeats prompts and has gaps, and nobody can edit it."""
+    """The first row of each prompt; a data set repeats prompts, has gaps, and cannot be edited."""
     try:
         import datasets
     except ImportError as error:
-        raise NotHere("prompts.dataset: datasets is not installed; pip install 'ddpo[datasets]'") from error
+        raise NotHere(
+            "prompts.dataset: datasets is not installed; pip install 'ddpo[datasets]'"
+        ) from error
     try:
-        found = datasets.load_dataset(str(Path(name).expanduser()), split=split)
-    except Exception as error:  # a dozen kinds: no network, no such name, split or folder, a broken file
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        told += ", and HF_HUB_OFFLINE is set" * bool(os.environ.get("HF_HUB_OFFLINE"))
-        remedy = "give a name of the Hub or a folder of parquet or jsonl files, and one of its splits"
+        dataset_split = datasets.load_dataset(str(Path(name).expanduser()), split=split)
+    # a dozen kinds: no network, no such name, split or folder, a broken file
+    except Exception as error:
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        message += ", and HF_HUB_OFFLINE is set" * bool(os.environ.get("HF_HUB_OFFLINE"))
+        remedy = (
+            "give a name of the Hub or a folder of parquet or jsonl files, and one of its splits"
+        )
         place = f"prompts.dataset: {name}, split {split}"
-        raise NotHere(f"{place}: cannot be loaded ({told}); {remedy}") from error
-    kinds = {key: str(getattr(kind, "dtype", "")) for key, kind in dict(found.features).items()}
+        raise NotHere(f"{place}: cannot be loaded ({message}); {remedy}") from error
+    kinds = {
+        key: str(getattr(kind, "dtype", "")) for key, kind in dict(dataset_split.features).items()
+    }
     texts = [key for key, kind in kinds.items() if kind.endswith("string")]
     if column not in texts:
-        raise UserError(f"prompts.column: {name} has no text called {column!r}{nearest(column, texts)}")
+        raise UserError(
+            f"prompts.column: {name} has no text called {column!r}{nearest(column, texts)}"
+        )
     seen: set[str] = set()
     plain = [key for key, kind in kinds.items() if kind.startswith(PLAIN)]
-    for number, row in enumerate(map(dict, found.select_columns(plain))):
+    for number, row in enumerate(map(dict, dataset_split.select_columns(plain))):
         text = (row.pop(column) or "").strip()
         if text and text not in seen:
             yield f"{name}, row {number}", {**row, "prompt": text}
@@ -198,7 +215,10 @@ def _of_csv(text: str, file: str) -> Iterator[Row]:
 
 
 def _called(function: object, file: str) -> Iterator[Row]:
-    """The rows that a prompt function returns; they must be what JSON can hold, for runs record them."""
+    """The rows that a prompt function returns.
+
+    They must be what JSON can hold, for runs record them.
+    """
     if not callable(function):
         raise UserError(f"prompts: {file}: not a function that returns a list of prompts")
     returned = cast(Callable[[], list[str | dict[str, Any]]], function)()
@@ -209,7 +229,9 @@ def _called(function: object, file: str) -> Iterator[Row]:
         raise UserError(f"prompts: {file}: {wrong}: {error}") from error
     for number, row in enumerate(rows, 1):
         if not isinstance(row, str | dict):
-            raise UserError(f"{file}, item {number}: {row!r} is neither a string nor a dict with a prompt")
+            raise UserError(
+                f"{file}, item {number}: {row!r} is neither a string nor a dict with a prompt"
+            )
         yield f"{file}, item {number}", {"prompt": row} if isinstance(row, str) else row
 
 
@@ -239,4 +261,6 @@ def _text(columns: Mapping[str, Any], template: str | None, place: str) -> str:
         ) from error
     except (ValueError, IndexError, AttributeError, TypeError) as error:
         example = "A painting of {prompt}"
-        raise UserError(f"prompts.template {template!r}: {error}; it must read like {example!r}") from error
+        raise UserError(
+            f"prompts.template {template!r}: {error}; it must read like {example!r}"
+        ) from error

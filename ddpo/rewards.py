@@ -1,18 +1,20 @@
-"""What a reward is, and where its file is found: `ddpo.rewards.jpeg_compressibility` is a file in rewards/.
+"""What a reward is, and where its file is found: `ddpo.rewards.ocr` is rewards/ocr.py.
 
 A reward is a function
 
     def redness(images, prompts, metadata, *, power: float = 1.0): ...
 
-of images (Float[Tensor, "B 3 H W"] in [0, 1], fp32), B prompts and B metadata mappings that returns B numbers
-(Float[Tensor, "B"]; NaN means "no value"), or a class with __init__(*, device, dtype, **options) and the same
-__call__. Attributes of the function or class say more of it:
+of images (Float[Tensor, "B 3 H W"] in [0, 1], fp32), B prompts and B metadata mappings that returns
+B numbers (Float[Tensor, "B"]; NaN means "no value"), or a class with __init__(*, device, dtype,
+**options) and the same __call__. Attributes of the function or class say more of it:
 
-    groupwise = True       its values compare the images of a call, which are all those of one prompt
-    pairwise = True        called as (first, second, prompts, metadata), it returns preferences for the first,
-                           in [0, 1]; an image's value is its win rate among the images of its prompt
+    groupwise = True       its values compare the images of a call, which are all those of a prompt
+    pairwise = True        called as (first, second, prompts, metadata), it returns preferences for
+                           the first, in [0, 1]; an image's value is its win rate among the images
+                           of its prompt
     differentiable = True  a gradient reaches the images
-    version = "..."        what the values depend on besides its source and its options: a server's version
+    version = "..."        what the values depend on besides its source and its options: the
+                           version of a server
 """
 
 import ast
@@ -47,7 +49,7 @@ Score = Callable[[Tensor, Sequence[str], Metadata], Tensor]
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward ready for use: its name in metrics, its weight in the sum, what computes it, its gate."""
+    """A reward ready for use: its name in metrics, its weight, what computes it, its gate."""
 
     name: str
     weight: float
@@ -73,22 +75,23 @@ class Reward:
         Raises UserError when the reward raises or returns anything else.
         """
         try:
-            found = self.score(images, prompts, metadata)
+            returned = self.score(images, prompts, metadata)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"reward {self.name} raised {where(error)}") from error
         try:
-            values = torch.as_tensor(found, dtype=torch.float32).cpu()
+            values = torch.as_tensor(returned, dtype=torch.float32).cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"reward {self.name} returned {type(found).__name__} {' '.join(repr(found).split())[:60]}; "
-                f"return a tensor of {len(images)} numbers, one an image"
+                f"reward {self.name} returned {type(returned).__name__} "
+                f"{' '.join(repr(returned).split())[:60]}; "
+                f"return a tensor of {len(images)} numbers, one per image"
             ) from error
         if values.shape != (len(images),):
             raise UserError(
-                f"reward {self.name} returned shape {tuple(values.shape)} for {len(images)} images; "
-                "return one number each"
+                f"reward {self.name} returned shape {tuple(values.shape)} for {len(images)} "
+                "images; return one number each"
             )
         return values
 
@@ -99,10 +102,10 @@ def groupwise(score: Score) -> bool:
 
 
 def win_rates(score: Callable[..., Tensor]) -> Score:
-    """Of a pairwise reward, the groupwise one: an image's mean preference over the others.
+    """The groupwise reward of a pairwise one: an image's mean preference over the others.
 
-    rate(i) = mean over j != i of (p(i, j) + 1 - p(j, i)) / 2, so that a judge who favours the first of two
-    does no harm. A pair without a value is left out; an image without a pair has none.
+    rate(i) = mean over j != i of (p(i, j) + 1 - p(j, i)) / 2, so that a judge who favors the first
+    of two does no harm. A pair without a value is left out; an image without a pair has none.
     """
 
     def rates(images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
@@ -111,10 +114,14 @@ def win_rates(score: Callable[..., Tensor]) -> Score:
         for i in every:
             others = [j for j in every if j != i]
             texts, rows = [prompts[j] for j in others], [metadata[j] for j in others]
-            found = torch.as_tensor(score(images[[i] * len(others)], images[others], texts, rows))
-            if found.shape != (len(others),) or ((found < 0) | (found > 1)).any():
-                raise ValueError(f"a preference is a number in [0, 1], one a pair; got {found.tolist()}")
-            preferred[i, others] = found.to(preferred)
+            preference = torch.as_tensor(
+                score(images[[i] * len(others)], images[others], texts, rows)
+            )
+            if preference.shape != (len(others),) or ((preference < 0) | (preference > 1)).any():
+                raise ValueError(
+                    f"a preference is a number in [0, 1], one a pair; got {preference.tolist()}"
+                )
+            preferred[i, others] = preference.to(preferred)
         return ((preferred + 1 - preferred.T) / 2).nanmean(1)
 
     rates.groupwise = True  # pyright: ignore[reportFunctionMemberAccess]
@@ -129,14 +136,21 @@ def cached(reward: Reward, folder: str, identity: object) -> Score:
     cache = Cache(folder)
 
     def score(images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
-        facts = [[identity, images.shape[1:], *each] for each in zip(prompts, metadata, strict=True)]
+        facts = [
+            [identity, images.shape[1:], *each] for each in zip(prompts, metadata, strict=True)
+        ]
         texts = [json.dumps(each, sort_keys=True, default=repr).encode() for each in facts]
         pictures = to_uint8(images).cpu().numpy()
-        keys = [sha256(text + each.tobytes()).digest() for text, each in zip(texts, pictures, strict=True)]
+        keys = [
+            sha256(text + each.tobytes()).digest()
+            for text, each in zip(texts, pictures, strict=True)
+        ]
         known = cache.get(keys)
         values = torch.tensor([known.get(key, torch.nan) for key in keys])
         if rows := [i for i, key in enumerate(keys) if key not in known]:
-            values[rows] = reward(images[rows], [prompts[i] for i in rows], [metadata[i] for i in rows])
+            values[rows] = reward(
+                images[rows], [prompts[i] for i in rows], [metadata[i] for i in rows]
+            )
             cache.put({keys[i]: values[i].item() for i in rows if values[i].isfinite()})
         return values
 
@@ -157,8 +171,8 @@ def build(
 
     The text of an object that was given from Python is a name, too.
 
-    `gate` is its min and max, `cache` a folder, `label` its name in metrics. Raises UserError where it cannot
-    be built. That it has these options the configuration has checked.
+    `gate` is its min and max, `cache` a folder, `label` its name in metrics. Raises UserError where
+    it cannot be built. That it has these options the configuration has checked.
     """
     target = cast(Any, plugins.load("rewards", name))
     options, is_class = dict(params or {}), isinstance(target, type)
@@ -166,7 +180,11 @@ def build(
     version = _version(target) if getattr(name, "reachable", True) else "unknown"
     pairwise = getattr(target, "pairwise", False)
     try:
-        score = target(device=device, dtype=dtype, **options) if is_class else partial(target, **options)
+        score = (
+            target(device=device, dtype=dtype, **options)
+            if is_class
+            else partial(target, **options)
+        )
     except UserError:
         raise
     except Exception as error:
@@ -177,18 +195,22 @@ def build(
             if hasattr(target, attribute):
                 setattr(score, attribute, getattr(target, attribute))
     full = "-".join([version, *filter(None, [getattr(score, "version", None)])])
-    found = Reward(short_name(name, label), weight, win_rates(score) if pairwise else score, full, *gate)
+    reward = Reward(
+        short_name(name, label), weight, win_rates(score) if pairwise else score, full, *gate
+    )
     if cache is None:
-        return found
-    if groupwise(found.score) or version == "unknown":
+        return reward
+    if groupwise(reward.score) or version == "unknown":
         why = "its values depend on more than a file that can be read"
         why = why if version == "unknown" else "a value depends on the other images"
         raise UserError(f"reward {name}: {why}, so that it cannot be cached; leave cache out")
-    return replace(found, score=cached(found, cache, [short_name(name), full, options, str(dtype)]))
+    return replace(
+        reward, score=cached(reward, cache, [short_name(name), full, options, str(dtype)])
+    )
 
 
 def short_name(spec: str, label: str | None = None) -> str:
-    """The name in metrics, unless a label takes its place: `redness` for my/redness.py or a.b:redness."""
+    """The name in metrics where there is no label: `redness` for my/redness.py or a.b:redness."""
     if spec.startswith(python_objects.MARK):
         return label or python_objects.short_name(spec)
     name = spec.rsplit(":", 1)[-1]
@@ -210,8 +232,11 @@ def _version(target: Callable[..., Any]) -> str:
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, ast.ImportFrom) and node.level == 1:
                     names = [node.module] if node.module else [alias.name for alias in node.names]
-                    specs = [find_spec(f"{package}.{name}") for name in names]  # it may be imported later
-                    beside = [(spec.origin, spec.parent) for spec in specs if spec and spec.has_location]
+                    # it may be imported later
+                    specs = [find_spec(f"{package}.{name}") for name in names]
+                    beside = [
+                        (spec.origin, spec.parent) for spec in specs if spec and spec.has_location
+                    ]
                     files += [each for each in beside if each not in files]
     except (AttributeError, ImportError, KeyError, OSError, SyntaxError, ValueError):
         return "unknown"

@@ -20,16 +20,25 @@ from ._weights import loading
 class Encoder:
     """Features of unit length in fp32, of images and (with a pair of towers) of texts.
 
-    `name` is `emoji`, a folder of open_clip's or of transformers', a name on the Hub (transformers'), or one
-    of open_clip's: `hf-hub:NAME`, `local-dir:FOLDER`, `ViT-L-14/openai`, an architecture whose weights are
-    the file `checkpoint`. `option` is what errors call it. Raises UserError where it does not load, or has
-    no text tower and must have one (`text`).
+    `name` is `emoji`, a folder of open_clip's or of transformers', a name on the Hub
+    (transformers'), or one of open_clip's: `hf-hub:NAME`, `local-dir:FOLDER`, `ViT-L-14/openai`, an
+    architecture whose weights are the file `checkpoint`. `option` is what errors call it. Raises
+    UserError where it does not load, or has no text tower and must have one (`text`).
     """
 
     def __init__(
-        self, name: str, *, option: str, device: torch.device | str, dtype: torch.dtype, batch_size: int,
-        text: bool = False, processor: str = "", checkpoint: str = "", **preprocess: Any,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        *,
+        option: str,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        batch_size: int,
+        text: bool = False,
+        processor: str = "",
+        checkpoint: str = "",
+        **preprocess: Any,
+    ) -> None:
         name = folder(name, "clip")
         if (Path(name) / "open_clip_config.json").is_file():
             name = f"local-dir:{name}"
@@ -37,7 +46,9 @@ class Encoder:
         known = architecture in open_clip.list_models()
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if known and not checkpoint and tag not in tags:
-            raise UserError(f"{option}: {architecture} has no weights {tag!r}; there are: {', '.join(tags)}")
+            raise UserError(
+                f"{option}: {architecture} has no weights {tag!r}; there are: {', '.join(tags)}"
+            )
         with loading(option, checkpoint or name):
             if checkpoint or known or name.startswith(("hf-hub:", "local-dir:")):
                 self.towers = OpenClip(name, checkpoint, device, dtype, **preprocess)
@@ -62,6 +73,8 @@ class Encoder:
         found = torch.cat([self.towers.text(part, self.device) for part in parts]).float()
         return torch.nn.functional.normalize(found[[rows[text] for text in prompts]], dim=-1)
 
-    def cosine(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str]) -> Float[Tensor, " B"]:
+    def cosine(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str]
+    ) -> Float[Tensor, " B"]:
         """Of each image with its own prompt, in [-1, 1]."""
         return (self.images(images) * self.texts(prompts)).sum(-1)

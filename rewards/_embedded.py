@@ -7,7 +7,10 @@ from ._weights import expanded
 
 
 def folder(name: str, part: Literal["captioner", "pipeline", "clip"]) -> str:
-    """The folder of this part of the embedded world if `name` is emoji; else `name`, its ~ expanded."""
+    """The folder of this part of the embedded world if `name` is emoji.
+
+    Otherwise it is `name`, its ~ expanded.
+    """
     if name == "emoji":
         return str(files("ddpo") / "models" / "emoji" / "weights" / part)
     return expanded(name)

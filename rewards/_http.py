@@ -27,9 +27,9 @@ OPENER = build_opener(EveryStatus)
 def ask(url: str, body: bytes | None, timeout_s: float, retries: int) -> dict[str, Any] | None:
     """The object that the server answers with; None where it answers with anything else.
 
-    Asks again after 0.5, 1, 2, ... seconds where it is not reached, silent for `timeout_s`, breaks off or
-    reports an error of its own. Raises ConnectionError, with the last reason, after so many retries, and
-    UserError where it refuses the request.
+    Asks again after 0.5, 1, 2, ... seconds where it is not reached, silent for `timeout_s`, breaks
+    off or reports an error of its own. Raises ConnectionError, with the last reason, after all
+    retries, and UserError where it refuses the request.
     """
     request, reason = Request(url, body, {"Content-Type": "application/json"}), ""
     for attempt in range(retries + 1):

@@ -12,15 +12,23 @@ RUBRIC = (
 )
 UNIFIED_REWARD = (
     "You are presented with a generated image and its associated text caption. "
-    "Your task is to analyze the image across multiple dimensions in relation to the caption. Specifically:\n"
-    "Provide overall assessments for the image along the following axes (each rated from 1 to 5):\n"
+    "Your task is to analyze the image across multiple dimensions in relation to the caption. "
+    "Specifically:\n"
+    "Provide overall assessments for the image along the following axes (each rated from 1 to "
+    "5):\n"
     "- Alignment Score: How well the image matches the caption in terms of content.\n"
-    "- Coherence Score: How logically consistent the image is (absence of visual glitches, object "
-    "distortions, etc.).\n"
-    "- Style Score: How aesthetically appealing the image looks, regardless of caption accuracy.\n\n"
-    "Output your evaluation using the format below:\n\n"
-    "Alignment Score (1-5): X\nCoherence Score (1-5): Y\nStyle Score (1-5): Z\n\n"
-    "Your task is provided as follows:\nText Caption: [{prompt}]"
+    "- Coherence Score: How logically consistent the image is (absence of visual glitches, "
+    "object distortions, etc.).\n"
+    "- Style Score: How aesthetically appealing the image looks, regardless of caption accuracy.\n"
+    "\n"
+    "Output your evaluation using the format below:\n"
+    "\n"
+    "Alignment Score (1-5): X\n"
+    "Coherence Score (1-5): Y\n"
+    "Style Score (1-5): Z\n"
+    "\n"
+    "Your task is provided as follows:\n"
+    "Text Caption: [{prompt}]"
 )
 """The words that UnifiedReward 2.0 was trained with (Wang et al. 2025, MIT licence)."""
 
@@ -57,16 +65,20 @@ def read(choice: Any, judge: str, low: float, high: float) -> float:
 
 
 def rating(text: str, low: float, high: float) -> float:
-    """(x - low) / (high - low) of an answer that is a number on this scale: `4`, `4.`, `Score: 4/5`."""
+    """(x - low) / (high - low) of an answer that is a number on the scale: `4`, `Score: 4/5`."""
     scale = rf"(?:\s*(?:/|out of)\s*{re.escape(f'{high:g}')})?"
-    found = re.fullmatch(rf"[\s*]*(?:score|rating|answer)?[\s:*]*({NUMBER}){scale}[\s.*]*", text, re.I)
+    found = re.fullmatch(
+        rf"[\s*]*(?:score|rating|answer)?[\s:*]*({NUMBER}){scale}[\s.*]*", text, re.I
+    )
     return _share([found[1]] if found else [], text, low, high)
 
 
 def axes(text: str) -> float:
-    """Mean over alignment, coherence and style of (x - 1) / 4, each given once as `Style Score (1-5): x`."""
+    """Mean over alignment, coherence, style of (x - 1) / 4, given as `Style Score (1-5): x`."""
     lines = {axis: rf"^{axis} Score \(1-5\): *({NUMBER}) *$" for axis in AXES}
-    return sum(_share(re.findall(line, text, re.M), text, 1, 5) for line in lines.values()) / len(AXES)
+    return sum(_share(re.findall(line, text, re.M), text, 1, 5) for line in lines.values()) / len(
+        AXES
+    )
 
 
 def _share(found: Sequence[str], text: str, low: float, high: float) -> float:
@@ -77,7 +89,7 @@ def _share(found: Sequence[str], text: str, low: float, high: float) -> float:
 
 
 def yes_or_no(text: str) -> float:
-    """1 or 0 for an answer that is this one word: what is left where a server gives no probabilities."""
+    """1 or 0 for an answer that is this one word, where a server gives no probabilities."""
     found = re.fullmatch(r"\W*(yes|no)\W*", text, re.I)
     if not found:
         raise Unreadable(f"neither yes nor no: {text[:60]!r}")
@@ -85,12 +97,14 @@ def yes_or_no(text: str) -> float:
 
 
 def yes_probability(listed: Sequence[Mapping[str, Any]]) -> float:
-    """P(yes) / (P(yes) + P(no)) over the cases of both among the listed tokens (`token`, `logprob`).
+    """P(yes) / (P(yes) + P(no)) over the spellings of both in the list (`token`, `logprob`).
 
-    A word that is not listed has at most the probability of the least likely one that is, and at most what
-    they leave. Raises Unreadable where that could move the result by more than CERTAIN.
+    A word that is not listed has at most the probability of the least likely one that is, and at
+    most what they leave. Raises Unreadable where that could move the result by more than CERTAIN.
     """
-    chances = [(str(entry["token"]).strip().lower(), math.exp(entry["logprob"])) for entry in listed]
+    chances = [
+        (str(entry["token"]).strip().lower(), math.exp(entry["logprob"])) for entry in listed
+    ]
     total = sum(chance for _, chance in chances)
     if not chances or not total <= 1.01:  # NaN too
         raise Unreadable(f"log-probabilities whose exponentials sum to {total:g}")

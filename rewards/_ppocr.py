@@ -6,16 +6,20 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, AutoModelForTextRecognition
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    AutoModelForTextRecognition,
+)
 
 from ._weights import expanded, loading, pretrained
 
 TALL = 1.5
-"""A line that is so many times higher than wide is read from below to above, as PaddleOCR does."""
+"""A line this many times higher than wide is read from below to above, as PaddleOCR does."""
 
 
 class Reader:
-    """Both networks in fp32: together they are small, and a threshold is applied to what one says."""
+    """Both networks in fp32: they are small, and a threshold is applied to what one says."""
 
     def __init__(self, detector: str, recognizer: str, device: torch.device | str) -> None:
         with loading("ocr.detector", detector):
@@ -30,7 +34,9 @@ class Reader:
         """What stands in each picture, its lines joined by spaces."""
         inputs = self.find_inputs(images=arrays, return_tensors="pt").to(self.find.device)
         sizes = inputs.pop("target_sizes")
-        found = self.find_inputs.post_process_object_detection(self.find(**inputs), target_sizes=sizes)
+        found = self.find_inputs.post_process_object_detection(
+            self.find(**inputs), target_sizes=sizes
+        )
         texts = []
         for array, lines in zip(arrays, found, strict=True):
             boxes = lines["boxes"].cpu().numpy().astype(np.float32).reshape(-1, 4, 2)
@@ -43,8 +49,13 @@ class Reader:
         return self.read_inputs.post_process_text_recognition(self.read(**inputs))[0]["text"]
 
 
-def cut(array: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4 2"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The box (corners x, y from the top left, clockwise) straightened to a rectangle; upright if TALL."""
+def cut(
+    array: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4 2"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The box (corners x, y from the top left, clockwise) straightened to a rectangle.
+
+    It is turned upright if TALL.
+    """
     edges = np.linalg.norm(np.roll(box, -1, axis=0) - box, axis=1)
     width, height = (max(int(max(edges[i], edges[i + 2])), 1) for i in (0, 1))
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
@@ -56,7 +67,7 @@ def cut(array: UInt8[np.ndarray, "H W 3"], box: Float[np.ndarray, "4 2"]) -> UIn
 
 
 def in_reading_order(boxes: Float[np.ndarray, "N 4 2"]) -> list[Float[np.ndarray, "4 2"]]:
-    """From above to below, and from left to right those whose middles differ by less than half a height."""
+    """From above to below; boxes whose middles differ by under half a height go left to right."""
     lines: list[list[np.ndarray]] = []
     for box in sorted(boxes, key=lambda box: box[:, 1].mean()):
         first = lines[-1][0] if lines else box

@@ -1,4 +1,4 @@
-"""The preprocessing of a checkpoint on tensors, never through Pillow, so that gradients reach the pixels."""
+"""The preprocessing of a checkpoint on tensors, never by Pillow: gradients reach the pixels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,10 @@ RESAMPLE = {2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize (antialiased, as Pillow does), crop or pad to the centre, normalise: what a checkpoint says.
+    """Resize (antialiased, as Pillow does), center-crop or pad, normalize, as a checkpoint says.
 
-    `mode` is which side of the image is brought to `size`: the shortest, the longest, or both (squash).
+    `mode` is which side of the image is brought to `size`: the shortest, the longest, or both
+    (squash).
     `whole` is the library's way to a whole number of pixels cut off where it is a half.
     """
 
@@ -37,9 +38,14 @@ class Preprocess:
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 height width"]:
         resized, (to_height, to_width) = images.float(), self._size(*images.shape[-2:])
         how = InterpolationMode(self.interpolation)
-        for size in ((images.shape[-2], to_width), (to_height, to_width)):  # width first: Pillow's order
+        # width first: Pillow's order
+        for size in (
+            (images.shape[-2], to_width),
+            (to_height, to_width),
+        ):
             resized = transforms.resize(resized, list(size), how, antialias=True)
-            # bicubic overshoots; bytes cannot, so Pillow clips. The gradient goes on as if it did not
+            # bicubic overshoots; bytes cannot, so Pillow clips. The gradient goes on as if it did
+            # not
             resized = resized + (resized.clamp(0, 1) - resized).detach()
         if self.crop:
             (height, width), (high, wide) = resized.shape[-2:], self.crop
@@ -75,14 +81,21 @@ def of_open_clip(model: Any) -> Preprocess:
 
 
 def of_transformers(name: str) -> Preprocess:
-    """What the image processor of that name or folder says. Raises ValueError where it does anything else."""
+    """What the image processor of that name or folder says.
+
+    Raises ValueError where it does anything else.
+    """
     cfg = transformers.AutoImageProcessor.from_pretrained(expanded(name)).to_dict()
     size, crop = cfg["size"], cfg.get("crop_size") or {}
     if not cfg["do_resize"] or set(size) not in ({"shortest_edge"}, {"height", "width"}):
-        raise ValueError(f"the image processor resizes to {size}, neither to a side nor to height and width")
+        raise ValueError(
+            f"the image processor resizes to {size}, neither to a side nor to height and width"
+        )
     edge = size.get("shortest_edge")
     shape = (edge, edge) if edge else (size["height"], size["width"])
     cropped = (crop["height"], crop["width"]) if cfg.get("do_center_crop") else None
-    mean, std = (cfg["image_mean"], cfg["image_std"]) if cfg["do_normalize"] else ([0.0] * 3, [1.0] * 3)
+    mean, std = (
+        (cfg["image_mean"], cfg["image_std"]) if cfg["do_normalize"] else ([0.0] * 3, [1.0] * 3)
+    )
     how = RESAMPLE[int(cfg["resample"])]
     return Preprocess(shape, "shortest" if edge else "squash", cropped, how, mean, std, whole=int)

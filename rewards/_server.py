@@ -15,16 +15,24 @@ from ._judging import Unreadable
 class Server:
     """At most `concurrency` requests are under way, each for at most `timeout_s` seconds.
 
-    One that fails is made again up to `retries` times, after `backoff_s` seconds, then twice as many, and so
-    on. It may be used from several threads.
+    One that fails is made again up to `retries` times, after `backoff_s` seconds, then twice as
+    many, and so on. It may be used from several threads.
     """
 
     def __init__(
-        self, base_url: str, key: str, concurrency: int, timeout_s: float, retries: int, backoff_s: float
+        self,
+        base_url: str,
+        key: str,
+        concurrency: int,
+        timeout_s: float,
+        retries: int,
+        backoff_s: float,
     ) -> None:
         self.timeout_s, self.retries, self.backoff_s = timeout_s, retries, backoff_s
         # without any key the client would send the user's token of the Hugging Face Hub
-        self.client = AsyncInferenceClient(base_url=base_url, api_key=key or "none", timeout=timeout_s)
+        self.client = AsyncInferenceClient(
+            base_url=base_url, api_key=key or "none", timeout=timeout_s
+        )
         self.slots = asyncio.Semaphore(concurrency)
         # one loop for all threads: one bound on the requests, one pool of connections
         self.loop = asyncio.new_event_loop()
@@ -52,7 +60,9 @@ class Server:
         session = await self.client._get_async_client()
         session.event_hooks = {**session.event_hooks, "request": []}
 
-    async def _answer(self, chat: Any, read: Callable[[Any], float], options: Any) -> float | Exception:
+    async def _answer(
+        self, chat: Any, read: Callable[[Any], float], options: Any
+    ) -> float | Exception:
         error: Exception = Unreadable("never asked")
         for attempt in range(self.retries + 1):
             if attempt:

@@ -16,19 +16,33 @@ PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp1
 
 
 class OpenClip:
-    """`hf-hub:NAME`, `local-dir:FOLDER`, `ViT-L-14/openai`; or an architecture and a file of weights."""
+    """`hf-hub:NAME`, `local-dir:FOLDER`, `ViT-L-14/openai`.
+
+    Or it is an architecture and a file of weights.
+    """
 
     def __init__(
-        self, name: str, checkpoint: str, device: torch.device | str, dtype: torch.dtype, **preprocess: Any
+        self,
+        name: str,
+        checkpoint: str,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        **preprocess: Any,
     ) -> None:
         model, _, tag = (name, "", "") if ":" in name else name.partition("/")
         # weights of OpenAI and some others were trained with a sigmoid's GELU; open_clip only warns
         quick = bool(tag) and open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", False)
         self.load = partial(
-            open_clip.create_model, model, pretrained=checkpoint or tag or None, force_quick_gelu=quick,
-            force_preprocess_cfg=preprocess, require_pretrained=True,
-        )  # fmt: skip
-        self.model: Any = self.load(precision=PRECISIONS[dtype], device=device).eval().requires_grad_(False)
+            open_clip.create_model,
+            model,
+            pretrained=checkpoint or tag or None,
+            force_quick_gelu=quick,
+            force_preprocess_cfg=preprocess,
+            require_pretrained=True,
+        )
+        self.model: Any = (
+            self.load(precision=PRECISIONS[dtype], device=device).eval().requires_grad_(False)
+        )
         self.tokens: Any = open_clip.get_tokenizer(model)
         self.preprocess = of_open_clip(self.model)
 
@@ -42,7 +56,10 @@ class OpenClip:
         return self.tokens(list(prompts))
 
     def scale(self) -> float:
-        """What the cosine was multiplied with in training. In half precision ln 100 would give 98.9."""
+        """What the cosine was multiplied with in training.
+
+        In half precision ln 100 would give 98.9.
+        """
         scale: Any = self.model.logit_scale
         if scale.dtype != torch.float32:  # with a network of timm's it was cast too
             scale = self.load(precision="fp32", device="cpu").logit_scale
@@ -55,14 +72,18 @@ class Transformers:
     `processor` is where the image processor and the tokenizer are, if not beside the weights.
     """
 
-    def __init__(self, name: str, processor: str, device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, name: str, processor: str, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
         self.load = partial(pretrained, transformers.AutoModel, name)
         self.model = self.load(device, dtype)
         self.preprocess = of_transformers(processor or name)
         self.pair = hasattr(self.model, "get_image_features")
         self.length = self.model.config.text_config.max_position_embeddings if self.pair else 0
         self.tokens: Any = (
-            transformers.AutoTokenizer.from_pretrained(expanded(processor or name)) if self.pair else None
+            transformers.AutoTokenizer.from_pretrained(expanded(processor or name))
+            if self.pair
+            else None
         )
 
     def image(self, pixels: Tensor) -> Tensor:
@@ -74,11 +95,15 @@ class Transformers:
         return self.model.get_text_features(**self.rows(prompts).to(device)).pooler_output
 
     def rows(self, prompts: Sequence[str]) -> Any:
-        # always to the full length: SigLIP needs it, and an image's score must not depend on the batch
+        # always to the full length: SigLIP needs it, and an image's score must not depend on the
+        # batch
         length = {"padding": "max_length", "truncation": True, "max_length": self.length}
         return self.tokens(list(prompts), **length, return_tensors="pt")
 
     def scale(self) -> float:
-        """What the cosine was multiplied with in training. In half precision ln 100 would give 98.9."""
+        """What the cosine was multiplied with in training.
+
+        In half precision ln 100 would give 98.9.
+        """
         whole = self.model if self.model.dtype == torch.float32 else self.load("cpu", torch.float32)
         return whole.logit_scale.exp().item()

@@ -1,4 +1,4 @@
-"""A vision-language model of transformers: pictures and questions in, answers or probabilities out."""
+"""A vision-language model of transformers: pictures and questions in, answers out."""
 
 from collections.abc import Sequence
 from threading import Lock
@@ -21,12 +21,16 @@ EMBEDDED_QUESTION = "What is going on in this image?"
 
 
 class VLM:
-    """Any AutoModelForImageTextToText that has a chat template; `name` is a folder, a Hub name or emoji.
+    """Any AutoModelForImageTextToText that has a chat template.
+
+    `name` is a folder, a Hub name or emoji.
 
     Raises UserError where it cannot be loaded, said of the reward's `option`.
     """
 
-    def __init__(self, name: str, option: str, device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, name: str, option: str, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
         place = folder(name, "captioner")
         with loading(option, place):
             self.processor: Any = AutoProcessor.from_pretrained(place)
@@ -34,7 +38,9 @@ class VLM:
                 raise ValueError("it has no processor for images")
             if not self.processor.chat_template:
                 raise ValueError("its processor has no chat template")
-            self.processor.tokenizer.padding_side = "left"  # the answer begins behind the last token
+            self.processor.tokenizer.padding_side = (
+                "left"  # the answer begins behind the last token
+            )
             self.model = pretrained(AutoModelForImageTextToText, place, device, dtype)
         self.option = option
         self._lock = Lock()  # fast tokenizers refuse two threads at once
@@ -45,21 +51,32 @@ class VLM:
             [
                 {
                     "role": "user",
-                    "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}],
+                    "content": [
+                        {"type": "image", "image": picture},
+                        {"type": "text", "text": text},
+                    ],
                 }
             ]
             for picture, text in zip(pictures, questions, strict=True)
         ]
         with self._lock:
             inputs = self.processor.apply_chat_template(
-                chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+                chats,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
                 processor_kwargs={"padding": True},
-            )  # fmt: skip
+            )
         return inputs.to(self.model.device, self.model.dtype)
 
     @torch.no_grad()
     def answers(
-        self, pictures: Sequence[Image.Image], questions: Sequence[str], longest: int, batch_size: int
+        self,
+        pictures: Sequence[Image.Image],
+        questions: Sequence[str],
+        longest: int,
+        batch_size: int,
     ) -> list[str]:
         """What it says, greedily decoded, in at most `longest` tokens."""
         said: list[str] = []
@@ -68,7 +85,12 @@ class VLM:
             inputs = self.inputs(pictures[rows], questions[rows])
             # a checkpoint's own sampling settings mean nothing to greedy decoding
             tokens = self.model.generate(
-                **inputs, max_new_tokens=longest, do_sample=False, temperature=None, top_p=None, top_k=None
+                **inputs,
+                max_new_tokens=longest,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
             )
             new = tokens[:, inputs["input_ids"].shape[1] :]
             said += self.processor.batch_decode(new, skip_special_tokens=True)
@@ -81,7 +103,10 @@ class VLM:
         yes: Sequence[int],
         no: Sequence[int],
     ) -> Float[Tensor, " B"]:
-        """P(next token in `yes`) / P(it is in `yes` or `no`); a gradient reaches images that require one."""
+        """P(next token in `yes`) / P(it is in `yes` or `no`).
+
+        A gradient reaches images that require one.
+        """
         inputs = self.inputs(to_pil(images.detach()), questions)
         if images.requires_grad and torch.is_grad_enabled():
             inputs["pixel_values"] = self._with_gradient(images, inputs["pixel_values"])
@@ -89,23 +114,35 @@ class VLM:
         return logits[:, [*yes, *no]].softmax(1)[:, : len(yes)].sum(1)
 
     def _with_gradient(self, images: Tensor, exact: Tensor) -> Tensor:
-        """`exact`, the processor's pixels, with the gradient of the same processor on unrounded images."""
-        smooth = self.processor.image_processor(images=list(images), do_rescale=False, return_tensors="pt")
+        """`exact`, the processor's pixels, with its gradient taken on unrounded images."""
+        smooth = self.processor.image_processor(
+            images=list(images), do_rescale=False, return_tensors="pt"
+        )
         pixels = smooth["pixel_values"].to(exact)
         if not pixels.requires_grad or pixels.shape != exact.shape:
-            raise UserError(f"{self.option}: the image processor of this model lets no gradient pass")
+            raise UserError(
+                f"{self.option}: the image processor of this model lets no gradient pass"
+            )
         return exact + (pixels - pixels.detach())
 
     def words(self, *spellings: str) -> list[int]:
-        """The tokens that are one of these words by themselves. Raises UserError where there is none."""
+        """The tokens that are one of these words by themselves.
+
+        Raises UserError where there is none.
+        """
         encode, unknown = self.processor.tokenizer.encode, self.processor.tokenizer.unk_token_id
         found = {tuple(encode(word, add_special_tokens=False)) for word in spellings}
         tokens = sorted(ids[0] for ids in found if len(ids) == 1 and ids[0] != unknown)
         if not tokens:
-            raise UserError(f"{self.option}: this model has no token for any of {', '.join(spellings)}")
+            raise UserError(
+                f"{self.option}: this model has no token for any of {', '.join(spellings)}"
+            )
         return tokens
 
 
 def wording(given: str | None, pretrained: str, default: str, embedded: str) -> str:
-    """The text that was `given`, else the default; the embedded captioner knows one wording alone."""
+    """The text that was `given`, else the default.
+
+    The embedded captioner knows one wording alone.
+    """
     return given or (embedded if pretrained == "emoji" else default)

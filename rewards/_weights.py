@@ -39,13 +39,20 @@ def loading(option: str, name: str) -> Iterator[None]:
         place = Path(expanded(name.removeprefix("local-dir:")))
         said = " ".join(str(error).split())
         told = f"{type(error).__name__}: {said[:120]}{'...' * (len(said) > 120)}"
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in said:
+        if (
+            isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            or "can't allocate memory" in said
+        ):
             remedy = "take a smaller one, or put it elsewhere with ddpo serve"
-            raise UserError(f"{option}: {name} does not fit into memory ({told}); {remedy}") from error
+            raise UserError(
+                f"{option}: {name} does not fit into memory ({told}); {remedy}"
+            ) from error
         if place.exists():
             raise UserError(f"{option}: {name} does not hold what is needed ({told})") from error
         if name.startswith("local-dir:") or not HUB_NAME.fullmatch(name.removeprefix("hf-hub:")):
-            raise UserError(f"{option}: there is no {place}; give a folder or a name on the Hub") from error
+            raise UserError(
+                f"{option}: there is no {place}; give a folder or a name on the Hub"
+            ) from error
         remedy = "give the folder of a copy, or another name"
         if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
             remedy = f"HF_HUB_OFFLINE is set: unset it, or {remedy}"
@@ -59,17 +66,23 @@ def loading(option: str, name: str) -> Iterator[None]:
 def pretrained(kind: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> Any:
     """`kind.from_pretrained(name)` in eval mode, without gradients of its own; ~ is expanded.
 
-    Raises ValueError where weights are missing: transformers would draw them at random and only log it.
+    Raises ValueError where weights are missing: transformers would draw them at random and only log
+    it.
     """
     model, info = kind.from_pretrained(expanded(name), dtype=dtype, output_loading_info=True)
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))  # unused
     if missing:
-        raise ValueError(f"{len(missing)} weights of {type(model).__name__} are missing, as {missing[0]}")
+        raise ValueError(
+            f"{len(missing)} weights of {type(model).__name__} are missing, as {missing[0]}"
+        )
     return model.to(device).eval().requires_grad_(False)
 
 
 def file(name: str, wanted: str) -> str:
-    """The file `wanted` of a folder or of a repository on the Hub; `name` if it is a file. ~ is expanded."""
+    """The file `wanted` of a folder or of a repository on the Hub; `name` if it is a file.
+
+    ~ is expanded.
+    """
     name = expanded(name)
     place = Path(name)
     if place.is_dir() and not (place / wanted).is_file():
@@ -80,7 +93,10 @@ def file(name: str, wanted: str) -> str:
 
 
 def tensors(file: str) -> dict[str, Tensor]:
-    """The named tensors of a .safetensors file or of one that torch saved; nothing else is unpickled."""
+    """The named tensors of a .safetensors file or of one that torch saved.
+
+    Nothing else is unpickled.
+    """
     if file.endswith(".safetensors"):
         return load_file(file)
     return torch.load(file, map_location="cpu", weights_only=True)

@@ -12,7 +12,7 @@ from ddpo.images import brightness as mean_luma
 def brightness(
     images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
 ) -> Float[Tensor, "B"]:
-    """Mean luma (Rec. 601), 0 (black) to 1 (white): the statistic that runs log as guard/brightness.
+    """Mean luma (Rec. 601), 0 (black) to 1 (white): what runs log as guard/brightness.
 
     Differentiable. Meant for a `min:` or `max:` gate, or as a judge that is never trained on.
     """

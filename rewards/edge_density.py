@@ -14,7 +14,7 @@ def edge_density(
 ) -> Float[Tensor, "B"]:
     """Share of the pixels on an edge, 0 to 1: the statistic that runs log as guard/edge_density.
 
-    |grad Y| > 0.1 of the luma (Rec. 601) in [0, 1]. Not differentiable. Meant for a `min:` gate: blank
-    pictures, the optimum of a compression reward, have 0.
+    |grad Y| > 0.1 of the luma (Rec. 601) in [0, 1]. Not differentiable. Meant for a `min:` gate:
+    blank pictures, the optimum of a compression reward, have 0.
     """
     return share_of_edges(images)

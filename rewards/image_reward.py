@@ -27,12 +27,14 @@ TOKENS = 35
 
 
 class image_reward:
-    """ImageReward, a BLIP-L tuned on rankings of 137,000 pairs: normalised, about -2 to 2.
+    """ImageReward, a BLIP-L tuned on rankings of 137,000 pairs: normalized, about -2 to 2.
 
-    r(x, c) = (head(BLIP(x, c)) - 0.167) / 1.033 of the text's first token, which attends to the image (Xu et
-    al. 2023, arXiv 2304.05977). Higher is better. Differentiable. A prompt beyond 35 tokens is cut.
+    r(x, c) = (head(BLIP(x, c)) - 0.167) / 1.033 of the text's first token, which attends to the
+    image (Xu et al. 2023, arXiv 2304.05977). Higher is better. Differentiable. A prompt beyond 35
+    tokens is cut.
 
-    `pretrained` is what holds `ImageReward.pt` and `med_config.json`: a name on the Hub or a folder.
+    `pretrained` is what holds `ImageReward.pt` and `med_config.json`: a name on the Hub or a
+    folder.
     `tokenizer` is BERT's: a name on the Hub or a folder.
     `batch_size` is how many images go through the network at once.
     """
@@ -40,9 +42,14 @@ class image_reward:
     differentiable = True
 
     def __init__(
-        self, *, device: torch.device | str, dtype: torch.dtype, pretrained: str = "THUDM/ImageReward",
-        tokenizer: str = "google-bert/bert-base-uncased", batch_size: PositiveInt = 8,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        pretrained: str = "THUDM/ImageReward",
+        tokenizer: str = "google-bert/bert-base-uncased",
+        batch_size: PositiveInt = 8,
+    ) -> None:
         self.device, self.batch_size = torch.device(device), batch_size
         with loading("image_reward.pretrained", pretrained):
             state = tensors(file(pretrained, "ImageReward.pt"))
@@ -63,14 +70,19 @@ class image_reward:
         return self.tokenizer(list(prompts), **cut, return_tensors="pt").to(self.device)
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         parts = images.to(self.device).split(self.batch_size)
         texts = cut(prompts, self.batch_size)
         return torch.cat([self._score(*each) for each in zip(parts, texts, strict=True)])
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        seen = self.model.vision_model(self.preprocess(images).to(self.model.dtype)).last_hidden_state
+        seen = self.model.vision_model(
+            self.preprocess(images).to(self.model.dtype)
+        ).last_hidden_state
         rows = self.tokens(prompts)
         read = self.model.text_encoder(
             input_ids=rows.input_ids, attention_mask=rows.attention_mask, encoder_hidden_states=seen

@@ -18,7 +18,7 @@ def jpeg_compressibility(
     *,
     quality: JpegQuality = 95,
 ) -> Float[Tensor, "B"]:
-    """Minus the size of the image as a JPEG of this quality, in kB (1000 bytes): easy to compress is good.
+    """Minus the size of the image as a JPEG, in kB (1000 bytes): easy to compress is good.
 
     r(x) = -len(JPEG(x, quality)) / 1000 (DDPO, arXiv 2305.13301, section 5.1). Below 0.
     Only images of one size compare.

@@ -18,7 +18,7 @@ def jpeg_incompressibility(
     *,
     quality: JpegQuality = 95,
 ) -> Float[Tensor, "B"]:
-    """The size of the image as a JPEG of this quality, in kB (1000 bytes): hard to compress is good.
+    """The size of the image as a JPEG, in kB (1000 bytes): hard to compress is good.
 
     r(x) = len(JPEG(x, quality)) / 1000 (DDPO, arXiv 2305.13301, section 5.1). Above 0.
     Only images of one size compare.

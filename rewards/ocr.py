@@ -14,11 +14,14 @@ from ddpo.rewards import UserError
 
 
 class ocr:
-    """1 - (edit distance to the text that was asked for) / (its length), of what PP-OCR reads; 0 to 1.
+    """1 - (edit distance to the text that was asked for) / (its length), of what PP-OCR reads.
 
-    The text is the prompt's metadata `text`, or what stands in double quotes in the prompt; NaN without one.
-    Case and spaces do not count. 1 where the text is contained in what is read; a distance above its length
-    counts as its length (as in Flow-GRPO, arXiv 2505.05470). Not differentiable. Needs the extra ocr.
+    Range 0 to 1, higher is better.
+
+    The text is the prompt's metadata `text`, or what stands in double quotes in the prompt; NaN
+    without one. Case and spaces do not count. 1 where the text is contained in what is read; a
+    distance above its length counts as its length (as in Flow-GRPO, arXiv 2505.05470). Not
+    differentiable. Needs the extra ocr.
 
     `detector` is a PP-OCR of transformers that finds lines of text: a name on the Hub, or a folder.
     `recognizer` is one that reads them. `batch_size` images are searched at once.
@@ -43,7 +46,10 @@ class ocr:
         self.reader = Reader(detector, recognizer, device)
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         wanted = [_plain(_asked(*each)) for each in zip(prompts, metadata, strict=True)]
         arrays, rows = to_uint8(images).cpu().numpy(), [i for i, text in enumerate(wanted) if text]

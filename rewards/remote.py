@@ -27,20 +27,27 @@ log = logging.getLogger("ddpo")
 class remote:
     """The score of a reward that a server computes: `ddpo serve --reward NAME` there, this here.
 
-    Images travel as 8-bit PNG; range and direction are the served reward's; not differentiable. `url` is the
-    server's address, as http://127.0.0.1:8000. `batch_size` is the number of images a request; two requests
-    are under way at once. `timeout_s` is how many seconds the server may be silent. `retries` is how often a
-    request is repeated, after 0.5, 1, 2, ... seconds, where the server is not reached, silent, breaks off or
-    has an error of its own (5xx, 429); then its images have no value (NaN), with a line in the log.
+    Images travel as 8-bit PNG; range and direction are the served reward's; not differentiable.
+    `url` is the server's address, as http://127.0.0.1:8000. `batch_size` is the number of images a
+    request; two requests are under way at once. `timeout_s` is how many seconds the server may be
+    silent. `retries` is how often a request is repeated, after 0.5, 1, 2, ... seconds, where the
+    server is not reached, silent, breaks off or has an error of its own (5xx, 429); then its images
+    have no value (NaN), with a line in the log.
 
-    Raises UserError where that would not help: no server when the run begins, a request that it refuses
-    (4xx), an answer that is not one number or null an image, a reward that was changed.
+    Raises UserError where that would not help: no server when the run begins, a request that it
+    refuses (4xx), an answer that is not one number or null an image, a reward that was changed.
     """
 
     def __init__(
-        self, *, device: torch.device | str, dtype: torch.dtype, url: str = "http://127.0.0.1:8000",
-        timeout_s: Seconds = 60.0, retries: NonNegativeInt = 3, batch_size: PositiveInt = 4,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        url: str = "http://127.0.0.1:8000",
+        timeout_s: Seconds = 60.0,
+        retries: NonNegativeInt = 3,
+        batch_size: PositiveInt = 4,
+    ) -> None:
         try:
             known = urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname
         except ValueError:
@@ -52,21 +59,35 @@ class remote:
         try:
             health = ask(f"{self.url}/health", None, timeout_s, retries) or {}
         except ConnectionError as error:
-            raise UserError(f"remote: {url} does not answer ({error}); start `ddpo serve` there") from error
-        if not isinstance(health.get("version"), str) or not isinstance(health.get("max_images"), int):
+            raise UserError(
+                f"remote: {url} does not answer ({error}); start `ddpo serve` there"
+            ) from error
+        if not isinstance(health.get("version"), str) or not isinstance(
+            health.get("max_images"), int
+        ):
             raise UserError(self._stranger)
         self.version: str = health["version"]
         self.groupwise = bool(health.get("groupwise"))  # then all images of a call are one request
-        self.batch_size = health["max_images"] if self.groupwise else min(batch_size, health["max_images"])
+        self.batch_size = (
+            health["max_images"] if self.groupwise else min(batch_size, health["max_images"])
+        )
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         if self.groupwise and len(images) > self.batch_size:
-            several = f"{len(images)} images in a group, {self.url} takes {self.batch_size} a request"
+            several = (
+                f"{len(images)} images in a group, {self.url} takes {self.batch_size} a request"
+            )
             raise UserError(f"remote: {several}; lower trainer.samples_per_prompt")
         # two in flight: while the server scores one request, the next is sent and unpacked
-        chunks = [slice(first, first + self.batch_size) for first in range(0, len(images), self.batch_size)]
+        chunks = [
+            slice(first, first + self.batch_size)
+            for first in range(0, len(images), self.batch_size)
+        ]
         slots, answers = Semaphore(2), [Future[list[float]]() for _ in chunks]
 
         def work(rows: slice, answer: Future[list[float]]) -> None:
@@ -76,25 +97,38 @@ class remote:
                 except Exception as error:
                     answer.set_exception(error)
 
-        for chunk in zip(chunks, answers, strict=True):  # daemons: a server that hangs must not hold us
+        # daemons: a server that hangs must not hold us
+        for chunk in zip(chunks, answers, strict=True):
             Thread(target=work, args=chunk, daemon=True).start()
         return torch.tensor([score for answer in answers for score in answer.result()])
 
-    def _scores(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Any]) -> list[float]:
-        """One request. Files are made one at a time: a whole batch would leave the processor's cache."""
+    def _scores(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Any]
+    ) -> list[float]:
+        """One request.
+
+        Files are made one at a time: a whole batch would leave the processor's cache.
+        """
         files = [png(to_uint8(image[None].detach())[0].cpu().numpy()) for image in images]
         others = json.dumps({"prompts": list(prompts), "metadata": [dict(row) for row in metadata]})
-        pictures = b'", "'.join(map(b64encode, files))  # json.dumps would look for what must be escaped
+        # json.dumps would look for what must be escaped
+        pictures = b'", "'.join(map(b64encode, files))
         try:
             body = b'{"images": ["%s"], %s' % (pictures, others[1:].encode())
             found = ask(f"{self.url}/score", body, self.timeout_s, self.retries) or {}
         except ConnectionError as error:
-            log.warning("remote: %s: no value after %d tries (%s)", self.url, self.retries + 1, error)
+            log.warning(
+                "remote: %s: no value after %d tries (%s)", self.url, self.retries + 1, error
+            )
             return [math.nan] * len(images)
         scores = found["scores"] if isinstance(found.get("scores"), list) else []
         numbers = [math.nan if score is None else score for score in scores]
-        if len(numbers) != len(images) or not all(type(number) in (int, float) for number in numbers):
+        if len(numbers) != len(images) or not all(
+            type(number) in (int, float) for number in numbers
+        ):
             raise UserError(self._stranger)
         if found.get("version") != self.version:
-            raise UserError(f"remote: {self.url} has version {found.get('version')}, was {self.version}")
+            raise UserError(
+                f"remote: {self.url} has version {found.get('version')}, was {self.version}"
+            )
         return numbers

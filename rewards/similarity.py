@@ -19,33 +19,48 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class similarity:
-    """Mean cosine of the image's features and the reference images', in [-1, 1]; 1 for the same image.
+    """Mean cosine of the image's features and the reference images', in [-1, 1].
 
-    r(x) = mean over the references y of cos(f(x), f(y)), higher is more alike. Differentiable. NaN for a
-    prompt without a reference.
+    It is 1 for the same image.
 
-    `reference` is an image file or a folder of them; without it, each prompt's metadata field `reference`.
-    `pretrained` is the network of the features: DINOv2 (its class token: looks), CLIP (subject and style), by
-    a name on the Hub, a folder, one of open_clip's, or emoji (the embedded CLIP).
+    r(x) = mean over the references y of cos(f(x), f(y)), higher is more alike. Differentiable. NaN
+    for a prompt without a reference.
+
+    `reference` is an image file or a folder of them; without it, each prompt's metadata field
+    `reference`.
+    `pretrained` is the network of the features: DINOv2 (its class token: looks), CLIP (subject and
+    style), by a name on the Hub, a folder, one of open_clip's, or emoji (the embedded CLIP).
     `batch_size` is how many images go through the network at once.
     """
 
     differentiable = True
 
     def __init__(
-        self, *, device: torch.device | str, dtype: torch.dtype, reference: str = "",
-        pretrained: str = "facebook/dinov2-base", batch_size: PositiveInt = 16,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        reference: str = "",
+        pretrained: str = "facebook/dinov2-base",
+        batch_size: PositiveInt = 16,
+    ) -> None:
         self.reference = reference
         self.encoder = Encoder(
-            pretrained, option="similarity.pretrained", device=device, dtype=dtype, batch_size=batch_size
+            pretrained,
+            option="similarity.pretrained",
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
         )
         self.known: dict[str, Tensor] = {}
         if reference:
             self._features(reference)
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         found = self.encoder.images(images)
         absent = torch.full_like(found[0], torch.nan)
@@ -54,15 +69,19 @@ class similarity:
         return (found * torch.stack(means)).sum(-1)
 
     def _features(self, place: str) -> Float[Tensor, " D"]:
-        """The mean feature of the references: the mean of the cosines is the cosine's sum with it."""
+        """The mean feature of the references, whose product with a feature is the mean cosine."""
         if place not in self.known:
             path = Path(place).expanduser()
             inside = sorted(path.iterdir()) if path.is_dir() else [path]
             files = [file for file in inside if file.suffix.lower() in SUFFIXES or file == path]
             if not files:
-                raise UserError(f"similarity.reference: {place} holds no image ({', '.join(SUFFIXES)})")
+                raise UserError(
+                    f"similarity.reference: {place} holds no image ({', '.join(SUFFIXES)})"
+                )
             with torch.no_grad():
-                self.known[place] = torch.cat([self.encoder.images(_read(file)) for file in files]).mean(0)
+                self.known[place] = torch.cat(
+                    [self.encoder.images(_read(file)) for file in files]
+                ).mean(0)
         return self.known[place]
 
 
@@ -71,4 +90,6 @@ def _read(file: Path) -> Float[Tensor, "1 3 H W"]:
         with Image.open(file) as picture:
             return from_pil([picture])
     except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"similarity.reference: {file} cannot be read as an image ({error})") from error
+        raise UserError(
+            f"similarity.reference: {file} cannot be read as an image ({error})"
+        ) from error

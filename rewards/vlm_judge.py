@@ -23,21 +23,25 @@ log = logging.getLogger("ddpo")
 
 
 class vlm_judge:
-    """What a vision-language model behind an OpenAI-compatible server (vLLM, SGLang) thinks of the image.
+    """What a vision-language model behind an OpenAI-compatible server thinks of the image.
 
-    Range 0 to 1, higher is better. An image without an answer that can be read, after all retries, has no
-    value (NaN), and a line in the log says why; so has one with an empty prompt. Not differentiable.
+    Range 0 to 1, higher is better. An image without an answer that can be read, after all retries,
+    has no value (NaN), and a line in the log says why; so has one with an empty prompt. Not
+    differentiable.
 
-    `judge` is yes_no (P(yes) / (P(yes) + P(no)) of "Does this figure show '...'?" from the log-probabilities
-    of the likeliest 20 tokens; 1 or 0 from a server that gives none), rubric (a number from low to high,
-    scaled to 0 to 1) or unified_reward (the mean of the three axes of UnifiedReward 2.0, from 1 to 5, scaled
-    to 0 to 1). `question` is another text for the judge; {prompt}, {low} and {high} in it are filled in.
+    `judge` is yes_no (P(yes) / (P(yes) + P(no)) of "Does this figure show '...'?" from the
+    log-probabilities of the likeliest 20 tokens; 1 or 0 from a server that gives none), rubric (a
+    number from low to high, scaled to 0 to 1) or unified_reward (the mean of the three axes of
+    UnifiedReward 2.0, from 1 to 5, scaled to 0 to 1). `question` is another text for the judge;
+    {prompt}, {low} and {high} in it are filled in.
     `low` is the rubric's worst number. `high` is its best.
-    `base_url` is the server's, which ends in /v1. `model` is the name by which the server knows its model.
+    `base_url` is the server's, which ends in /v1. `model` is the name by which the server knows its
+    model.
     `api_key_variable` is the environment variable that holds the key; empty: no key.
-    `concurrency` is the number of requests under way at once. `timeout_s` is for one of them, in seconds.
-    `retries` are made of one that fails. `backoff_s` is the wait before the first of these, in seconds; each
-    further one waits twice as long. `jpeg_quality` sends JPEG files; null: PNG.
+    `concurrency` is the number of requests under way at once. `timeout_s` is for one of them, in
+    seconds.
+    `retries` are made of one that fails. `backoff_s` is the wait before the first of these, in
+    seconds; each further one waits twice as long. `jpeg_quality` sends JPEG files; null: PNG.
     """
 
     def __init__(
@@ -59,12 +63,16 @@ class vlm_judge:
         jpeg_quality: JpegQuality | None = None,
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
-            raise UserError(f"vlm_judge.base_url: {base_url!r} is no address; write http://HOST:PORT/v1")
+            raise UserError(
+                f"vlm_judge.base_url: {base_url!r} is no address; write http://HOST:PORT/v1"
+            )
         if not low < high:
             raise UserError(f"vlm_judge.low: {low:g} is not below high, {high:g}")
         key = os.environ.get(api_key_variable, "") if api_key_variable else ""
         if api_key_variable and not key:
-            raise UserError(f"vlm_judge.api_key_variable: {api_key_variable} is not set in the environment")
+            raise UserError(
+                f"vlm_judge.api_key_variable: {api_key_variable} is not set in the environment"
+            )
         self.judge, self.model, self.low, self.high = judge, model, low, high
         text = question or _judging.QUESTIONS[judge]
         self.question = text.replace("{low}", f"{low:g}").replace("{high}", f"{high:g}")
@@ -72,14 +80,20 @@ class vlm_judge:
         self.server = Server(base_url, key, concurrency, timeout_s, retries, backoff_s)
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         asked = [i for i, prompt in enumerate(prompts) if prompt.strip()]
         files = self._files(images)
         found = self.server.ask(
-            [self._chat(files[i], prompts[i]) for i in asked], self._read, model=self.model, temperature=0.0,
+            [self._chat(files[i], prompts[i]) for i in asked],
+            self._read,
+            model=self.model,
+            temperature=0.0,
             **_judging.OPTIONS[self.judge],
-        )  # fmt: skip
+        )
         values = torch.full((len(images),), torch.nan)
         for i, value in zip(asked, found, strict=True):
             values[i] = value if isinstance(value, float) else torch.nan

@@ -20,14 +20,14 @@ YES, NO = ("Yes", "yes", "YES", " Yes", " yes", " YES"), ("No", "no", "NO", " No
 class vqa_score:
     """P(yes) of a vision-language model that is asked whether the image shows the prompt.
 
-    P(yes) / (P(yes) + P(no)) of the first word of its answer, over the spellings of both that are one token,
-    by one forward (VQAScore, Lin et al. 2024, arXiv 2404.01291; theirs is a CLIP-FlanT5, ours is any model
-    of transformers that chats about an image). Range 0 to 1, higher is better; NaN for an empty prompt.
-    Differentiable.
+    P(yes) / (P(yes) + P(no)) of the first word of its answer, over the spellings of both that are
+    one token, by one forward (VQAScore, Lin et al. 2024, arXiv 2404.01291; theirs is a CLIP-FlanT5,
+    ours is any model of transformers that chats about an image). Range 0 to 1, higher is better;
+    NaN for an empty prompt. Differentiable.
 
-    `pretrained` is a name on the Hub, a folder, or emoji (the embedded captioner). `question` holds {prompt};
-    null: the paper's, without its second sentence for emoji, which never read it. `batch_size` images are
-    judged at once.
+    `pretrained` is a name on the Hub, a folder, or emoji (the embedded captioner). `question` holds
+    {prompt}; null: the paper's, without its second sentence for emoji, which never read it.
+    `batch_size` images are judged at once.
     """
 
     differentiable = True
@@ -47,7 +47,10 @@ class vqa_score:
         self.yes, self.no = self.vlm.words(*YES), self.vlm.words(*NO)
 
     def __call__(
-        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         questions = [self.question.replace("{prompt}", prompt) for prompt in prompts]
         chunks = zip(images.split(self.batch_size), cut(questions, self.batch_size), strict=True)

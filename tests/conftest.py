@@ -1,4 +1,5 @@
-"""One thread a worker, no network, and the shapes annotated in the formulas are checked at every call."""
+"""One thread a worker, no network, and the shapes annotated in the formulas are checked at every
+call."""
 
 import os
 
@@ -8,9 +9,13 @@ import jaxtyping
 import torch
 
 FORMULAS = [
-    "ddpo.samplers", "ddpo.advantages", "ddpo.training.credit", "ddpo.training.selection",
-    "ddpo.objectives", "ddpo.images",
-]  # fmt: skip
+    "ddpo.samplers",
+    "ddpo.advantages",
+    "ddpo.training.credit",
+    "ddpo.training.selection",
+    "ddpo.objectives",
+    "ddpo.images",
+]
 
 torch.set_num_threads(1)
 jaxtyping.install_import_hook(FORMULAS, "beartype.beartype")

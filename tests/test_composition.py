@@ -1,4 +1,5 @@
-"""Several rewards as one: per-reward comparison, gates, groups, win rates, missing values. By hand."""
+"""Several rewards as one: per-reward comparison, gates, groups, win rates, missing values. By
+hand."""
 
 import json
 import math
@@ -51,13 +52,17 @@ def relative(images: Tensor, prompts: Sequence[str], metadata: Rows) -> Tensor:
 relative.groupwise = True
 
 
-def outcome(columns: dict[str, list[float]], judges: list[Reward], **changes: Any) -> tuple[Batch, Any]:
+def outcome(
+    columns: dict[str, list[float]], judges: list[Reward], **changes: Any
+) -> tuple[Batch, Any]:
     """Of one iteration in which each of the four groups got these values."""
     trainer = helpers.make_trainer(helpers.policy(), rewards=judges, **changes)
     prompts = trainer.draw()
     trajectory, *_ = trainer.rollout(prompts) if not hasattr(outcome, "rolled") else outcome.rolled
     outcome.rolled = (trajectory,)
-    values = {name: torch.tensor(column).repeat(16 // len(column)) for name, column in columns.items()}
+    values = {
+        name: torch.tensor(column).repeat(16 // len(column)) for name, column in columns.items()
+    }
     return trainer.outcome(prompts, trajectory, values)
 
 
@@ -71,7 +76,8 @@ TWO = [judge("a", 2.0), judge("b", -0.5)]
 
 
 def test_each_reward_compared_by_itself_or_their_sum() -> None:
-    """a: mean 1, std 1; b: mean 20, std 10. The sum 2 a - b / 2 is (-5, -15, -1, -11): mean -8, std 5.385."""
+    """a: mean 1, std 1; b: mean 20, std 10. The sum 2 a - b / 2 is (-5, -15, -1, -11): mean -8, std
+    5.385."""
     batch, row = outcome({"a": A, "b": B}, TWO, per_reward=True)
     expected = torch.tensor([-2 + 0.5, -2 - 0.5, 2 + 0.5, 2 - 0.5], dtype=torch.float64)
     torch.testing.assert_close(batch.advantage[:4], expected, atol=1e-5, rtol=0)
@@ -111,13 +117,16 @@ def test_a_gated_sample_is_the_worst_of_its_group() -> None:
     torch.testing.assert_close(batch.advantage[:4], expected, atol=1e-5, rtol=0)
     assert batch.reward[:4].tolist() == batch.all_reward[:4].tolist() == [1, 2, 1, 3]
     assert row["reward/gated"] == row["gated/light"] == 0.25 and "gated/a" not in row
-    assert row["reward/mean"] == 3.75 and row["reward/a"] == 3.75, "what is logged is what was scored"
+    assert row["reward/mean"] == 3.75 and row["reward/a"] == 3.75, (
+        "what is logged is what was scored"
+    )
     best, _ = outcome(GATED, JUDGES, keep_extremes=1)
     assert best.present[:4].tolist() == [True, False, False, True]
 
 
 def test_a_gate_and_each_reward_by_itself() -> None:
-    """The third is gated: 2 A(0, 0, 0, 2) + A(-10, -30, -30, -30) / 2, with std 0.75^0.5 and 75^0.5."""
+    """The third is gated: 2 A(0, 0, 0, 2) + A(-10, -30, -30, -30) / 2, with std 0.75^0.5 and
+    75^0.5."""
     judges = [*TWO, judge("light", 0.0, max=0.9)]
     batch, _ = outcome({"a": A, "b": B, "light": GATED["light"]}, judges, per_reward=True)
     a, b = torch.tensor([-0.5, -0.5, -0.5, 1.5]), torch.tensor([15.0, -5, -5, -5])
@@ -140,8 +149,11 @@ def test_a_group_that_is_all_gated_is_the_worst_of_the_iteration() -> None:
     assert batch.reward[:4].tolist() == [1.0] * 4 and batch.advantage[:4].max() < 0
     for per_reward in (False, True):
         changes = {
-            "samples_per_prompt": 1, "prompts_per_iteration": 16, "make": BATCH, "per_reward": per_reward
-        }  # fmt: skip
+            "samples_per_prompt": 1,
+            "prompts_per_iteration": 16,
+            "make": BATCH,
+            "per_reward": per_reward,
+        }
         batch, _ = outcome({"a": [9.0, 1, 2, 3], "light": [1.0, 0.5, 0.5, 0.5]}, JUDGES, **changes)
         lows = torch.tensor([1.0, 1, 2, 3], dtype=torch.float64)
         expected = (lows - 1.75) / (lows.std(correction=0) + 1e-6)
@@ -151,12 +163,15 @@ def test_a_group_that_is_all_gated_is_the_worst_of_the_iteration() -> None:
 
 
 def test_the_best_checkpoint_heeds_gates_and_missing_values() -> None:
-    """2 a - b of five pictures: 2, 4, 18 (gated, so 2), NaN, infinite; without a value there is none."""
+    """2 a - b of five pictures: 2, 4, 18 (gated, so 2), NaN, infinite; without a value there is
+    none."""
     judges = [judge("a", 2.0), judge("b", -1.0), judge("light", 0.0, max=0.9), judge("logged", 0.0)]
     columns = {
-        "a": [1.0, 2, 9, NAN, float("inf")], "b": [0.0] * 5, "light": [0.5, 0.5, 0.95, 0.5, 0.5],
+        "a": [1.0, 2, 9, NAN, float("inf")],
+        "b": [0.0] * 5,
+        "light": [0.5, 0.5, 0.95, 0.5, 0.5],
         "logged": [NAN] * 5,
-    }  # fmt: skip
+    }
     values = {name: torch.tensor(column) for name, column in columns.items()}
     mixture = Mixture(judges, BATCH)
     assert mixture.standing(values) == pytest.approx((2 + 4 + 2) / 3)
@@ -167,7 +182,8 @@ def test_the_best_checkpoint_heeds_gates_and_missing_values() -> None:
 
 
 def test_rwr_over_all_prompts_knows_the_gate() -> None:
-    """Weights exp(beta r) over the iteration: a gated prompt's are those of the worst that passed."""
+    """Weights exp(beta r) over the iteration: a gated prompt's are those of the worst that
+    passed."""
     columns = {"a": [9.0] * 4 + [1.0, 2, 3] * 4, "light": [1.0] * 4 + [0.5] * 12}
     batch, _ = outcome(columns, JUDGES)
     found = weights(batch, beta=0.2, percentile=None, per_prompt=False, standardize=False)
@@ -190,13 +206,20 @@ def test_a_gated_sample_wins_no_pair(name: str) -> None:
 
 def test_no_value_for_a_gate_is_no_value() -> None:
     """Excluded and counted by reward; a reward that is only logged excludes nothing."""
-    columns = {"a": [1.0, 2, 3, NAN], "light": [0.5, NAN, 0.5, float("inf")], "logged": [NAN, NAN, 1, 1]}
+    columns = {
+        "a": [1.0, 2, 3, NAN],
+        "light": [0.5, NAN, 0.5, float("inf")],
+        "logged": [NAN, NAN, 1, 1],
+    }
     batch, row = outcome(columns, [*JUDGES, judge("logged", 0.0)])
     assert batch.present[:4].tolist() == [True, False, True, False]
     counts = {key: value for key, value in row.items() if "missing" in key}
     assert counts == {"missing/a": 4, "missing/light": 8, "missing/logged": 8, "reward/missing": 8}
     assert row["reward/mean"] == 2 and row["reward/a"] == 2 and row["reward/gated"] == 0
-    words = r"8 of 16 images got no value, above trainer.max_missing 0.4 \(NaN from a for 4, from light for 8"
+    words = (
+        "8 of 16 images got no value, above trainer.max_missing 0.4 "
+        r"\(NaN from a for 4, from light for 8"
+    )
     with pytest.raises(Stopped, match=words):
         outcome(columns, [*JUDGES, judge("logged", 0.0)], max_missing=0.4)
 
@@ -218,7 +241,9 @@ def test_groups_are_whole_whatever_the_chunks() -> None:
         values = scorer.collect()
         groups = level(images).view(3, 4)
         torch.testing.assert_close(values["level"], level(images))
-        torch.testing.assert_close(values["relative"], (groups - groups.mean(1, keepdim=True)).flatten())
+        torch.testing.assert_close(
+            values["relative"], (groups - groups.mean(1, keepdim=True)).flatten()
+        )
     assert sizes == [4] * 6
 
 
@@ -234,7 +259,9 @@ def test_a_failure_is_told_at_the_next_chunk() -> None:
         scorer.submit(torch.zeros(1, 3, 2, 2), ["x"], [{}])
 
 
-def test_reward_threads_compute_on_the_device_of_their_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reward_threads_compute_on_the_device_of_their_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """In torch each new thread begins on GPU 0: here that of the thread which submits is 3."""
     current = threading.local()
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -285,7 +312,9 @@ def test_an_evaluation_groups_a_prompts_pictures(monkeypatch: pytest.MonkeyPatch
     sampler, own = helpers.sampler(policy, batch_size=4), [Reward("relative", 1.0, relative)]
     asked = PromptSet("words", tuple(Prompt(word, {}) for word in helpers.WORDS[:3]))
     shots = matched.all_shots(policy, sampler, asked, 3, own)
-    assert [(shot.prompt, shot.seed) for shot in shots] == [(helpers.WORDS[i // 3], i) for i in range(9)]
+    assert [(shot.prompt, shot.seed) for shot in shots] == [
+        (helpers.WORDS[i // 3], i) for i in range(9)
+    ]
     bright = level(from_pil([shot.image for shot in shots])).view(3, 3)
     expected = (bright - bright.mean(1, keepdim=True)).flatten().tolist()
     assert [shot.scores["relative"] for shot in shots] == pytest.approx(expected, abs=2e-3)
@@ -310,25 +339,35 @@ def test_an_evaluation_waits_no_longer_than_the_timeout() -> None:
     policy = helpers.policy()
     asked = PromptSet("words", (Prompt(helpers.WORDS[0], {}),))
     arguments = (policy, helpers.sampler(policy), asked, 1, [Reward("hangs", 1.0, hangs)])
-    with pytest.raises(UserError, match=r"hangs gave no values within 0.1 s \(trainer.reward_timeout_s\)"):
+    with pytest.raises(
+        UserError, match=r"hangs gave no values within 0.1 s \(trainer.reward_timeout_s\)"
+    ):
         matched.all_shots(*arguments, timeout_s=0.1)
 
 
 def test_what_is_written_of_an_evaluation_is_json(tmp_path: Path) -> None:
     """Without a value: null in both files, and the report has its NaN again."""
-    shots = [matched.Shot("a", i, Image.new("RGB", (2, 2)), {"none": NAN, "b": 1.0}) for i in range(2)]
-    matched.write(tmp_path / "evaluation", {"set": {"base": shots, "tuned": shots}}, config={"x": None})
+    shots = [
+        matched.Shot("a", i, Image.new("RGB", (2, 2)), {"none": NAN, "b": 1.0}) for i in range(2)
+    ]
+    matched.write(
+        tmp_path / "evaluation", {"set": {"base": shots, "tuned": shots}}, config={"x": None}
+    )
 
     def refused(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
 
     for name in ("results.json", "samples.jsonl"):
-        for text in (tmp_path / "evaluation" / name).read_text().split("\n" if name[0] == "s" else "\0"):
+        for text in (
+            (tmp_path / "evaluation" / name).read_text().split("\n" if name[0] == "s" else "\0")
+        ):
             if text:
                 json.loads(text, parse_constant=refused)
     (tmp_path / "config.yaml").write_text("{}")
     found = evidence.read(tmp_path).results
-    assert math.isnan(found["sets"]["set"]["none"]["difference"]["mean"]) and found["config"] == {"x": None}
+    assert math.isnan(found["sets"]["set"]["none"]["difference"]["mean"]) and found["config"] == {
+        "x": None
+    }
     assert "n/a" in evidence.sentence("set", "none", found["sets"]["set"]["none"])
 
 
@@ -344,7 +383,9 @@ def test_conformance_of_rewards_that_compare() -> None:
     assert broken(
         lambda images, *rest: relative(images, *rest) + torch.arange(len(images)), groupwise=True
     ) == {"order"}
-    brighter = rewards.win_rates(lambda first, second, *rest: (level(first) - level(second)).sigmoid())
+    brighter = rewards.win_rates(
+        lambda first, second, *rest: (level(first) - level(second)).sigmoid()
+    )
     assert broken(brighter) == set()
     assert broken(rewards.win_rates(lambda first, *rest: 1 + level(first))) == {"call"}
 
@@ -392,14 +433,22 @@ def own(tmp_path: Path) -> str:
 def test_a_composition_trains_and_is_judged(
     own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From one file: a reward with options, a gate, a groupwise and a pairwise one; runs share a cache."""
+    """From one file: a reward with options, a gate, a groupwise and a pairwise one; runs share a
+    cache."""
     names = [f"{{name: '{own}:{name}'" for name in ("bright", "apart", "redder")]
     first = f"{names[0]}, params: {{power: 2.0}}, min: 0.0, max: 0.2}}"
     cached = first.replace("}}", f"}}, cache: {tmp_path / 'kept'}}}").replace(
         "0.2}", f"0.2, cache: {tmp_path / 'kept'}}}"
     )
     rest = f"{names[1]}, weight: 2}}, {names[2]}, weight: 0.5}}"
-    flags = ["--advantage.per_reward", "true", "--sampler.batch_size", "3", "--trainer.iterations", "1"]
+    flags = [
+        "--advantage.per_reward",
+        "true",
+        "--sampler.batch_size",
+        "3",
+        "--trainer.iterations",
+        "1",
+    ]
     rows = []
     for number, entry in enumerate((first, cached, cached)):
         run = tmp_path / str(number)
@@ -413,7 +462,14 @@ def test_a_composition_trains_and_is_judged(
         ]
         assert call(capsys, *argv) == (0, "")
         rows += metrics.read(run / "metrics.jsonl")
-    for key in ("reward/bright", "reward/apart", "reward/redder", "gated/bright", "loss", "grad_norm"):
+    for key in (
+        "reward/bright",
+        "reward/apart",
+        "reward/redder",
+        "gated/bright",
+        "loss",
+        "grad_norm",
+    ):
         assert rows[0][key] == pytest.approx(rows[1][key], rel=1e-5) == rows[2][key], key
     assert rows[0]["reward/redder"] == pytest.approx(0.5), "half of all pairs are won"
 
@@ -432,23 +488,35 @@ def test_a_reward_that_compares_needs_two_samples(
     judges = f"[{{name: '{own}:bright'}}, {{name: '{own}:{entry}}}]"
     code, line = call(capsys, *helpers.smoke(tmp_path / "run"), *flags, judges)
     name = entry.partition("'")[0]
-    words = f"leaves nothing to compare with, and reward {name} compares within a prompt; take 2 or more"
-    assert (code, line) == (2, f"trainer.samples_per_prompt: 1 {words}") and not (tmp_path / "run").exists()
+    words = (
+        "trainer.samples_per_prompt: 1 leaves nothing to compare with, "
+        f"and reward {name} compares within a prompt; take 2 or more"
+    )
+    assert (code, line) == (2, words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_share_of_missing_values_is_an_option(
     own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    flags = ["--rewards", f"[{{name: '{own}:partly'}}]", "--trainer.iterations", "1", "--trainer.max_missing"]
+    flags = [
+        "--rewards",
+        f"[{{name: '{own}:partly'}}]",
+        "--trainer.iterations",
+        "1",
+        "--trainer.max_missing",
+    ]
     code, line = call(capsys, *helpers.smoke(run), *flags, "0.3")
-    words = "rewards: 3 of 8 images got no value, above trainer.max_missing 0.3 (NaN from partly for 3)"
-    assert (code, line) == (3, f"{words} (state saved; go on with --resume {run})") and saved(run) == [
-        "000000"
-    ]
-    assert call(capsys, "--resume", str(run), "--trainer.max_missing", "0.375") == (0, "") and done(run) == [
-        1
-    ]
+    words = (
+        "rewards: 3 of 8 images got no value, above trainer.max_missing 0.3 (NaN from partly for 3)"
+    )
+    assert (code, line) == (3, f"{words} (state saved; go on with --resume {run})") and saved(
+        run
+    ) == ["000000"]
+    assert call(capsys, "--resume", str(run), "--trainer.max_missing", "0.375") == (0, "") and done(
+        run
+    ) == [1]
 
 
 def test_a_reward_of_an_installed_package_trains(
@@ -464,7 +532,10 @@ def test_a_reward_of_an_installed_package_trains(
     run, flags = tmp_path / "run", ["--trainer.iterations", "1", "--rewards"]
     code, line = call(capsys, *helpers.smoke(run), *flags, "[{name: glow, params: {powr: 2.0}}]")
     assert (code, line) == (2, "rewards.0.params.powr: no such option of glow; did you mean power?")
-    assert call(capsys, *helpers.smoke(run), *flags, "[{name: glow, params: {power: 2.0}}]") == (0, "")
+    assert call(capsys, *helpers.smoke(run), *flags, "[{name: glow, params: {power: 2.0}}]") == (
+        0,
+        "",
+    )
     assert metrics.read(run / "metrics.jsonl")[0]["reward/glow"] > 0
 
 

@@ -14,7 +14,9 @@ from ddpo import images
 
 def flat(*rgb: float, height: int = 6, width: int = 8) -> Tensor:
     """(1, 3, height, width) of one color."""
-    return torch.tensor(rgb, dtype=torch.float32).view(1, 3, 1, 1).expand(1, 3, height, width).clone()
+    return (
+        torch.tensor(rgb, dtype=torch.float32).view(1, 3, 1, 1).expand(1, 3, height, width).clone()
+    )
 
 
 def gray(levels: Tensor) -> Tensor:
@@ -45,7 +47,8 @@ def test_bytes_are_clipped_not_wrapped() -> None:
 
 
 def test_half_precision_is_converted_before_the_product() -> None:
-    levels = (torch.arange(256.0) / 256).bfloat16()  # exact in bfloat16; their products with 255 are not
+    # exact in bfloat16; their products with 255 are not
+    levels = (torch.arange(256.0) / 256).bfloat16()
     expected = [round(level * 255) for level in levels.tolist()]
     assert images.to_uint8(levels.expand(1, 3, 1, 256))[0, 0, :, 0].tolist() == expected
 
@@ -70,7 +73,9 @@ def test_there_and_back_is_exact() -> None:
 
 
 def test_other_modes_become_rgb() -> None:
-    batch = images.from_pil([Image.new("L", (3, 2), 51), Image.new("RGBA", (3, 2), (255, 0, 51, 9))])
+    batch = images.from_pil(
+        [Image.new("L", (3, 2), 51), Image.new("RGBA", (3, 2), (255, 0, 51, 9))]
+    )
     assert batch[:, :, 0, 0].tolist() == [pytest.approx([0.2] * 3), pytest.approx([1.0, 0.0, 0.2])]
 
 
@@ -95,7 +100,9 @@ def test_saturation() -> None:
 
 def test_saturation_is_that_of_hsv() -> None:
     picture = noise(1)
-    expected = np.mean([colorsys.rgb_to_hsv(*pixel)[1] for pixel in picture[0].flatten(1).T.tolist()])
+    expected = np.mean(
+        [colorsys.rgb_to_hsv(*pixel)[1] for pixel in picture[0].flatten(1).T.tolist()]
+    )
     assert images.saturation(picture).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -109,10 +116,13 @@ def test_edge_density_counts_edge_pixels(sign: int) -> None:
 
 def test_edge_density_is_by_the_length_of_the_gradient() -> None:
     y, x = torch.meshgrid(torch.arange(5.0), torch.arange(6.0), indexing="ij")
-    density = [images.edge_density(gray(ramp)).item() for ramp in (0.09 * x, 0.11 * x, 0.09 * y, 0.11 * y)]
+    density = [
+        images.edge_density(gray(ramp)).item() for ramp in (0.09 * x, 0.11 * x, 0.09 * y, 0.11 * y)
+    ]
     assert density == [0, 1, 0, 1]
     assert images.edge_density(gray(0.08 * (x + y))).item() == 1  # hypot is 0.113
-    assert images.edge_density(gray(0.06 * (x + y))).item() == 0  # hypot is 0.085, the sum of the steps 0.12
+    # hypot is 0.085, the sum of the steps 0.12
+    assert images.edge_density(gray(0.06 * (x + y))).item() == 0
 
 
 def test_edge_density_sees_luma() -> None:
@@ -147,7 +157,9 @@ def test_color_entropy_of_noise() -> None:
     picture = noise(1)
     counts, _ = np.histogramdd(picture[0].flatten(1).T.numpy(), bins=8, range=[(0, 1)] * 3)
     share = counts[counts > 0] / counts.sum()
-    assert images.color_entropy(picture).item() == pytest.approx(-(share * np.log2(share)).sum(), rel=1e-5)
+    assert images.color_entropy(picture).item() == pytest.approx(
+        -(share * np.log2(share)).sum(), rel=1e-5
+    )
 
 
 def test_guards_are_of_each_image_alone() -> None:

@@ -15,7 +15,10 @@ FLOORS = [
     ("commands", {"commands": "one file, one command; `frame` is what they share"}),
     ("before a run", {"planning": "what a run will cost, counted before it starts"}),
     ("a run", {"runs": "its life: session, folder, and what is made of it later"}),
-    ("the loop", {"training": "trainer, updates, what losses are functions of; knows no files and flags"}),
+    (
+        "the loop",
+        {"training": "trainer, updates, what losses are functions of; knows no files and flags"},
+    ),
     ("what came of it", {"evaluation": "matched images, statistics, the page and the card"}),
     ("settings", {"config": "sections, reading, checks across sections"}),
     ("in and out", {"rollout": "prompts to trajectories", "scoring": "images to rewards"}),
@@ -40,7 +43,8 @@ FLOORS = [
     ),
     ("errors", {"errors": "the mistakes of users, in one line"}),
 ]
-"""From the top down: a part imports from floors below its own and from inside itself, never sideways."""
+"""From the top down: a part imports from floors below its own and from inside itself, never
+sideways."""
 
 HEIGHT = {part: -depth for depth, (_, parts) in enumerate(FLOORS) for part in parts}
 MAY_PRINT = {"__main__", "train", "evaluate", "commands"}
@@ -58,7 +62,11 @@ THEIRS = sorted(file for kind in PLUGINS for file in (ROOT / kind).glob("*.py"))
 def table() -> str:
     """The floors as CONTRIBUTING.md shows them: `python tests/test_layers.py` prints them anew."""
     lines = ["| floor | part of `ddpo/` | what it is |", "| --- | --- | --- |"]
-    lines += [f"| {title} | {part} | {words} |" for title, parts in FLOORS for part, words in parts.items()]
+    lines += [
+        f"| {title} | {part} | {words} |"
+        for title, parts in FLOORS
+        for part, words in parts.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -80,7 +88,9 @@ def imports(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            parents = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             origin = ".".join([*parents, *([node.module] if node.module else [])])
             found |= {f"{origin}.{alias.name}" for alias in node.names}
     return {name for name in found if name.startswith("ddpo.")}
@@ -88,7 +98,11 @@ def imports(file: Path) -> set[str]:
 
 def module_of(name: str, modules: set[str]) -> str | None:
     """The module that the imported name is, or is an attribute of."""
-    return name if name in modules else next((m for m in [name.rpartition(".")[0]] if m in modules), None)
+    return (
+        name
+        if name in modules
+        else next((m for m in [name.rpartition(".")[0]] if m in modules), None)
+    )
 
 
 @pytest.mark.parametrize("file", OURS, ids=name_of)
@@ -125,7 +139,9 @@ def test_no_folder_is_crowded() -> None:
 @pytest.mark.parametrize("file", THEIRS, ids=name_of)
 def test_plugins_see_only_their_contract(file: Path) -> None:
     allowed = PLUGINS[file.parent.name]
-    beyond = {name for name in imports(file) if not any(f"{name}.".startswith(f"{m}.") for m in allowed)}
+    beyond = {
+        name for name in imports(file) if not any(f"{name}.".startswith(f"{m}.") for m in allowed)
+    }
     assert not beyond, f"{file.relative_to(ROOT)} imports {beyond}; it may import {allowed}"
 
 
@@ -147,9 +163,15 @@ def test_only_commands_print() -> None:
         name_of(file)
         for file in [*OURS, *THEIRS]
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
     }
-    silent = {name for name in talkers if part_of(name) not in MAY_PRINT and not name.endswith(".pretrain")}
+    silent = {
+        name
+        for name in talkers
+        if part_of(name) not in MAY_PRINT and not name.endswith(".pretrain")
+    }
     assert not silent, f"{silent} print; only commands and pretraining may"
 
 
@@ -176,8 +198,14 @@ def test_an_objective_is_a_formula(file: Path) -> None:
     assert len(source.splitlines()) <= 120
     nodes = list(ast.walk(ast.parse(source)))
     modules = {node.module or "." for node in nodes if isinstance(node, ast.ImportFrom)}
-    modules |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    beyond = {m for m in modules if m != "ddpo.objectives" and m.split(".")[0] not in {"torch", "jaxtyping"}}
+    modules |= {
+        alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+    }
+    beyond = {
+        m
+        for m in modules
+        if m != "ddpo.objectives" and m.split(".")[0] not in {"torch", "jaxtyping"}
+    }
     assert not beyond, f"{file.name} imports {beyond}"
 
 

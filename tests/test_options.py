@@ -1,7 +1,8 @@
-"""An option is obeyed or refused, by train, train --resume and plan: each is named here with what it changes.
+"""An option is obeyed or refused, by train, train --resume and plan: each is named here with what
+it changes.
 
-The options are those of the real parser. One that stands in no table fails its test, as does one that is
-accepted and changes nothing.
+The options are those of the real parser. One that stands in no table fails its test, as does one
+that is accepted and changes nothing.
 """
 
 import os
@@ -47,59 +48,103 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 TRAIN: dict[str, Flags | tuple[Flags, Flags]] = {
     "model.name": (["--plugins", "[own]"], ["--model.name", "own_model"]),
-    "model.pretrained": ["other"], "model.dtype": ["bf16"], "model.loras": ["[lora]"],
+    "model.pretrained": ["other"],
+    "model.dtype": ["bf16"],
+    "model.loras": ["[lora]"],
     "model.gradient_checkpointing": ["true"],
-    "lora.rank": ["2"], "lora.alpha": ["8"], "lora.target_modules": ["[to_q]"], "lora.text_encoder": ["true"],
-    "sampler.name": ["ddpm"], "sampler.num_steps": ["2"], "sampler.guidance_scale": ["3"],
-    "sampler.batch_size": ["4"], "sampler.eta": ["0.5"], "sampler.negative_prompt": ["a blurry picture"],
-    "prompts.name": ["activities"], "prompts.path": ["words.txt"], "prompts.dataset": ["data"],
+    "lora.rank": ["2"],
+    "lora.alpha": ["8"],
+    "lora.target_modules": ["[to_q]"],
+    "lora.text_encoder": ["true"],
+    "sampler.name": ["ddpm"],
+    "sampler.num_steps": ["2"],
+    "sampler.guidance_scale": ["3"],
+    "sampler.batch_size": ["4"],
+    "sampler.eta": ["0.5"],
+    "sampler.negative_prompt": ["a blurry picture"],
+    "prompts.name": ["activities"],
+    "prompts.path": ["words.txt"],
+    "prompts.dataset": ["data"],
     "prompts.split": (["--prompts.dataset", "data"], ["--prompts.split", "test"]),
     "prompts.column": (["--prompts.dataset", "data"], ["--prompts.column", "text"]),
     "prompts.template": ["a painting of {prompt}"],
-    "rewards.0.name": ["jpeg_incompressibility"], "rewards.0.weight": ["2"],
-    "rewards.0.params.quality": ["50"], "rewards.0.min": ["-1"], "rewards.0.max": ["1"],
-    "rewards.0.cache": ["kept"], "rewards.0.label": ["size"],
-    "eval_rewards.0.name": ["brightness"], "eval_rewards.0.params.quality": ["50"],
-    "eval_rewards.0.cache": ["kept"], "eval_rewards.0.label": ["judged"],
-    "objective.name": ["grpo"], "objective.clip_range": ["1e-2"], "objective.kl_weight": ["0.1"],
-    "objective.block_size": ["2"], "objective.timestep_fraction": ["0.5"],
-    "objective.timestep_window": ["[0, 2]"], "objective.drop_last": ["1"], "objective.guidance_scale": ["1"],
+    "rewards.0.name": ["jpeg_incompressibility"],
+    "rewards.0.weight": ["2"],
+    "rewards.0.params.quality": ["50"],
+    "rewards.0.min": ["-1"],
+    "rewards.0.max": ["1"],
+    "rewards.0.cache": ["kept"],
+    "rewards.0.label": ["size"],
+    "eval_rewards.0.name": ["brightness"],
+    "eval_rewards.0.params.quality": ["50"],
+    "eval_rewards.0.cache": ["kept"],
+    "eval_rewards.0.label": ["judged"],
+    "objective.name": ["grpo"],
+    "objective.clip_range": ["1e-2"],
+    "objective.kl_weight": ["0.1"],
+    "objective.block_size": ["2"],
+    "objective.timestep_fraction": ["0.5"],
+    "objective.timestep_window": ["[0, 2]"],
+    "objective.drop_last": ["1"],
+    "objective.guidance_scale": ["1"],
     "objective.draws": (["--objective.name", "rwr"], ["--objective.draws", "2"]),
     "objective.offline": (
         ["--objective.name", "dpo", "--prompts.path", "pairs.jsonl", "--advantage.name", "batch"],
         ["--objective.offline", "true"],
     ),
-    "advantage.name": ["batch"], "advantage.clip": ["1"], "advantage.per_reward": ["true"],
-    "advantage.keep_extremes": ["1"], "advantage.std": ["none"],
-    "trainer.iterations": ["3"], "trainer.prompts_per_iteration": ["8"], "trainer.samples_per_prompt": ["4"],
-    "trainer.minibatches": ["1"], "trainer.epochs": ["2"], "trainer.micro_batch": ["3"], "trainer.lr": ["1"],
-    "trainer.lr_schedule": ["cosine"], "trainer.warmup_steps": ["2"], "trainer.betas": ["[0.5, 0.6]"],
-    "trainer.adam_eps": ["1e-3"], "trainer.weight_decay": ["0.1"], "trainer.max_grad_norm": ["2"],
-    "trainer.reward_timeout_s": ["5"], "trainer.max_missing": ["0.1"], "ema.decay": ["0.5"],
-    "checkpoint.every": ["1"], 
+    "advantage.name": ["batch"],
+    "advantage.clip": ["1"],
+    "advantage.per_reward": ["true"],
+    "advantage.keep_extremes": ["1"],
+    "advantage.std": ["none"],
+    "trainer.iterations": ["3"],
+    "trainer.prompts_per_iteration": ["8"],
+    "trainer.samples_per_prompt": ["4"],
+    "trainer.minibatches": ["1"],
+    "trainer.epochs": ["2"],
+    "trainer.micro_batch": ["3"],
+    "trainer.lr": ["1"],
+    "trainer.lr_schedule": ["cosine"],
+    "trainer.warmup_steps": ["2"],
+    "trainer.betas": ["[0.5, 0.6]"],
+    "trainer.adam_eps": ["1e-3"],
+    "trainer.weight_decay": ["0.1"],
+    "trainer.max_grad_norm": ["2"],
+    "trainer.reward_timeout_s": ["5"],
+    "trainer.max_missing": ["0.1"],
+    "ema.decay": ["0.5"],
+    "checkpoint.every": ["1"],
     "checkpoint.keep_last": (["--checkpoint.every", "1"], ["--checkpoint.keep_last", "1"]),
     "evaluation.prompts": (["--evaluation.every", "1"], ["--evaluation.prompts", "activities"]),
     "evaluation.every": ["2"],
-    "evaluation.samples_per_prompt": (["--evaluation.every", "1"], ["--evaluation.samples_per_prompt", "3"]),
+    "evaluation.samples_per_prompt": (
+        ["--evaluation.every", "1"],
+        ["--evaluation.samples_per_prompt", "3"],
+    ),
     "evaluation.num_prompts": (["--evaluation.every", "1"], ["--evaluation.num_prompts", "1"]),
     "evaluation.seed": (["--evaluation.every", "1"], ["--evaluation.seed", "7"]),
     "log.project": (["--log.trackers", "[wandb]"], ["--log.project", "mine"]),
-    "log.trackers": ["[tensorboard]"], "log.images": ["1"],
+    "log.trackers": ["[tensorboard]"],
+    "log.images": ["1"],
     "log.every": (["--log.images", "1"], ["--log.every", "1"]),
-    "plugins": ["[own]"], "seed": ["18446744073709551615"], "run_dir": ["elsewhere"],
-}  # fmt: skip
+    "plugins": ["[own]"],
+    "seed": ["18446744073709551615"],
+    "run_dir": ["elsewhere"],
+}
 """Option -> a value that is not the smoke run's, or what must be set first and the change."""
 
 REFUSED = {
-    "eval_rewards.0.weight": "judges are not summed", "eval_rewards.0.min": "a judge gates nothing",
+    "eval_rewards.0.weight": "judges are not summed",
+    "eval_rewards.0.min": "a judge gates nothing",
     "eval_rewards.0.max": "a judge gates nothing",
-}  # fmt: skip
+}
 
 EVENTS: list[Any] = []
 BASE = [
     *helpers.smoke(Path("new"), "--trainer.iterations", "2", "--evaluation.num_prompts", "2"),
-    "--eval_rewards", "[{name: jpeg_compressibility, label: judge}]",
-]  # fmt: skip
+    "--eval_rewards",
+    "[{name: jpeg_compressibility, label: judge}]",
+]
 
 
 class Trackers:
@@ -128,10 +173,17 @@ def iterate(trainer: Trainer) -> dict[str, float]:
     return {"iteration": trainer.iteration, "reward/mean": 0.0, "clip_frac": 0.0, "time/total": 1.0}
 
 
-def shoot(policy: Any, sampler: Any, prompts: Any, seeds: Any, rewards: Any, *_: Any, **__: Any) -> Any:
-    EVENTS.append([[prompt.text for prompt in prompts], list(seeds), [reward.name for reward in rewards]])
+def shoot(
+    policy: Any, sampler: Any, prompts: Any, seeds: Any, rewards: Any, *_: Any, **__: Any
+) -> Any:
+    EVENTS.append(
+        [[prompt.text for prompt in prompts], list(seeds), [reward.name for reward in rewards]]
+    )
     scores = dict.fromkeys([reward.name for reward in rewards], 0.0)
-    return [Shot(p.text, s, Image.new("RGB", (8, 8)), scores) for p, s in zip(prompts, seeds, strict=True)]
+    return [
+        Shot(p.text, s, Image.new("RGB", (8, 8)), scores)
+        for p, s in zip(prompts, seeds, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -174,26 +226,54 @@ def facts(run: finetuning.Session) -> str:
         trainer.lr_scheduler.step()
         lr.append(trainer.lr_scheduler.get_last_lr())
     plain = (int, float, str, type(None), Path)
-    return repr([
-        type(model).__name__, model.dtype, [m.scaling for m in model.unet.modules() if hasattr(m, "scaling")],
-        model.unet.is_gradient_checkpointing, sorted(model.parameters()),
-        [(name, weight.double().sum().item(), weight.shape) for name, weight in weights.items()],
-        [(f.name, getattr(trainer.sampler.steps, f.name)) for f in fields(trainer.sampler.steps)],
-        trainer.sampler.guidance_scale, trainer.sampler.batch_size, trainer.sampler.negative_prompt,
-        trainer.prompts.name, trainer.prompts.hash, [each.name for each in run.sets],
-        [(r.name, r.weight, r.version, r.min, r.max, worth(r)) for r in run.judges],
-        trainer.scorer.timeout_s, trainer.scorer.group_size, type(trainer.scorer).__name__,
-        trainer.objective, trainer.columns, trainer.sizes, credited(trainer.mixture),
-        trainer.optimizer.defaults, lr, trainer.ema and trainer.ema.decay, plugins.folders("rewards"),
-        [(f.name, v) for f in fields(trainer) if isinstance(v := getattr(trainer, f.name), plain)],
-    ])  # fmt: skip
+    return repr(
+        [
+            type(model).__name__,
+            model.dtype,
+            [m.scaling for m in model.unet.modules() if hasattr(m, "scaling")],
+            model.unet.is_gradient_checkpointing,
+            sorted(model.parameters()),
+            [
+                (name, weight.double().sum().item(), weight.shape)
+                for name, weight in weights.items()
+            ],
+            [
+                (f.name, getattr(trainer.sampler.steps, f.name))
+                for f in fields(trainer.sampler.steps)
+            ],
+            trainer.sampler.guidance_scale,
+            trainer.sampler.batch_size,
+            trainer.sampler.negative_prompt,
+            trainer.prompts.name,
+            trainer.prompts.hash,
+            [each.name for each in run.sets],
+            [(r.name, r.weight, r.version, r.min, r.max, worth(r)) for r in run.judges],
+            trainer.scorer.timeout_s,
+            trainer.scorer.group_size,
+            type(trainer.scorer).__name__,
+            trainer.objective,
+            trainer.columns,
+            trainer.sizes,
+            credited(trainer.mixture),
+            trainer.optimizer.defaults,
+            lr,
+            trainer.ema and trainer.ema.decay,
+            plugins.folders("rewards"),
+            [
+                (f.name, v)
+                for f in fields(trainer)
+                if isinstance(v := getattr(trainer, f.name), plain)
+            ],
+        ]
+    )
 
 
 def credited(mixture: Mixture) -> Any:
     """Its fields as plain values, and the advantages that it has made."""
     names = ("per_reward", "clip", "keep_extremes", "max_missing", "recorded")
     return [getattr(mixture, name) for name in names], [
-        (name, advantage.name, described(advantage)) for name, advantage in mixture.advantages.items()
+        (name, advantage.name, described(advantage))
+        for name, advantage in mixture.advantages.items()
     ]
 
 
@@ -218,7 +298,9 @@ def change(option: str) -> tuple[Flags, Flags]:
 
 
 def test_every_option_of_a_training_is_in_the_table(folder: Path) -> None:
-    settings, *_ = train.arguments(helpers.smoke(Path("new"), "--eval_rewards", "[{name: brightness}]"))
+    settings, *_ = train.arguments(
+        helpers.smoke(Path("new"), "--eval_rewards", "[{name: brightness}]")
+    )
     known = {*TRAIN, *REFUSED, "eval_rewards.0.params.quality"}
     assert {*places(settings)} <= known, "give each new option a value that changes something"
     assert train.FLAGS == ("--resume RUN_DIR|auto", "--overwrite"), "see test_run for what these do"
@@ -249,7 +331,7 @@ NAMED = [
         "advantage": plugins.names("advantages"),
     }.items()
     for name in names
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("section", "name"), NAMED)

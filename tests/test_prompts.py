@@ -1,4 +1,5 @@
-"""Every form of prompt file is read alike, mistakes name file and line, bundled sets are the papers'."""
+"""Every form of prompt file is read alike, mistakes name file and line, bundled sets are the
+papers'."""
 
 import json
 import sys
@@ -60,7 +61,9 @@ def test_lines_are_stripped_and_empty_ones_skipped(write: Write) -> None:
         "a cat, asleep",
     ]
     assert texts(prompts.load(path=write("a.jsonl", '\n{"prompt": " a fox "}\n\n'))) == ["a fox"]
-    assert texts(prompts.load(path=write("a.py", "def a():\n    return [' a fox', 'a cat']\n"))) == [
+    assert texts(
+        prompts.load(path=write("a.py", "def a():\n    return [' a fox', 'a cat']\n"))
+    ) == [
         "a fox",
         "a cat",
     ]
@@ -90,7 +93,9 @@ def test_a_template(write: Write) -> None:
     assert texts(found) == ["A painting of a fox", "A painting of a cat"]
     assert found[0].metadata == {"animal": "fox"}
     assert texts(prompts.load(path=file, template="{prompt}!"))[1] == "a cat, asleep!"
-    refused(r"line 1: no column 'animl' for prompts.template; did you mean animal\?", file, "a {animl}")
+    refused(
+        r"line 1: no column 'animl' for prompts.template; did you mean animal\?", file, "a {animl}"
+    )
     refused(r"line 2: the prompt 'a beast' stands already at .*line 1", file, "a beast")
     for broken in ("a {animal", "a {}", "a {0}", "{animal.name}", "{animal:d}"):
         refused(r"prompts.template '.*must read like 'A painting of \{prompt\}'", file, broken)
@@ -107,7 +112,11 @@ def test_a_template(write: Write) -> None:
         ("a.txt", " \n\n", r"a\.txt holds no prompt"),
         ("a.csv", "prompt\n", r"a\.csv holds no prompt"),
         ("a.py", "def a():\n    return []\n", r"a\.py holds no prompt"),
-        ("a.jsonl", '{"prompt": "a fox"}\n{"prompt": "a cat"\n', r"a\.jsonl, line 2: broken JSON: .*column"),
+        (
+            "a.jsonl",
+            '{"prompt": "a fox"}\n{"prompt": "a cat"\n',
+            r"a\.jsonl, line 2: broken JSON: .*column",
+        ),
         ("a.jsonl", '{"prompt": "a fox"}\n\n"a cat"\n', r"a\.jsonl, line 3: not an object"),
         (
             "a.jsonl",
@@ -124,7 +133,11 @@ def test_a_template(write: Write) -> None:
         ("a.csv", "prompt\na fox\na cat, asleep\n", r"a\.csv, line 3: not as many cells"),
         ("a.csv", "prompt,animal\na fox\n", r"a\.csv, line 2: not as many cells"),
         ("a.csv", 'prompt\na cow\n"a fox\na cat\n', r"a\.csv, line 3: broken CSV: unexpected end"),
-        ("a.py", "def a():\n    return ['a fox', 3]\n", r"a\.py, item 2: 3 is neither a string nor a dict"),
+        (
+            "a.py",
+            "def a():\n    return ['a fox', 3]\n",
+            r"a\.py, item 2: 3 is neither a string nor a dict",
+        ),
         (
             "a.py",
             "def a():\n    return [{'prompt': 'a', 'x': {1}}]\n",
@@ -132,7 +145,11 @@ def test_a_template(write: Write) -> None:
         ),
         ("a.py", "def b():\n    return ['a fox']\n", r"a\.py defines no 'a'; known: b"),
         ("a.py", "a = ['a fox']\n", r"a\.py: not a function that returns a list"),
-        ("a.yaml", "- a fox\n", r"a\.yaml is no prompt file; use one of \.txt, \.jsonl, \.csv, \.py"),
+        (
+            "a.yaml",
+            "- a fox\n",
+            r"a\.yaml is no prompt file; use one of \.txt, \.jsonl, \.csv, \.py",
+        ),
     ],
 )
 def test_what_is_refused(write: Write, name: str, text: str, match: str) -> None:
@@ -170,16 +187,22 @@ def test_animals() -> None:
     assert (len(animals), len(heldout)) == (45, 12)
     assert {prompt.metadata["animal"] for prompt in animals} == set(scenes.ANIMALS)
     assert {prompt.metadata["animal"] for prompt in heldout} == set(scenes.HELDOUT_ANIMALS)
-    assert {"a fox", "an ant"} <= set(texts(animals)) and {"an owl", "a snail"} <= set(texts(heldout))
+    assert {"a fox", "an ant"} <= set(texts(animals)) and {"an owl", "a snail"} <= set(
+        texts(heldout)
+    )
     paintings = texts(prompts.load("animals", template="A painting of a {animal}"))
     assert paintings[0] == "A painting of a cat"
 
 
 def test_activities() -> None:
     seen, heldout = prompts.load("activities"), prompts.load("activities_heldout")
-    pairs = [(prompt.metadata["animal"], prompt.metadata["activity"]) for prompt in [*seen, *heldout]]
+    pairs = [
+        (prompt.metadata["animal"], prompt.metadata["activity"]) for prompt in [*seen, *heldout]
+    ]
     assert set(pairs[len(seen) :]) == scenes.HELDOUT_COMBINATIONS
-    assert len(pairs) == 135 and set(pairs) == {(a, b) for a in scenes.ANIMALS for b in scenes.ACTIVITIES}
+    assert len(pairs) == 135 and set(pairs) == {
+        (a, b) for a in scenes.ANIMALS for b in scenes.ACTIVITIES
+    }
     for prompt in [*seen, *heldout]:
         article = "an" if prompt.metadata["animal"] == "ant" else "a"
         assert prompt.text == f"{article} {prompt.metadata['animal']} {prompt.metadata['activity']}"
@@ -206,7 +229,9 @@ def test_counting() -> None:
         assert words[prompt.metadata["count"]] == word
         plurals.setdefault(prompt.metadata["animal"], set()).add(plural)
         number, animal = prompt.metadata["questions"]
-        assert number == f"How many {plural} are there in this image?" and animal.startswith("What animal")
+        assert number == f"How many {plural} are there in this image?" and animal.startswith(
+            "What animal"
+        )
         assert prompt.metadata["answers"] == [
             [word, str(prompt.metadata["count"])],
             prompt.metadata["animal"],
@@ -226,7 +251,8 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same rows as parquet and as jsonl, each in a folder, and as the prompt file they amount to."""
+    """The same rows as parquet and as jsonl, each in a folder, and as the prompt file they amount
+    to."""
     import datasets
 
     folder = tmp_path_factory.mktemp("data")
@@ -235,10 +261,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("parquet", "lines"):
         (folder / name).mkdir()
     datasets.Dataset.from_list(ROWS).to_parquet(folder / "parquet" / "train-00000-of-00001.parquet")
-    datasets.Dataset.from_list(ROWS[3:]).to_parquet(folder / "parquet" / "test-00000-of-00001.parquet")
+    datasets.Dataset.from_list(ROWS[3:]).to_parquet(
+        folder / "parquet" / "test-00000-of-00001.parquet"
+    )
     (folder / "lines" / "data.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     plain = ("id", "score", "good", "note")
-    kept = [{"prompt": row["caption"], **{key: row[key] for key in plain}} for row in (ROWS[0], ROWS[3])]
+    kept = [
+        {"prompt": row["caption"], **{key: row[key] for key in plain}} for row in (ROWS[0], ROWS[3])
+    ]
     (folder / "same.jsonl").write_text("\n".join(map(json.dumps, kept)))
     return folder
 
@@ -250,7 +280,9 @@ def test_a_data_set_is_the_file_of_its_plain_columns(data: Path) -> None:
         found = prompts.load(dataset=(str(data / name), "train", "caption"))
         assert (found.prompts, found.hash, found.name) == (same.prompts, same.hash, name)
         assert dict(found[1].metadata) == {"id": 4, "score": 0.25, "good": False, "note": "é"}
-    held_out = prompts.load(None, None, "{prompt}, {note}", False, (str(data / "parquet"), "test", "caption"))
+    held_out = prompts.load(
+        None, None, "{prompt}, {note}", False, (str(data / "parquet"), "test", "caption")
+    )
     assert texts(held_out) == ["a cat, é"] and held_out.hash != same.hash
 
 
@@ -262,7 +294,10 @@ def test_a_data_set_that_cannot_be(data: Path, monkeypatch: pytest.MonkeyPatch) 
             r"prompts.column: .* no text called 'captoin'; did you mean caption\?",
         ),
         ((folder, "train", "id"), "no text called 'id'; known: caption, note"),
-        ((folder, "trian", "caption"), r"split trian: cannot be loaded \(ValueError: Unknown split"),
+        (
+            (folder, "trian", "caption"),
+            r"split trian: cannot be loaded \(ValueError: Unknown split",
+        ),
         (
             ("nobody/nothing", "train", "prompt"),
             "nobody/nothing, .*, and HF_HUB_OFFLINE is set.; give a name",
@@ -274,12 +309,17 @@ def test_a_data_set_that_cannot_be(data: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="give a name or a path or a dataset"):
         prompts.load("animals", dataset=(folder, "train", "caption"))
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"datasets is not installed; pip install 'ddpo\[datasets\]'"):
+    with pytest.raises(
+        UserError, match=r"datasets is not installed; pip install 'ddpo\[datasets\]'"
+    ):
         prompts.load(dataset=(folder, "train", "caption"))
 
 
-def test_a_run_on_a_data_set(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Named on the command line it takes the place of the file's name; the provenance knows its rows."""
+def test_a_run_on_a_data_set(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named on the command line it takes the place of the file's name; the provenance knows its
+    rows."""
     run, same = tmp_path / "run", prompts.load(path=data / "same.jsonl")
     flags = ["--prompts.dataset", str(data / "lines"), "--prompts.column", "caption"]
     assert main(["train", *helpers.smoke(run), *flags, "--trainer.iterations", "1"]) == 0

@@ -1,4 +1,5 @@
-"""A library that refuses versions, or misses a package, costs one line with a remedy; a defect stays one."""
+"""A library that refuses versions, or misses a package, costs one line with a remedy; a defect
+stays one."""
 
 import importlib
 from collections.abc import Callable
@@ -15,13 +16,17 @@ from ddpo.commands import frame
 from ddpo.models import _adapters
 from ddpo.training.trainer import Trainer
 
-REMEDY = "; install what is asked for, or the versions that ddpo was tested with (its constraints.txt)\n"
+REMEDY = (
+    "; install what is asked for, or the versions that ddpo was tested with (its constraints.txt)\n"
+)
 
 PICKY = """
 import importlib.metadata
 
 def too_old(*arguments):
-    raise ValueError("The version of PEFT you are using is not compatible, please use a version >= 9")
+    raise ValueError(
+        "The version of PEFT you are using is not compatible, please use a version >= 9"
+    )
 
 def old_driver(*arguments):
     raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")
@@ -66,7 +71,9 @@ def picky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 REFUSALS = {
     "too_old": "The version of PEFT you are using is not compatible, "
     "please use a version >= 9 (says picky 1.2)",
-    "old_driver": "The NVIDIA driver on your system is too old (found version 11040). (says picky 1.2)",
+    "old_driver": (
+        "The NVIDIA driver on your system is too old (found version 11040). (says picky 1.2)"
+    ),
     "backend": "AutoTokenizer requires the sentencepiece library (says picky 1.2)",
     "absent": "No module named 'no_such_library' (says picky 1.2)",
     "metadata": "No package metadata was found for no-such-library",
@@ -82,12 +89,14 @@ def test_a_refusal_is_the_users_line(
     assert capsys.readouterr().err == f"ddpo: {REFUSALS[name]}{REMEDY}"
 
 
-def test_a_name_that_a_library_no_longer_has(picky: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_a_library_no_longer_has(
+    picky: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert frame.run(picky.moved, []) == 2
     told = capsys.readouterr().err
-    assert told.startswith("ddpo: cannot import name 'NoSuchName' from 'transformers'") and told.endswith(
-        REMEDY
-    )
+    assert told.startswith(
+        "ddpo: cannot import name 'NoSuchName' from 'transformers'"
+    ) and told.endswith(REMEDY)
 
 
 def ours_in_the_words_of_a_library(argv: list[str]) -> None:
@@ -100,21 +109,28 @@ def ours_that_is_missing(argv: list[str]) -> None:
 
 def test_a_defect_stays_one(picky: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     defects: list[Callable[[list[str]], None]] = [
-        picky.defect, ours_in_the_words_of_a_library, ours_that_is_missing
-    ]  # fmt: skip
+        picky.defect,
+        ours_in_the_words_of_a_library,
+        ours_that_is_missing,
+    ]
     for defect in defects:
         assert frame.run(defect, []) == 1
         assert "internal error" in capsys.readouterr().err
 
 
 def test_before_a_run_nothing_is_written_and_in_flight_it_goes_on(
-    picky: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    picky: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = helpers.smoke(tmp_path / "run")
     with monkeypatch.context() as planted:
         planted.setattr(_adapters, "inject_adapter_in_model", picky.too_old)
         assert main(["train", *words]) == 2
-    assert f"(says picky 1.2){REMEDY}" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert (
+        f"(says picky 1.2){REMEDY}" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    )
     monkeypatch.setattr(Trainer, "iterate", picky.wrapped)
     assert main(["train", *words]) == 3
     assert f"once that is mended, --resume {tmp_path / 'run'}" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""Outside the checkout: the wheel beside a foreign `rewards`, and two processes by our accelerate files."""
+"""Outside the checkout: the wheel beside a foreign `rewards`, and two processes by our accelerate
+files."""
 
 import json
 import subprocess
@@ -16,10 +17,13 @@ LAUNCH = ROOT / "configs" / "accelerate"
 
 def run(*words: str, cwd: Path = ROOT, path: str = "") -> str:
     done = subprocess.run(
-        [sys.executable, *words], cwd=cwd,
+        [sys.executable, *words],
+        cwd=cwd,
         env={**helpers.one_thread(), "PYTHONPATH": path, "DDPO_PLUGINS": ""},
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -61,7 +65,8 @@ from ddpo.models.emoji import sprites
 from ddpo.models._pipelines import EMBEDDED
 site = Path(sys.argv[1])
 assert Path(ddpo.__file__).is_relative_to(site), ddpo.__file__
-assert all(Path(folder).is_relative_to(site) for kind in plugins.SUFFIXES for folder in plugins.folders(kind))
+folders = [Path(folder) for kind in plugins.SUFFIXES for folder in plugins.folders(kind)]
+assert all(folder.is_relative_to(site) for folder in folders)
 for kind in (*plugins.SUFFIXES, "metrics"):
     assert main(["list", kind]) == 0
 assert (EMBEDDED / "model_index.json").is_file() and EMBEDDED.is_relative_to(site)
@@ -123,4 +128,9 @@ def test_accelerate_reads_its_files(name: str, kind: str, processes: int) -> Non
     )
     words = file.read_text().splitlines()[0].split()
     assert words[:3] == ["#", "accelerate", "launch"] and f"configs/accelerate/{name}.yaml" in words
-    assert {path.stem for path in LAUNCH.iterdir()} == {"one_gpu", "multi_gpu", "multi_node", "cpu2"}
+    assert {path.stem for path in LAUNCH.iterdir()} == {
+        "one_gpu",
+        "multi_gpu",
+        "multi_node",
+        "cpu2",
+    }

@@ -1,4 +1,5 @@
-"""All 297 prompts that the emoji world composes: its animals in four wordings, and its activities."""
+"""All 297 prompts that the emoji world composes: its animals in four wordings, and its
+activities."""
 
 from ddpo import prompts
 from ddpo.models.emoji.scenes import ANIMALS, PREFIXES

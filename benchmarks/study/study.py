@@ -1,12 +1,14 @@
-"""The papers' claims in the emoji world: `python benchmarks/study/study.py tune`, then `run`, then `report`.
+"""The papers' claims in the emoji world: `python benchmarks/study/study.py tune`, then `run`, then
+`report`.
 
 tune    tries each learning rate once; the better ones stand in TUNED of study_arms.py
-run     makes what is not yet in benchmarks/results/, one JSON a finished run; stop it and start it again as
-        you like; `--only 'compress.ddpo.*'` takes the runs of such names, `--reverse` begins at the other end
+run     makes what is not yet in benchmarks/results/, one JSON a finished run; stop it and start it
+        again as you like; `--only 'compress.ddpo.*'` takes the runs of such names, `--reverse`
+        begins at the other end
 report  makes docs/results.md and its plots again from these JSONs
 
-Every arm of a task has the same number of reward queries and the same tuning budget: two learning rates,
-tried once each at a seed that no result uses.
+Every arm of a task has the same number of reward queries and the same tuning budget: two learning
+rates, tried once each at a seed that no result uses.
 """
 
 import argparse
@@ -33,9 +35,20 @@ from ddpo.runs.session import Session
 RESULTS = Path(__file__).parents[1] / "results"
 SETS = ("animals", "animals_heldout", "activities_heldout")
 KEPT = (
-    "iteration", "images_seen", "reward/mean", "reward/std", "kl_ref", "approx_kl", "clip_frac",
-    "ratio/max_dev", "grad_norm", "objective/ess", "guard/edge_density", "skipped_steps", "time/total",
-)  # fmt: skip
+    "iteration",
+    "images_seen",
+    "reward/mean",
+    "reward/std",
+    "kl_ref",
+    "approx_kl",
+    "clip_frac",
+    "ratio/max_dev",
+    "grad_norm",
+    "objective/ess",
+    "guard/edge_density",
+    "skipped_steps",
+    "time/total",
+)
 
 BASE: dict[tuple[str, str], list[matched.Shot]] = {}
 """The pretrained model's pictures by task and prompt set: the same for every run."""
@@ -47,7 +60,9 @@ def main() -> None:
     )
     parser.add_argument("do", choices=("tune", "run", "report"))
     parser.add_argument("--only", default="*", help="runs with such names, as compress.prdp.*")
-    parser.add_argument("--reverse", action="store_true", help="for a second process beside the first")
+    parser.add_argument(
+        "--reverse", action="store_true", help="for a second process beside the first"
+    )
     arguments = parser.parse_args()
     if arguments.do == "report":
         study_report.write(RESULTS)
@@ -84,27 +99,40 @@ def measure(run: Arm) -> dict[str, Any]:
         trained = time.process_time() - started
         final = {name: compare(session, run.task, name) for name in SETS}
     return {
-        "name": run.name, "task": run.task, "arm": run.arm, "seed": run.seed, "lr": run.lr,
+        "name": run.name,
+        "task": run.task,
+        "arm": run.arm,
+        "seed": run.seed,
+        "lr": run.lr,
         "flags": flags(run),
-        "commit": commit(), "versions": run_folder.versions(), "stopped": stopped,
-        "train_cpu_s": round(trained, 1), "cpu_s": round(time.process_time() - started, 1),
-        "curve": [{key: row[key] for key in KEPT if key in row} for row in rows], "final": final,
-    }  # fmt: skip
+        "commit": commit(),
+        "versions": run_folder.versions(),
+        "stopped": stopped,
+        "train_cpu_s": round(trained, 1),
+        "cpu_s": round(time.process_time() - started, 1),
+        "curve": [{key: row[key] for key in KEPT if key in row} for row in rows],
+        "final": final,
+    }
 
 
 def compare(session: Session, task: str, name: str) -> dict[str, dict[str, float]]:
-    """Of every judge: means before and after at the same seeds, two pictures a prompt, and the difference."""
+    """Of every judge: means before and after at the same seeds, two pictures a prompt, and the
+    difference."""
     asked = (session.trainer.policy, session.trainer.sampler, prompts.load(name), 2, session.judges)
     if (task, name) not in BASE:
         with session.trainer.policy.weights("base"):
             BASE[task, name] = matched.all_shots(*asked)
     tuned, found = matched.all_shots(*asked), {}
     for judge in session.judges:
-        before, after = ([shot.scores[judge.name] for shot in shots] for shots in (BASE[task, name], tuned))
+        before, after = (
+            [shot.scores[judge.name] for shot in shots] for shots in (BASE[task, name], tuned)
+        )
         found[judge.name] = {
-            "base": sum(before) / len(before), "tuned": sum(after) / len(after), "n": len(before),
+            "base": sum(before) / len(before),
+            "tuned": sum(after) / len(after),
+            "n": len(before),
             **paired(before, after),
-        }  # fmt: skip
+        }
     return found
 
 

@@ -1,4 +1,5 @@
-"""What the study runs: tasks (a reward and its prompts), arms (a method with its options), seeds."""
+"""What the study runs: tasks (a reward and its prompts), arms (a method with its options),
+seeds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +18,27 @@ FAMILY = {"grpo": "ddpo", "p3o": "prdp"}
 """Arms that are not named after the family whose learning rate they take."""
 
 COMMON = [
-    "--config", "demo", "--log.images", "0", "--checkpoint.every", "1000", "--trainer.iterations", "30",
-    "--trainer.prompts_per_iteration", "8", "--trainer.samples_per_prompt", "4", "--trainer.epochs", "1",
-    "--model.dtype", "bf16", "--sampler.batch_size", "32",
-]  # fmt: skip
-"""The demo's model, sampler and schedule: 8 DDIM steps, eta 1, no guidance, LoRA 16, AdamW, cosine."""
+    "--config",
+    "demo",
+    "--log.images",
+    "0",
+    "--checkpoint.every",
+    "1000",
+    "--trainer.iterations",
+    "30",
+    "--trainer.prompts_per_iteration",
+    "8",
+    "--trainer.samples_per_prompt",
+    "4",
+    "--trainer.epochs",
+    "1",
+    "--model.dtype",
+    "bf16",
+    "--sampler.batch_size",
+    "32",
+]
+"""The demo's model, sampler and schedule: 8 DDIM steps, eta 1, no guidance, LoRA 16, AdamW,
+cosine."""
 
 TASKS = {
     "compress": ["--rewards", "[{name: jpeg_compressibility}]"],
@@ -37,7 +54,14 @@ SINGLE = ["--trainer.prompts_per_iteration", "32", "--trainer.samples_per_prompt
 TWICE = ["--trainer.epochs", "2"]
 PRDP = ["--objective.name", "prdp", *CLIP, *TWICE]
 """Twice DDPO's updates a rollout: the PRDP paper has 10 at small scale, where DDPO has 4."""
-RWR = ["--objective.name", "rwr", "--objective.standardize", "true", "--objective.per_prompt", "false"]
+RWR = [
+    "--objective.name",
+    "rwr",
+    "--objective.standardize",
+    "true",
+    "--objective.per_prompt",
+    "false",
+]
 OPEN = ["--objective.clip_range", "1e9"]
 PASSES = ["--trainer.epochs", "4", "--trainer.iterations", "15"]
 
@@ -49,7 +73,14 @@ ARMS = {
     "rwr_uniform": [*RWR, "--objective.beta", "0"],
     "prdp": PRDP,
     "ddpo_group": [*CLIP, *GROUP],
-    "ddpo_per_prompt": [*CLIP, *SINGLE, "--advantage.name", "per_prompt", "--advantage.min_count", "2"],
+    "ddpo_per_prompt": [
+        *CLIP,
+        *SINGLE,
+        "--advantage.name",
+        "per_prompt",
+        "--advantage.min_count",
+        "2",
+    ],
     "grpo": ["--objective.name", "grpo", *CLIP, *GROUP, "--advantage.std", "global"],
     "prdp_beta_high": [*PRDP, "--objective.beta", "30"],
     "prdp_beta_middle": [*PRDP, "--objective.beta", "3"],
@@ -65,7 +96,10 @@ ARMS = {
 PLAN = (
     ("compress", "ddpo prdp ddpo_sf rwr rwr_sparse"),
     ("many", "prdp grpo ddpo_per_prompt ddpo_group"),
-    ("compress", "prdp_beta_middle prdp_beta_high ddpo_passes ddpo_passes_open prdp_passes prdp_passes_open"),
+    (
+        "compress",
+        "prdp_beta_middle prdp_beta_high ddpo_passes ddpo_passes_open prdp_passes prdp_passes_open",
+    ),
     ("guided", "ddpo ddpo_unguided"),
     ("incompress", "ddpo prdp ddpo_sf rwr rwr_sparse"),
     ("compress", "rwr_uniform p3o"),

@@ -39,15 +39,19 @@ def kl(result: Result) -> float:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % interval over seeds (Student's t); infinite for one seed."""
+    """Mean and half the width of its 95 % interval over seeds (Student's t); infinite for one
+    seed."""
     if len(values) < 2:
         return values[0], math.inf
-    return statistics.mean(values), T_975[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), T_975[len(values)] * statistics.stdev(values) / math.sqrt(
+        len(values)
+    )
 
 
 @dataclass(frozen=True)
 class Check:
-    """One inequality: the mean over common seeds of left - factor * right, of `measure`, is above 0."""
+    """One inequality: the mean over common seeds of left - factor * right, of `measure`, is above
+    0."""
 
     words: str
     task: str
@@ -62,7 +66,9 @@ class Check:
         seeds = sorted(left.keys() & right.keys())
         if not seeds:
             return "not run", ""
-        mean, half = interval([self.measure(left[s]) - self.factor * self.measure(right[s]) for s in seeds])
+        mean, half = interval(
+            [self.measure(left[s]) - self.factor * self.measure(right[s]) for s in seeds]
+        )
         word = "held" if mean - half > 0 else "not held" if mean + half < 0 else "undecided"
         return word, f"{mean:+.3f} +- {half:.3f} over {len(seeds)} seeds"
 
@@ -87,11 +93,15 @@ def pairs(task: str, names: str) -> tuple[tuple[str, str], ...]:
 def order(task: str, *names: str, measure: Callable[[Result], float] = gain) -> tuple[Check, ...]:
     """Each above the next."""
     words = "is recognised more often than" if measure is recognised else "above"
-    return tuple(Check(f"{a} {words} {b}", task, a, b, measure) for a, b in itertools.pairwise(names))
+    return tuple(
+        Check(f"{a} {words} {b}", task, a, b, measure) for a, b in itertools.pairwise(names)
+    )
 
 
 def rise(task: str, arm: str, judged: str) -> Check:
-    return Check(f"{arm} rises on {judged}", task, arm, arm, lambda result: gain(result, judged), factor=0.0)
+    return Check(
+        f"{arm} rises on {judged}", task, arm, arm, lambda result: gain(result, judged), factor=0.0
+    )
 
 
 UNSEEN = "activities_heldout"
@@ -124,8 +134,11 @@ CLAIMS = (
             *order("incompress", "ddpo_sf", "rwr"),
             *order("incompress", "ddpo_sf", "rwr_sparse"),
         ),
-        note="rwr_uniform is a control: it weighs all images alike, so what it gains comes from fitting the "
-        "model to its own pictures, round after round, and not from the reward. RWR has to gain more.",
+        note=(
+            "rwr_uniform is a control: it weighs all images alike, so what it gains comes from "
+            "fitting the model to its own pictures, round after round, and not from the reward. "
+            "RWR has to gain more."
+        ),
     ),
     Claim(
         2,
@@ -139,8 +152,10 @@ CLAIMS = (
     ),
     Claim(
         3,
-        "With many prompts, each seen a few times, PRDP and GRPO rise on unseen prompts; DDPO with the "
-        "statistics of each prompt struggles",
+        (
+            "With many prompts, each seen a few times, PRDP and GRPO rise on unseen prompts; "
+            "DDPO with the statistics of each prompt struggles"
+        ),
         "Deng et al. 2024, tables 2 and 3, with DDPO on group advantages as a third arm",
         pairs("many", "prdp grpo ddpo_group ddpo_per_prompt"),
         (
@@ -151,8 +166,10 @@ CLAIMS = (
             ),
         ),
         ALL_SETS,
-        "297 composed prompts; ddpo_per_prompt draws 32 prompts an iteration and sees each about three "
-        "times, the others draw 8 prompts of 4 images.",
+        (
+            "297 composed prompts; ddpo_per_prompt draws 32 prompts an iteration and sees each "
+            "about three times, the others draw 8 prompts of 4 images."
+        ),
     ),
     Claim(
         4,
@@ -167,8 +184,10 @@ CLAIMS = (
     ),
     Claim(
         5,
-        "Without clipping DDPO and PRDP are unstable; training without guidance while sampling with it "
-        "collapses",
+        (
+            "Without clipping DDPO and PRDP are unstable; "
+            "training without guidance while sampling with it collapses"
+        ),
         "Deng et al. 2024, table 5; Black et al. 2023, appendix",
         pairs("compress", "ddpo_passes ddpo_passes_open prdp_passes prdp_passes_open")
         + pairs("guided", "ddpo ddpo_unguided"),
@@ -180,7 +199,10 @@ CLAIMS = (
             *order("guided", "ddpo", "ddpo_unguided"),
             *order("guided", "ddpo", "ddpo_unguided", measure=recognised),
         ),
-        note="Four passes over each rollout, so that the clip has something to do; `open` is without it.",
+        note=(
+            "Four passes over each rollout, so that the clip has something to do; "
+            "`open` is without it."
+        ),
     ),
     Claim(
         6,

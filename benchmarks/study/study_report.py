@@ -38,15 +38,22 @@ def head(results: Sequence[Result]) -> list[str]:
     commits = ", ".join(sorted({result["commit"] for result in results}))
     rates = ", ".join(f"{family} {lr:g}" for family, lr in TUNED.items())
     paragraphs = [
-        "Made by `python benchmarks/study/study.py report` from the runs in `benchmarks/results/`, which "
-        "`python benchmarks/study/study.py run` makes; no number here is written by hand. The model is the "
-        "small embedded one: a toy world of emoji scenes, not Stable Diffusion.",
-        f"{len(results)} runs, {hours:.1f} CPU-hours on one core each, commits {commits}. Every run has "
-        f"{QUERIES} reward queries (640 in the task `guided`, 480 in the arms with `passes`) and ends with "
-        "two pictures of every prompt at fixed seeds, before and after. Tuning, equal for every method: two "
-        f"learning rates, a run each, at a seed that no result uses; chosen: {rates}. Given is the mean over "
-        "seeds and half of its 95 % interval (Student's t, over 3 seeds: wide). A check is `held` or `not "
-        "held` where its interval excludes 0, else `undecided`; a claim is what its worst check is.",
+        (
+            "Made by `python benchmarks/study/study.py report` from the runs in "
+            "`benchmarks/results/`, which `python benchmarks/study/study.py run` makes; "
+            "no number here is written by hand. The model is the small embedded one: "
+            "a toy world of emoji scenes, not Stable Diffusion."
+        ),
+        (
+            f"{len(results)} runs, {hours:.1f} CPU-hours on one core each, commits {commits}. "
+            f"Every run has {QUERIES} reward queries (640 in the task `guided`, "
+            "480 in the arms with `passes`) and ends with two pictures of every prompt at fixed "
+            "seeds, before and after. Tuning, equal for every method: two learning rates, "
+            f"a run each, at a seed that no result uses; chosen: {rates}. Given is the mean over "
+            "seeds and half of its 95 % interval (Student's t, over 3 seeds: wide). "
+            "A check is `held` or `not held` where its interval excludes 0, else `undecided`; "
+            "a claim is what its worst check is."
+        ),
     ]
     texts = [line for text in paragraphs for line in (textwrap.fill(text, 110), "")]
     return ["# The papers' claims in the emoji world", "", *texts]
@@ -66,11 +73,19 @@ def verdict(claim: Claim, pool: Pool) -> str:
 
 def section(claim: Claim, pool: Pool) -> list[str]:
     found = [(check, *check.verdict(pool)) for check in claim.checks]
-    lines = ["", f"## {claim.number}. {claim.title}", "", f"{claim.source}. {claim.note}".strip(), ""]
+    lines = [
+        "",
+        f"## {claim.number}. {claim.title}",
+        "",
+        f"{claim.source}. {claim.note}".strip(),
+        "",
+    ]
     if speaks(claim, pool):
         lines += [*table(claim, pool), "", f"![curves](results_{claim.number}.png)", ""]
     lines += ["| check | difference | verdict |", "| --- | --- | --- |"]
-    return lines + [f"| {check.task}: {check.words} | {numbers} | {word} |" for check, word, numbers in found]
+    return lines + [
+        f"| {check.task}: {check.words} | {numbers} | {word} |" for check, word, numbers in found
+    ]
 
 
 def table(claim: Claim, pool: Pool) -> list[str]:
@@ -80,7 +95,10 @@ def table(claim: Claim, pool: Pool) -> list[str]:
     for task, arm in claim.arms:
         if results := list(pool.get((task, arm), {}).values()):
             measured = [*([gain(result, judged) for result in results] for judged in claim.sets)]
-            measured += [[recognised(result) for result in results], [kl(result) for result in results]]
+            measured += [
+                [recognised(result) for result in results],
+                [kl(result) for result in results],
+            ]
             measured += [[result["train_cpu_s"] / 60 for result in results]]
             cells = " | ".join(map(show, measured))
             lines.append(f"| {task} | {arm} | {cells} |")
@@ -93,7 +111,8 @@ def show(values: Sequence[float]) -> str:
 
 
 def plot(claim: Claim, pool: Pool, file: Path) -> None:
-    """A row a task: the reward of the sampled images over queries and over CPU time, and what it cost."""
+    """A row a task: the reward of the sampled images over queries and over CPU time, and what it
+    cost."""
     tasks = list(dict.fromkeys(task for task, arm in claim.arms if (task, arm) in pool))
     figure, axes = plt.subplots(len(tasks), 3, figsize=(15, 3.6 * len(tasks)), squeeze=False)
     for row, task in zip(axes, tasks, strict=True):
@@ -102,7 +121,9 @@ def plot(claim: Claim, pool: Pool, file: Path) -> None:
         ):
             draw(row[:2], pool[task, arm], arm, f"C{color}")
             results = pool[task, arm].values()
-            row[2].scatter([*map(recognised, results)], [*map(gain, results)], color=f"C{color}", label=arm)
+            row[2].scatter(
+                [*map(recognised, results)], [*map(gain, results)], color=f"C{color}", label=arm
+            )
         labels = ("reward queries", "CPU-minutes of training", "recognised, at the end")
         for ax, label in zip(row, labels, strict=True):
             ax.set(xlabel=label, ylabel=reward_of(task), title=task)
@@ -115,8 +136,11 @@ def plot(claim: Claim, pool: Pool, file: Path) -> None:
 
 
 def draw(row: Sequence[Axes], seeds: dict[int, Result], arm: str, color: str) -> None:
-    """The mean over seeds and the band of their range; each point is a mean over three iterations."""
-    curves = [smooth([line["reward/mean"] for line in result["curve"]]) for result in seeds.values()]
+    """The mean over seeds and the band of their range; each point is a mean over three
+    iterations."""
+    curves = [
+        smooth([line["reward/mean"] for line in result["curve"]]) for result in seeds.values()
+    ]
     length = min(map(len, curves))
     columns = list(zip(*(curve[:length] for curve in curves), strict=True))
     first = next(iter(seeds.values()))["curve"][:length]
@@ -125,10 +149,18 @@ def draw(row: Sequence[Axes], seeds: dict[int, Result], arm: str, color: str) ->
     minutes = [cpu * count / queries[-1] for count in queries]  # wall time depends on what else ran
     for ax, x in zip(row, (queries, minutes), strict=True):
         ax.plot(
-            x, [statistics.mean(column) for column in columns], color=color, label=f"{arm} ({len(curves)})"
+            x,
+            [statistics.mean(column) for column in columns],
+            color=color,
+            label=f"{arm} ({len(curves)})",
         )
         ax.fill_between(
-            x, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.15, linewidth=0
+            x,
+            list(map(min, columns)),
+            list(map(max, columns)),
+            color=color,
+            alpha=0.15,
+            linewidth=0,
         )
 
 

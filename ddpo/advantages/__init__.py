@@ -1,14 +1,20 @@
 """From rewards to advantages: what a sample's reward is compared with, and in which unit.
 
-    def own(reward: Float[Tensor, " B"], keys: Sequence[str], group: Int[Tensor, " B"], *, power: float = 1.0)
+    def own(
+        reward: Float[Tensor, " B"],
+        keys: Sequence[str],
+        group: Int[Tensor, " B"],
+        *,
+        power: float = 1.0,
+    ) -> Float[Tensor, " B"]: ...
 
-An advantage is a function that returns Float[Tensor, " B"], or a class with __init__(*, **options) and the
-same __call__. It gets the rewards of an iteration (gathered over ranks, so that every rank computes the
-same), the keys of their prompts, and a number per group: the samples of one prompt in one iteration. Samples
-without a reward are not among them. A class that remembers something from one iteration to the next has
-`state_dict()`, which JSON can hold, and `load_state_dict(state)`. `compares = True` says that it compares
-samples of one prompt, so there must be at least two. Adding an advantage is adding one file here, or in the
-`advantages` folder of a plugin.
+An advantage is a function that returns Float[Tensor, " B"], or a class with __init__(*, **options)
+and the same __call__. It gets the rewards of an iteration (gathered over ranks, so that every rank
+computes the same), the keys of their prompts, and a number per group: the samples of one prompt in
+one iteration. Samples without a reward are not among them. A class that remembers something from
+one iteration to the next has `state_dict()`, which JSON can hold, and `load_state_dict(state)`.
+`compares = True` says that it compares samples of one prompt, so there must be at least two. Adding
+an advantage is adding one file here, or in the `advantages` folder of a plugin.
 """
 
 from collections.abc import Sequence
@@ -25,12 +31,16 @@ from ddpo.errors import UserError, where
 __path__ = [*__path__, *plugins.folders("advantages")[1:]]
 
 EPSILON = 1e-6
-"""Added to every standard deviation, as in Black et al. 2023; equal rewards give advantages of exactly 0."""
+"""Added to every standard deviation, as in Black et al. 2023; equal rewards give advantages of
+exactly 0."""
 
 
 @dataclass(frozen=True)
 class Advantage:
-    """An advantage with its options, ready for the trainer; its memory, if it has one, begins empty."""
+    """An advantage with its options, ready for the trainer.
+
+    Its memory, if it has one, begins empty.
+    """
 
     name: str
     compute: Any
@@ -45,14 +55,15 @@ class Advantage:
             raise UserError(f"advantage {self.name} raised {where(error)}") from error
         if not isinstance(advantage, Tensor) or advantage.shape != reward.shape:
             is_tensor = isinstance(advantage, Tensor)
-            told = f"shape {tuple(advantage.shape)}" if is_tensor else type(advantage).__name__
+            returned = f"shape {tuple(advantage.shape)}" if is_tensor else type(advantage).__name__
             raise UserError(
-                f"advantage {self.name} returned {told} for {len(reward)} rewards; return one number for each"
+                f"advantage {self.name} returned {returned} for {len(reward)} rewards; "
+                "return one number for each"
             )
         if count := int((~advantage.isfinite()).sum()):
             raise UserError(
-                f"advantage {self.name} returned {count} of {len(reward)} numbers that are not finite; "
-                f"add ddpo.advantages.EPSILON to what it divides by"
+                f"advantage {self.name} returned {count} of {len(reward)} numbers that are not "
+                "finite; add ddpo.advantages.EPSILON to what it divides by"
             )
         return advantage
 
@@ -71,7 +82,10 @@ def load(name: str) -> Any:
 
 
 def build(name: str, **options: Any) -> Advantage:
-    """Find an advantage by name and give it its options. Raises UserError where it cannot be built."""
+    """Find an advantage by name and give it its options.
+
+    Raises UserError where it cannot be built.
+    """
     target = load(name)
     if not isinstance(target, type):
         return Advantage(name, partial(target, **options))
@@ -84,10 +98,14 @@ def build(name: str, **options: Any) -> Advantage:
 
 
 def mean_of(values: Float[Tensor, " N"]) -> Tensor:
-    """Mean that rounding cannot carry outside the values: for equal values it is that value, exactly."""
+    """Mean that rounding cannot carry outside the values: equal values give that value, exactly."""
     return values.mean().clamp(values.min(), values.max()) if len(values) else values.new_zeros(())
 
 
 def std_of(values: Float[Tensor, " N"]) -> Tensor:
     """Population standard deviation; exactly 0 when all values are equal."""
-    return values.std(correction=0) if len(values) and values.min() != values.max() else values.new_zeros(())
+    return (
+        values.std(correction=0)
+        if len(values) and values.min() != values.max()
+        else values.new_zeros(())
+    )

@@ -8,6 +8,8 @@ from torch import Tensor
 from ddpo.advantages import EPSILON, mean_of, std_of
 
 
-def batch(reward: Float[Tensor, " B"], keys: Sequence[str], group: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+def batch(
+    reward: Float[Tensor, " B"], keys: Sequence[str], group: Int[Tensor, " B"]
+) -> Float[Tensor, " B"]:
     """A = (r - mean) / std over the whole iteration."""
     return (reward - mean_of(reward)) / (std_of(reward) + EPSILON)

@@ -13,8 +13,8 @@ from ddpo.advantages import EPSILON, mean_of, std_of
 class group:
     """A = (r - mean of its group) / std, the group being the samples of one prompt.
 
-    `std` is the unit: the standard deviation of the "group" (Shao et al. 2024), of the whole iteration,
-    "global" (Flow-GRPO), or 1, "none" (Liu et al. 2025).
+    `std` is the unit: the standard deviation of the "group" (Shao et al. 2024), of the whole
+    iteration, "global" (Flow-GRPO), or 1, "none" (Liu et al. 2025).
     """
 
     compares = True

@@ -16,8 +16,8 @@ class per_prompt:
     """A = (r - mean_c) / std_c over the last `buffer_size` rewards of prompt c (Black et al. 2023).
 
     The rewards come from all iterations; the present ones are among them. A prompt with fewer than
-    `min_count` stored rewards is compared with the whole iteration instead, as in the paper: with prompts
-    that are seen only a few times, use groups. Prompts are told apart by their keys.
+    `min_count` stored rewards is compared with the whole iteration instead, as in the paper: with
+    prompts that are seen only a few times, use groups. Prompts are told apart by their keys.
     """
 
     def __init__(self, *, buffer_size: PositiveInt = 32, min_count: PositiveInt = 16) -> None:
@@ -41,4 +41,6 @@ class per_prompt:
         return {key: list(values) for key, values in self.history.items()}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        self.history = {key: deque(values, maxlen=self.buffer_size) for key, values in state.items()}
+        self.history = {
+            key: deque(values, maxlen=self.buffer_size) for key, values in state.items()
+        }

@@ -1,4 +1,4 @@
-"""Check that a reward keeps its contract: one number an image, whatever stands beside it."""
+"""Check that a reward keeps its contract: one number per image, whatever stands beside it."""
 
 import sys
 
@@ -7,12 +7,19 @@ from ddpo.errors import UserError
 
 
 def main(argv: list[str]) -> None:
-    """`ddpo check reward NAME_OR_FILE [--params '{...}'] [--prompts NAME_OR_FILE]`: a line a check."""
+    """`ddpo check reward NAME_OR_FILE [--params '{...}'] [--prompts NAME_OR_FILE]`.
+
+    It prints one line per check.
+    """
     parser = frame.Parser(prog="ddpo check", description=__doc__, allow_abbrev=False)
     parser.add_argument("kind", choices=["reward"])
-    parser.add_argument("name", help="a name, package.module:attribute, file.py or file.py:function")
+    parser.add_argument(
+        "name", help="a name, package.module:attribute, file.py or file.py:function"
+    )
     single_reward.add_flags(parser)
-    parser.add_argument("--prompts", help="a prompt set or file with the metadata that the reward reads")
+    parser.add_argument(
+        "--prompts", help="a prompt set or file with the metadata that the reward reads"
+    )
     arguments = parser.parse_args(argv)
     wanted, dtype = single_reward.wanted(arguments.name, arguments)
     from ddpo import prompts, rewards

@@ -1,4 +1,4 @@
-"""Write a run's model as other programs read it (diffusers, kohya, merged), checked picture by picture."""
+"""Write a run's model as other programs read it (diffusers, kohya, merged), and check it."""
 
 import sys
 from pathlib import Path
@@ -7,15 +7,22 @@ from ddpo.commands import frame
 
 
 def main(argv: list[str]) -> None:
-    """`ddpo export RUN_DIR --to DIR --format diffusers|kohya|merged [--checkpoint last|best|000020]`."""
+    """`ddpo export RUN_DIR --to DIR --format FORMAT [--checkpoint last|best|000020]`.
+
+    FORMAT is diffusers, kohya or merged.
+    """
     parser = frame.Parser(prog="ddpo export", description=__doc__, allow_abbrev=False)
     parser.add_argument("run_dir", help="folder of a run")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
     parser.add_argument(
-        "--format", required=True, metavar="diffusers|kohya|merged",
+        "--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty"
+    )
+    parser.add_argument(
+        "--format",
+        required=True,
+        metavar="diffusers|kohya|merged",
         help="diffusers: a LoRA for load_lora_weights; kohya: a LoRA for A1111, Forge and ComfyUI; "
         "merged: the whole pipeline for from_pretrained; a model of a plugin may have others",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--checkpoint", default="tuned", help="000020, best or last; default: tuned, the last"
     )

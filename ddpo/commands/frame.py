@@ -1,6 +1,7 @@
-"""What every command has in common: one line for an error, the exit code, and --debug for the traceback.
+"""What every command has in common: one line for an error, the exit code, --debug.
 
-The modules that launchers start, train and evaluate, end with `raise SystemExit(run(main, sys.argv[1:]))`.
+The modules that launchers start, train and evaluate, end with
+`raise SystemExit(run(main, sys.argv[1:]))`.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from typing import Any, NoReturn
 
 from ddpo.errors import DISK_FULL, Stopped, Told, UserError, refusal
 
-# Threads of one computation wait for each other asleep, not spinning: on cores that other programs use, too,
-# two that spin take turns for nothing. It counts from when torch is imported, which is later than here.
+# Threads of one computation wait for each other asleep, not spinning: on cores that other programs
+# use, too, two that spin take turns for nothing. It counts from when torch is imported, which is
+# later than here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Main = Callable[[list[str]], int | None]
@@ -28,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog.removeprefix('ddpo ')}: {message}; see {self.prog} --help")
 
     def add_number(self, flag: str, hint: Any, *, help: str = "", **more: Any) -> None:
-        """An argument that is a number of one of the types of `ranges`, whose words --help repeats."""
+        """A numeric argument of one of the types of `ranges`, whose words --help repeats."""
         from pydantic import TypeAdapter, ValidationError  # here: most commands need no number
 
         from ddpo.config import words
@@ -56,20 +58,20 @@ def mapping(text: str) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        found = json.loads(text, object_pairs_hook=once)
+        fields = json.loads(text, object_pairs_hook=once)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, as '{{\"quality\": 50}}'")
-    return found
+    return fields
 
 
 def run(main: Main, argv: Sequence[str]) -> int:
     """Calls `main` with `argv` less --debug and gives the exit code.
 
-    0 done, 1 a defect of ours, 2 the user's mistake or a library that refuses what is installed (nothing
-    was written), 3 stopped in flight (the state is saved). On several processes rank 0 speaks, but a
-    defect is told by the rank that met it.
+    0 done, 1 a defect of ours, 2 the user's mistake or a library that refuses what is installed
+    (nothing was written), 3 stopped in flight (the state is saved). On several processes rank 0
+    speaks, but a defect is told by the rank that met it.
     """
     debug, first = "--debug" in argv, os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s")
@@ -97,5 +99,5 @@ def _verdict(error: BaseException) -> tuple[int, str]:
     if line := refusal(error):
         return 2, line
     name = "" if isinstance(error, Told) else f"{type(error).__name__}: "
-    told = " ".join(f"{name}{error}".split())
-    return 1, f"internal error: {told}; run again with --debug for the traceback"
+    message = " ".join(f"{name}{error}".split())
+    return 1, f"internal error: {message}; run again with --debug for the traceback"

@@ -11,7 +11,9 @@ def main(argv: list[str]) -> None:
     """`ddpo grid RUN_DIR [--prompts NAME_OR_FILE] [--count 6] [--seed 0] [--out FILE]`."""
     parser = frame.Parser(prog="ddpo grid", description=__doc__, allow_abbrev=False)
     parser.add_argument("run_dir", help="folder of a run")
-    parser.add_argument("--prompts", help="a prompt set or a file of prompts; default: the run's own")
+    parser.add_argument(
+        "--prompts", help="a prompt set or a file of prompts; default: the run's own"
+    )
     parser.add_number("--count", PositiveInt, default=6, help="prompts, evenly spaced over the set")
     parser.add_number("--seed", Seed, default=0, help="of every picture")
     parser.add_argument("--out", type=Path, help="picture to write; default: RUN_DIR/grid.png")

@@ -1,4 +1,4 @@
-"""List what there is, one line each: `ddpo list rewards`, objectives, models, samplers, configs, ..."""
+"""List what there is, one line each: `ddpo list rewards`, objectives, models, configs and so on."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Print the JSON Schema of a configuration, by which an editor completes the file and underlines mistakes."""
+"""Print the JSON Schema of a configuration, for editors to complete and check it."""
 
 import json
 import sys
@@ -7,7 +7,10 @@ from ddpo.commands import frame
 
 
 def main(argv: list[str]) -> None:
-    """`ddpo schema > ddpo.schema.json`; DDPO_PLUGINS names the folders whose things belong to it."""
+    """`ddpo schema > ddpo.schema.json`.
+
+    DDPO_PLUGINS names the folders whose things belong to it.
+    """
     parser = frame.Parser(prog="ddpo schema", description=__doc__, allow_abbrev=False)
     parser.parse_args(argv)
     from ddpo.config import schema

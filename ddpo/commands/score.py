@@ -1,4 +1,7 @@
-"""Score image files with a reward; one that compares images takes them all as images of the one prompt."""
+"""Score image files with a reward.
+
+A reward that compares images takes them all as images of the one prompt.
+"""
 
 import sys
 
@@ -7,13 +10,17 @@ from ddpo.errors import UserError
 
 
 def main(argv: list[str]) -> None:
-    """`ddpo score --reward NAME [--params '{...}'] [--prompt TEXT] [--metadata '{...}'] IMAGES...`."""
+    """`ddpo score --reward NAME [--params '{...}'] [--prompt TEXT] [--metadata '{...}'] FILES`."""
     parser = frame.Parser(prog="ddpo score", description=__doc__, allow_abbrev=False)
     parser.add_argument("images", nargs="+", help="image files, of any sizes")
-    parser.add_argument("--reward", required=True, help="a name, module:attribute or file.py:function")
+    parser.add_argument(
+        "--reward", required=True, help="a name, module:attribute or file.py:function"
+    )
     single_reward.add_flags(parser)
     parser.add_argument("--prompt", default="", help="what the images should show")
-    parser.add_argument("--metadata", type=frame.mapping, default={}, help="a prompt file's fields as JSON")
+    parser.add_argument(
+        "--metadata", type=frame.mapping, default={}, help="a prompt file's fields as JSON"
+    )
     arguments = parser.parse_args(argv)
     wanted, dtype = single_reward.wanted(arguments.reward, arguments)
     import torch
@@ -39,8 +46,12 @@ def main(argv: list[str]) -> None:
     for files in [arguments.images] if together else [[file] for file in arguments.images]:
         pictures = [read(file) for file in files]
         if len({picture.size for picture in pictures}) > 1:
-            sizes = ", ".join(f"{f} {p.width}x{p.height}" for f, p in zip(files, pictures, strict=True))
-            raise UserError(f"{reward.name} compares the images, which must be of one size: {sizes}")
+            sizes = ", ".join(
+                f"{f} {p.width}x{p.height}" for f, p in zip(files, pictures, strict=True)
+            )
+            raise UserError(
+                f"{reward.name} compares the images, which must be of one size: {sizes}"
+            )
         asked = [arguments.prompt] * len(files), [arguments.metadata] * len(files)
         with torch.no_grad():
             values = reward(from_pil(pictures).to(device), *asked).tolist()

@@ -22,38 +22,50 @@ if TYPE_CHECKING:  # it comes with the extra
 
 
 def main(argv: list[str]) -> None:
-    """`ddpo serve --reward NAME [--params '{...}'] [--host 127.0.0.1] [--port 8000]`, until it is stopped."""
+    """`ddpo serve --reward NAME [--params '{...}'] [--host 127.0.0.1] [--port 8000]`.
+
+    It serves until it is stopped.
+    """
     parser = frame.Parser(prog="ddpo serve", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--reward", required=True, help="a name, module:attribute or file.py:function")
+    parser.add_argument(
+        "--reward", required=True, help="a name, module:attribute or file.py:function"
+    )
     single_reward.add_flags(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: on every one")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: on every one"
+    )
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     size = "of a request, and of its images unpacked"
     parser.add_number("--max-mb", PositiveFloat, default=128, help=size)
-    given = parser.parse_args(argv)
-    wanted, dtype = single_reward.wanted(given.reward, given)
+    arguments = parser.parse_args(argv)
+    wanted, dtype = single_reward.wanted(arguments.reward, arguments)
     try:
         import fastapi  # noqa: F401
         import uvicorn
     except ImportError as error:
         raise UserError(f"serve: {error}; it comes with `pip install 'ddpo[server]'`") from error
-    if not 0 <= given.port < 65536:
-        raise UserError(f"--port {given.port}: must be from 0 to 65535")
+    if not 0 <= arguments.port < 65536:
+        raise UserError(f"--port {arguments.port}: must be from 0 to 65535")
     try:
-        family = socket.getaddrinfo(given.host, given.port, type=socket.SOCK_STREAM)[0][0]
-        bound = socket.create_server((given.host, given.port), family=family)
+        family = socket.getaddrinfo(arguments.host, arguments.port, type=socket.SOCK_STREAM)[0][0]
+        bound = socket.create_server((arguments.host, arguments.port), family=family)
     except OSError as error:
-        raise UserError(f"--host {given.host} --port {given.port}: {error}; take another") from error
+        raise UserError(
+            f"--host {arguments.host} --port {arguments.port}: {error}; take another"
+        ) from error
     device = str(ranks.state().device)
     reward = rewards.build(wanted.name, 1.0, wanted.params, device, DTYPES[dtype])
     facts = json.dumps([reward.version, wanted.params, dtype], sort_keys=True)
     reward = replace(reward, version=hashlib.sha256(facts.encode()).hexdigest()[:12])
     host, port = bound.getsockname()[:2]
     if not host.startswith(("127.", "::1")):
-        log.warning("%s is not loopback: whoever reaches it can use the reward, there is no password", host)
-    app = application(reward, device, int(given.max_mb * 1e6))
+        log.warning(
+            "%s is not loopback: whoever reaches it can use the reward, there is no password", host
+        )
+    app = application(reward, device, int(arguments.max_mb * 1e6))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises again what stopped it
+    # uvicorn raises again what stopped it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"serving {reward.name}, version {reward.version}, on {where} until Ctrl+C", flush=True)
     with suppress(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""A reward by itself, as `ddpo score`, `serve` and `check reward` take it: the flags that they share."""
+"""A reward by itself: the flags that `ddpo score`, `serve` and `check reward` share."""
 
 import argparse
 from typing import NamedTuple
@@ -18,8 +18,12 @@ class Wanted(NamedTuple):
 
 
 def add_flags(parser: frame.Parser) -> None:
-    parser.add_argument("--params", type=frame.mapping, default={}, help="the reward's options as JSON")
-    parser.add_argument("--dtype", choices=DTYPES, help="precision of the reward's networks; default: fp32")
+    parser.add_argument(
+        "--params", type=frame.mapping, default={}, help="the reward's options as JSON"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="precision of the reward's networks; default: fp32"
+    )
 
 
 def wanted(name: str, given: argparse.Namespace) -> Wanted:

@@ -14,10 +14,13 @@ WHOLE = Config.model_fields.keys() - {"seed", "run_dir"}
 log = logging.getLogger(__name__)
 
 
-def arguments(argv: Sequence[str], flags: Sequence[str] = ()) -> tuple[str | None, dict[str, str], bool]:
-    """The command line taken apart: the value of --config, dotted name -> text, whether help is wanted.
+def arguments(
+    argv: Sequence[str], flags: Sequence[str] = ()
+) -> tuple[str | None, dict[str, str], bool]:
+    """The command line taken apart: the value of --config, dotted name -> text, --help or not.
 
-    Raises UserError for anything but `--config X` and `--name[.name] X`; `flags` only helps the suggestions.
+    Raises UserError for anything but `--config X` and `--name[.name] X`; `flags` only helps the
+    suggestions.
     """
     known = ["config", *Config.model_fields, *(flag.lstrip("-").split()[0] for flag in flags)]
     texts: dict[str, str] = {}
@@ -28,7 +31,9 @@ def arguments(argv: Sequence[str], flags: Sequence[str] = ()) -> tuple[str | Non
         key, equals, text = word.removeprefix("--").partition("=")
         head = key.split(".")[0]
         if not word.startswith("--"):
-            raise UserError(f"{word}: an argument without a name; write --config FILE or --section.key value")
+            raise UserError(
+                f"{word}: an argument without a name; write --config FILE or --section.key value"
+            )
         if head not in known:
             raise UserError(f"--{key}: no such option{nearest(head, known)}")
         if not equals and (not queue or queue[0].startswith("--")):
@@ -60,7 +65,10 @@ def change(values: dict[str, Any], texts: Mapping[str, str]) -> None:
 
 
 def _place(key: str, outer: Any, part: str) -> str | int:
-    """Where in a section or a list this part of the key stands; the next entry of a list is added."""
+    """Where in a section or a list this part of the key stands.
+
+    The next entry of a list is added.
+    """
     if isinstance(outer, dict):
         return part
     if not isinstance(outer, list):
@@ -74,7 +82,9 @@ def _place(key: str, outer: Any, part: str) -> str | int:
 
 def _drop_options(key: str, section: dict[str, Any], name: Any) -> None:
     annotation = Config.model_fields[key.partition(".")[0]].annotation
-    model: Any = next((each for each in (annotation, *get_args(annotation)) if is_named(each)), None)
+    model: Any = next(
+        (each for each in (annotation, *get_args(annotation)) if is_named(each)), None
+    )
     if model is None or section.get("name", model.model_fields["name"].default) == name:
         return
     kept = model.model_fields.keys() - {"params"}

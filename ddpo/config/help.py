@@ -9,7 +9,10 @@ from ddpo.config.words import THING, Node, bounds, section_of, type_words
 
 
 class Option(NamedTuple):
-    """A value in force, and its node of the JSON Schema; the section's title and what it is about."""
+    """A value in force, and its node of the JSON Schema.
+
+    With it go the section's title and what the section is about.
+    """
 
     value: Any
     node: Node
@@ -27,7 +30,10 @@ def options(schema: Node, values: Mapping[str, Any]) -> dict[str, Option]:
 def _options(
     schema: Node, node: Node, value: Any, heading: tuple[str, str, str]
 ) -> Iterator[tuple[str, Option]]:
-    """Those in one node; the heading is its place, the title and the text of the section around it."""
+    """The options in one node.
+
+    `heading` is the node's place, the title and the text of the section around it.
+    """
     place, title, about = heading
     section, entries = section_of(schema, node), node.get("prefixItems", ())
     if section and value is not None:
@@ -56,9 +62,12 @@ def print_help(options: Mapping[str, Option], usage: str) -> None:
         choices = option.node.get("enum")
         text = option.node.get("description", "no description").rstrip()
         text = f"{text.rstrip('.')}; {option.limits}" if option.limits else text
-        shown = option.value if isinstance(option.value, str) else json.dumps(option.value, default=str)
+        shown = (
+            option.value if isinstance(option.value, str) else json.dumps(option.value, default=str)
+        )
         groups[option.title].add_argument(
-            f"--{name}", metavar=f"{{{','.join(map(str, choices))}}}" if choices else "VALUE",
+            f"--{name}",
+            metavar=f"{{{','.join(map(str, choices))}}}" if choices else "VALUE",
             help=f"{text} ({option.type}, default: {shown})".replace("%", "%%"),
-        )  # fmt: skip
+        )
     parser.print_help()

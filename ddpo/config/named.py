@@ -1,7 +1,7 @@
-"""What a section names, and the models made of that: the section's own options with those of the thing.
+"""What a section names, and models of the section's own options with those of the thing.
 
-The options of a thing are the keyword-only parameters of its signature, with their annotations, and the
-sentences of its docstring that name them in backticks.
+The options of a thing are the keyword-only parameters of its signature, with their annotations, and
+the sentences of its docstring that name them in backticks.
 """
 
 import inspect
@@ -62,7 +62,8 @@ def model(values: Mapping[str, Any]) -> type[Part]:
 def fitted(section: type[Named], place: str, given: Any) -> type[Part]:
     """The section with the options of what `given` names; the bare one where that names nothing.
 
-    A reward that another process was given from Python is not known here: its options were checked there.
+    A reward that another process was given from Python is not known here: its options were checked
+    there.
     """
     default = section.model_fields["name"].default
     name = given.get("name", default) if isinstance(given, dict) else None
@@ -81,22 +82,28 @@ def fitted(section: type[Named], place: str, given: Any) -> type[Part]:
         return with_options(section, name, thing)
     except (NameError, TypeError, ValueError, PydanticUserError) as error:
         # an annotation that means nothing, a function in C
-        told = str(error).partition("\n")[0]
-        raise UserError(f"{place}.name: the parameters of {name} cannot be read ({told})") from error
+        message = str(error).partition("\n")[0]
+        raise UserError(
+            f"{place}.name: the parameters of {name} cannot be read ({message})"
+        ) from error
 
 
 def with_options(section: type[Named], name: str, thing: Thing) -> type[Part]:
-    """A model of the section's own options and, flat beside them or below `params`, those of the thing."""
+    """A model of the section's options and of the thing's, flat beside them or below `params`."""
     own: Fields = {key: (info.annotation, info) for key, info in section.model_fields.items()}
     options, mark = _options(thing), {**MADE, "json_schema_extra": {words.THING: name}}
     about = (inspect.getdoc(thing) or "").partition("\n")[0]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # options called `copy` or `json`, as methods are
+        # options called `copy` or `json`, as methods are
+        warnings.simplefilter("ignore", UserWarning)
         if own.pop("options", None):
             own |= {key: field for key, field in options.items() if key not in own}
             return create_model(name, __base__=Part, __doc__=about, __cls_kwargs__=mark, **own)
         params = create_model(f"{name}_params", __base__=Part, __cls_kwargs__=mark, **options)
-        own["params"] = (params, Field({}, validate_default=True, description="options of the reward"))
+        own["params"] = (
+            params,
+            Field({}, validate_default=True, description="options of the reward"),
+        )
         return create_model(name, __base__=Part, __doc__=about, __cls_kwargs__=MADE, **own)
 
 
@@ -104,18 +111,25 @@ def _options(thing: Thing) -> Fields:
     paragraphs = (" ".join(text.split()) for text in (inspect.getdoc(thing) or "").split("\n\n"))
     sentences = [part for text in paragraphs for part in re.split(r"(?<=\.) (?=[A-Z`])", text)]
     fields: Fields = {}
-    for each in inspect.signature(thing, eval_str=True).parameters.values():
-        if each.kind is each.KEYWORD_ONLY and each.name not in CONTEXT:
-            about = " ".join(part for part in sentences if f"`{each.name}`" in part)
-            default = ... if each.default is each.empty else each.default
-            hint = Any if each.annotation is each.empty else each.annotation
-            fields[each.name] = (hint, Field(default, description=about or "no description"))
+    for parameter in inspect.signature(thing, eval_str=True).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in CONTEXT:
+            about = " ".join(part for part in sentences if f"`{parameter.name}`" in part)
+            default = ... if parameter.default is parameter.empty else parameter.default
+            hint = Any if parameter.annotation is parameter.empty else parameter.annotation
+            fields[parameter.name] = (hint, Field(default, description=about or "no description"))
     return fields
 
 
 def find(section: str, name: str) -> object | None:
-    """What `name` names in this section; None for a reward that another process was given from Python."""
-    if section in REWARDS and name.startswith(python_objects.MARK) and python_objects.find(name) is None:
+    """What `name` names in this section.
+
+    It is None for a reward that another process was given from Python.
+    """
+    if (
+        section in REWARDS
+        and name.startswith(python_objects.MARK)
+        and python_objects.find(name) is None
+    ):
         return None
     return load(KINDS[section], name)
 

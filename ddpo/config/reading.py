@@ -1,8 +1,8 @@
-"""A configuration from a YAML file and dotted flags (`parse`), from a mapping or from Python (`load`).
+"""A configuration from YAML and dotted flags (`parse`), from a mapping or from Python (`load`).
 
-A section with a `name` takes, flat beside its own fields, the keyword-only parameters of what it names, as in
-`objective: {name: ddpo, clip_range: 1e-4}`; in Python these stand in `options`. Names are looked up by
-`parse` and `load`, which fill in every default; importing this module is cheap.
+A section with a `name` takes, flat beside its own fields, the keyword-only parameters of what it
+names, as in `objective: {name: ddpo, clip_range: 1e-4}`; in Python these stand in `options`. Names
+are looked up by `parse` and `load`, which fill in every default; importing this module is cheap.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ PROMPT_SOURCES = {"name", "path", "dataset"}
 def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[str] = ()) -> Config:
     """The configuration of `--config FILE_OR_NAME [--section.key value ...]`; `--help` prints that.
 
-    `command` and `flags` (the command's own, as in `--resume RUN_DIR`) are for the help text and suggestions;
-    the caller has taken the flags out of `argv`. Raises UserError with the place, the value and the nearest
-    valid one.
+    `command` and `flags` (the command's own, as in `--resume RUN_DIR`) are for the help text and
+    suggestions; the caller has taken the flags out of `argv`. Raises UserError with the place, the
+    value and the nearest valid one.
     """
     source, changes, wants_help = command_line.arguments(argv, flags)
     if source is None and not wants_help:
@@ -34,7 +34,9 @@ def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[s
     values = read(_file(source)) if source else {}
     chosen = {source for source in PROMPT_SOURCES if f"prompts.{source}" in changes}
     if chosen and isinstance(values.get("prompts"), dict):  # it takes the place of the file's
-        values["prompts"] = {k: v for k, v in values["prompts"].items() if k not in PROMPT_SOURCES - chosen}
+        values["prompts"] = {
+            k: v for k, v in values["prompts"].items() if k not in PROMPT_SOURCES - chosen
+        }
     command_line.change(values, changes)
     config = resolve(values)
     if wants_help:
@@ -45,9 +47,10 @@ def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[s
 
 
 def load(source: str | Path | Mapping[str, Any] | Config) -> Config:
-    """The configuration in a YAML file (or bundled under a name), in such a mapping, or built in Python.
+    """The configuration in a YAML file (or bundled by name), in such a mapping, or built in Python.
 
-    Every option is resolved: the named things' defaults are filled in. Raises UserError as `parse` does.
+    Every option is resolved: the named things' defaults are filled in. Raises UserError as `parse`
+    does.
     """
     return resolve(read(_file(source)) if isinstance(source, str | Path) else flat(source))
 
@@ -63,9 +66,13 @@ def read(file: Path) -> dict[str, Any]:
 def resolve(values: dict[str, Any]) -> Config:
     """The configuration of nested YAML values."""
     prompts = values.get("prompts")
-    sources = [key for key in sorted(PROMPT_SOURCES) if isinstance(prompts, dict) and prompts.get(key)]
+    sources = [
+        key for key in sorted(PROMPT_SOURCES) if isinstance(prompts, dict) and prompts.get(key)
+    ]
     if len(sources) > 1:
-        raise UserError(f"prompts: {' and '.join(sources)} are given; keep one, which the others would hide")
+        raise UserError(
+            f"prompts: {' and '.join(sources)} are given; keep one, which the others would hide"
+        )
     _add_plugins(values)
     model = named.model(values)
     try:
@@ -77,7 +84,7 @@ def resolve(values: dict[str, Any]) -> Config:
 
 
 def options(config: Config) -> dict[str, help.Option]:
-    """All that can be set in a resolved configuration, those of what it names too, by dotted name."""
+    """All options of a resolved configuration, those of named things too, by dotted name."""
     values = flat(config)
     return help.options(words.schema_of(named.model(values)), values)
 
@@ -85,7 +92,7 @@ def options(config: Config) -> dict[str, help.Option]:
 def _section(hint: Any, value: Any) -> Any:
     """What was read with the options of the named thing, as the section of `Config`."""
     if isinstance(value, tuple):
-        return [_section(get_args(hint)[0], each) for each in value]
+        return [_section(get_args(hint)[0], entry) for entry in value]
     if not is_named(hint) or isinstance(value, hint):
         return value
     own: dict[str, Any] = {key: inner for key, inner in value if key in hint.model_fields}
@@ -100,8 +107,8 @@ def of_run(run_dir: str | Path) -> Path:
     """The file of a run's configuration. Raises UserError where there is no run."""
     file = Path(run_dir) / "config.yaml"
     if not file.is_file():
-        found = "it has no config.yaml" if file.parent.is_dir() else "there is no such folder"
-        raise UserError(f"{run_dir} is not the folder of a run: {found}")
+        problem = "it has no config.yaml" if file.parent.is_dir() else "there is no such folder"
+        raise UserError(f"{run_dir} is not the folder of a run: {problem}")
     return file
 
 
@@ -139,7 +146,10 @@ def _differences(place: str, old: Any, new: Any) -> Iterator[str]:
 
 
 def _file(source: str | Path) -> Path:
-    """A path is one that looks like one or exists; anything else is the name of a bundled configuration."""
+    """A path is one that looks like one or exists.
+
+    Anything else is the name of a bundled configuration.
+    """
     path = Path(source)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file():
         if not path.is_file():

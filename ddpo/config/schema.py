@@ -1,4 +1,4 @@
-"""The JSON Schema of a configuration file, by which editors complete it and underline what is wrong."""
+"""The JSON Schema of a configuration file: editors complete it and underline what is wrong."""
 
 import logging
 from typing import Any, get_args
@@ -17,8 +17,8 @@ log = logging.getLogger("ddpo")
 def document() -> dict[str, Any]:
     """What a file may say, with the options of every named thing that is found on this machine.
 
-    A section with a `name` has, under `allOf`, the options for each of its names; those of a thing that is
-    named by its place are not known, and none is refused.
+    A section with a `name` has, under `allOf`, the options for each of its names; those of a thing
+    that is named by its place are not known, and none is refused.
     """
     schema = words.schema_of(Config)
     for section in named.KINDS:

@@ -41,9 +41,11 @@ WRITTEN = {*NUMBERS, list, tuple, dict, Any}
 
 
 class Part(BaseModel):
-    """Options that are read from YAML and flags: no unknown ones, true is no int and 2.0 neither."""
+    """Options read from YAML and flags: none unknown, true is no int and 2.0 neither."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -109,8 +111,9 @@ class Model(Open):
     pretrained: str = "emoji"
     """Hub name or folder of the weights; `emoji` is the small model that comes with ddpo"""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """precision of the network; log-probabilities and the trained weights are always fp32. auto: on a GPU
-    bf16 if it has that, else fp16; on a CPU fp32, unless bf16 proves faster when the run begins"""
+    """precision of the network; log-probabilities and the trained weights are always fp32. auto: on
+    a GPU bf16 if it has that, else fp16; on a CPU fp32, unless bf16 proves faster when the run
+    begins"""
     loras: list[str] = Field(default_factory=list)
     """LoRA files or Hub names fused into the weights before training"""
     gradient_checkpointing: bool = False
@@ -123,7 +126,8 @@ class Lora(Part):
     rank: PositiveInt = 16
     """rank of the update"""
     alpha: PositiveFloat | None = None
-    """the update is scaled by alpha / rank; null: alpha = rank, the only choice every program reads alike"""
+    """the update is scaled by alpha / rank; null: alpha = rank, the only choice every program reads
+    alike"""
     target_modules: list[str] = Field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     """ends of the names of the denoiser's layers that get an adapter; [] with text_encoder: none"""
     text_encoder: bool = False
@@ -136,7 +140,7 @@ class Sampler(Open):
     name: str = "ddim"
     """a sampler of `ddpo list samplers`"""
     num_steps: PositiveInt = 50
-    """denoising steps an image"""
+    """denoising steps per image"""
     guidance_scale: NonNegativeFloat = 5.0
     """classifier-free guidance; 1 is none and takes half the time"""
     negative_prompt: str = ""
@@ -157,7 +161,8 @@ class Prompts(Part):
     split: str = "train"
     """of the data set"""
     column: str = "prompt"
-    """of the data set: the prompts; its other columns of text, numbers and truth values are metadata"""
+    """of the data set: the prompts; its other columns of text, numbers and truth values are
+    metadata"""
     template: str | None = None
     """text around each prompt, as in "A painting of a {prompt}" """
 
@@ -177,13 +182,14 @@ class Reward(Named):
     """One term of the reward, or one judge of the evaluation."""
 
     name: Annotated[str, WrapValidator(_text_of)]  # pyright: ignore[reportIncompatibleVariableOverride]
-    """a reward of `ddpo list rewards`, package.module:attribute or path/file.py:function; from Python also
-    the function, class or instance itself"""
+    """a reward of `ddpo list rewards`, package.module:attribute or path/file.py:function; from
+    Python also the function, class or instance itself"""
     weight: Finite = 1.0
     """factor in the sum of rewards; 0: it is only logged, or only a gate"""
     params: dict[str, Any] = Field(default_factory=dict)
     min: Finite | None = None
-    """an image with less is gated: it counts as the worst of its prompt and gets no positive advantage"""
+    """an image with less is gated: it counts as the worst of its prompt and gets no positive
+    advantage"""
     max: Finite | None = None
     """an image with more is gated likewise"""
     cache: str | None = None
@@ -198,7 +204,8 @@ class Objective(Open):
     name: str = "ddpo"
     """an objective of `ddpo list objectives`"""
     kl_weight: NonNegativeFloat = 0.0
-    """weight, in the loss, of the closed-form KL of a step to the pretrained model, per latent dimension"""
+    """weight, in the loss, of the closed-form KL of a step to the pretrained model, per latent
+    dimension"""
     block_size: PositiveInt = 1
     """denoising steps in a row that share one ratio; sampler.num_steps: one ratio a trajectory"""
     timestep_fraction: Share = 1.0
@@ -206,13 +213,14 @@ class Objective(Open):
     timestep_window: tuple[NonNegativeInt, PositiveInt] | None = None
     """[first, end): train on these steps alone, counted from 0, the noisiest; null: all"""
     drop_last: NonNegativeInt = 0
-    """so many steps at the end are not trained on"""
+    """this many steps at the end are not trained on"""
     guidance_scale: NonNegativeFloat | None = None
     """guidance in the update; null: that of the sampler, the policy that drew the images"""
     draws: PositiveInt | None = None
-    """(timestep, noise) pairs an image and pass, for rwr and dpo; null: as many as sampler.num_steps"""
+    """(timestep, noise) pairs per image and pass, for rwr and dpo; null: sampler.num_steps"""
     offline: bool = False
-    """learn from recorded pairs: prompts.path has columns chosen and rejected, images; rewards only judge"""
+    """learn from recorded pairs: prompts.path has columns chosen and rejected, images; rewards only
+    judge"""
 
 
 class Advantage(Open):
@@ -225,7 +233,7 @@ class Advantage(Open):
     per_reward: bool = False
     """compare each reward by itself, then add up by weight; false: compare the weighted sum"""
     keep_extremes: PositiveInt | None = None
-    """train only on the so many best and as many worst images of each prompt; null: on all"""
+    """train only on the k best and the k worst images of each prompt; null: on all"""
 
 
 class Trainer(Part):
@@ -238,7 +246,8 @@ class Trainer(Part):
     samples_per_prompt: PositiveInt = 8
     """images of each of them; an iteration makes prompts_per_iteration x samples_per_prompt"""
     minibatches: PositiveInt = 2
-    """optimiser steps a pass; divides prompts_per_iteration, since the samples of a prompt stay together"""
+    """optimizer steps per pass; divides prompts_per_iteration, since the samples of a prompt stay
+    together"""
     epochs: PositiveInt = 1
     """passes over the images of an iteration"""
     micro_batch: PositiveInt = 16
@@ -248,7 +257,7 @@ class Trainer(Part):
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
     """cosine and linear go down to 0 at the last iteration"""
     warmup_steps: NonNegativeInt = 0
-    """optimiser steps in which the learning rate rises from 0"""
+    """optimizer steps in which the learning rate rises from 0"""
     betas: tuple[UnitFloat, UnitFloat] = (0.9, 0.999)
     """AdamW's averages of the gradient and of its square"""
     adam_eps: PositiveFloat = 1e-8
@@ -267,7 +276,7 @@ class Ema(Part):
     """A running average of the trained weights."""
 
     decay: UnitFloat = 0.0
-    """weight of the past at each optimiser step; 0: no average is kept"""
+    """weight of the past at each optimizer step; 0: no average is kept"""
 
 
 class Checkpoint(Part):
@@ -289,7 +298,7 @@ class Evaluation(Part):
     samples_per_prompt: PositiveInt = 2
     """images of each prompt"""
     num_prompts: PositiveInt | None = None
-    """the first so many prompts of each set; null: all"""
+    """this many prompts of each set, from its beginning; null: all"""
     seed: Seed = 0
     """of the first picture of a set, whatever the run's own seed is; the others count up"""
 
@@ -297,7 +306,9 @@ class Evaluation(Part):
 class Log(Part):
     """What is written down on the way."""
 
-    trackers: list[Literal["jsonl", "tensorboard", "wandb"]] = Field(default_factory=lambda: ["jsonl"])
+    trackers: list[Literal["jsonl", "tensorboard", "wandb"]] = Field(
+        default_factory=lambda: ["jsonl"]
+    )
     """any of jsonl, tensorboard, wandb; metrics.jsonl is always written"""
     project: NonBlank = "ddpo"
     """project of wandb, where the run has the name of its folder; refused without this tracker"""
@@ -331,7 +342,10 @@ class Config(Part):
     """the folder everything is written into"""
 
     def __init__(self, **values: Any) -> None:
-        """Raises UserError with the place, the value and the remedy; what is named is not looked up."""
+        """Raises UserError with the place, the value and the remedy.
+
+        What is named is not looked up.
+        """
         try:
             super().__init__(**values)
         except ValidationError as error:

@@ -18,15 +18,25 @@ THING = "$comment"
 
 UNKNOWN = ("extra_forbidden", "invalid_key")
 TYPES = {
-    "number": "a float", "integer": "an int", "boolean": "true or false", "string": "text",
+    "number": "a float",
+    "integer": "an int",
+    "boolean": "true or false",
+    "string": "text",
     "object": "options, as {key: value}",
-}  # fmt: skip
+}
 BOUNDS = {
-    "minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below",
-}  # fmt: skip
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
 OUTSIDE = (
-    "greater_than", "greater_than_equal", "less_than", "less_than_equal", "string_pattern_mismatch",
-)  # fmt: skip
+    "greater_than",
+    "greater_than_equal",
+    "less_than",
+    "less_than_equal",
+    "string_pattern_mismatch",
+)
 """The errors of pydantic for a value of the right type that is out of its range."""
 
 
@@ -48,7 +58,10 @@ def schema_of(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def line(error: ValidationError, schema: Node) -> str:
-    """The first thing that is wrong with what has this schema; an unknown option before all others."""
+    """The first thing that is wrong with what has this schema.
+
+    An unknown option comes before all others.
+    """
     first = min(error.errors(), key=lambda each: each["type"] not in UNKNOWN)
     path, nodes = list[str](), [schema]
     for part in first["loc"]:
@@ -72,49 +85,51 @@ def line(error: ValidationError, schema: Node) -> str:
 
 def _complaint(schema: Node, node: Node, kind: str, error: Mapping[str, Any]) -> str:
     value, kind_words, limits = error["input"], type_words(schema, node), bounds(schema, node)
-    told = "null" if value is None else repr(value)
+    shown = "null" if value is None else repr(value)
     if kind == "value_error":  # a UserError of ours
         return str(error["ctx"]["error"])
     if kind == "missing":
         return f"needs a value, {kind_words}"
     if kind in OUTSIDE:
-        return f"must be {limits}, got {told if kind == 'string_pattern_mismatch' else value}"
+        return f"must be {limits}, got {shown if kind == 'string_pattern_mismatch' else value}"
     if kind == "finite_number" and "int" not in kind_words:
-        return f"must be {' and '.join(filter(None, [limits, 'finite']))}, got {told}"
-    choices = [str(name) for each in unions(schema, node) for name in each.get("enum", ())]
+        return f"must be {' and '.join(filter(None, [limits, 'finite']))}, got {shown}"
+    choices = [str(name) for option in unions(schema, node) for name in option.get("enum", ())]
     close = nearest(value, choices) if isinstance(value, str) else ""
     meant = close if close.startswith("; did you mean") else ""
-    return f"expected {kind_words}, got {told}{meant}"
+    return f"expected {kind_words}, got {shown}{meant}"
 
 
 def unions(schema: Node, node: Node) -> Iterator[Node]:
     """What a node may be, one after the other, with the references followed."""
     if "$ref" in node:
         node = schema["$defs"][node["$ref"].rpartition("/")[2]]
-    for each in node.get("anyOf", ()):
-        yield from unions(schema, each)
+    for branch in node.get("anyOf", ()):
+        yield from unions(schema, branch)
     if "anyOf" not in node:
         yield node
 
 
 def _inside(schema: Node, node: Node, part: str | int) -> Node | None:
-    for each in unions(schema, node):
-        if isinstance(part, str) and part in each.get("properties", {}):
-            return each["properties"][part]
-        if isinstance(part, int) and each.get("type") == "array":
-            first = each.get("prefixItems", [])
-            return first[part] if part < len(first) else each.get("items", {})
+    for branch in unions(schema, node):
+        if isinstance(part, str) and part in branch.get("properties", {}):
+            return branch["properties"][part]
+        if isinstance(part, int) and branch.get("type") == "array":
+            first = branch.get("prefixItems", [])
+            return first[part] if part < len(first) else branch.get("items", {})
     return None
 
 
 def section_of(schema: Node, node: Node) -> Node | None:
     """The node with options below it that a node is, or may be."""
-    return next((each for each in unions(schema, node) if "properties" in each), None)
+    return next((branch for branch in unions(schema, node) if "properties" in branch), None)
 
 
 def type_words(schema: Node, node: Node) -> str:
     """A type as the user thinks of it."""
-    return " or ".join(dict.fromkeys(_type_words(schema, each) for each in unions(schema, node)))
+    return " or ".join(
+        dict.fromkeys(_type_words(schema, branch) for branch in unions(schema, node))
+    )
 
 
 def _type_words(schema: Node, node: Node) -> str:
@@ -123,11 +138,15 @@ def _type_words(schema: Node, node: Node) -> str:
     kind = node.get("type", "any value")
     if kind == "array" and "prefixItems" not in node:
         inner = type_words(schema, node.get("items", {}))
-        return "a list, as [{name: ...}]" if "{" in inner else f"a list of {_bare(inner)}, as [a, b]"
+        return (
+            "a list, as [{name: ...}]" if "{" in inner else f"a list of {_bare(inner)}, as [a, b]"
+        )
     if kind == "array":
         return f"[{', '.join(_bare(type_words(schema, each)) for each in node['prefixItems'])}]"
     if isinstance(node.get("additionalProperties"), dict):
-        return f"a mapping to {_bare(type_words(schema, node['additionalProperties']))}, as {{a: b}}"
+        return (
+            f"a mapping to {_bare(type_words(schema, node['additionalProperties']))}, as {{a: b}}"
+        )
     return TYPES.get(kind, str(kind))
 
 
@@ -142,7 +161,9 @@ def bounds(schema: Node, node: Node) -> str:
         limits = [f"{word} {_number(each[key])}" for key, word in BOUNDS.items() if key in each]
         found += [" and ".join(limits)] if limits else []
         found += ["text that is not blank"] if "pattern" in each else []
-        found += [words for inner in each.get("prefixItems", ()) if (words := bounds(schema, inner))]
+        found += [
+            words for inner in each.get("prefixItems", ()) if (words := bounds(schema, inner))
+        ]
     return "; ".join(dict.fromkeys(found))
 
 

@@ -34,7 +34,7 @@ def read(place: str, text: str) -> Any:
 
 
 def refuse_twice(place: str, text: str) -> None:
-    """Raises UserError for a key that stands twice in a mapping, however deep, yaml.YAMLError for no YAML."""
+    """Raises UserError for a key that stands twice in a mapping, yaml.YAMLError for no YAML."""
     top = place.removeprefix("--") if place.startswith("--") else ""
     queue, seen = [(top, yaml.compose(text, Loader=yaml.SafeLoader))], set[int]()
     while queue:

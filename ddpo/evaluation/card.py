@@ -1,4 +1,4 @@
-"""The model card of a run, README.md: what was trained, on what, with which result, and how to use it."""
+"""The model card of a run, README.md: what was trained, with which result, and how to use it."""
 
 import json
 import math
@@ -16,43 +16,56 @@ WIDGETS = 4
 
 
 def write(run_dir: Path) -> Path:
-    """Write README.md from what the folder holds, with an evaluation or without one; returns its path."""
+    """Write README.md from what the folder holds, with an evaluation or without one.
+
+    Returns its path.
+    """
     run, origin = evidence.read(run_dir), run_dir / "provenance.json"
     text = page.render(
-        "card.md.j2", run,
+        "card.md.j2",
+        run,
         head=_head(run).to_yaml(),
         meanings=dict(plugins.summaries("rewards")),
         pictures={p.stem for p in (run_dir / "evaluation").glob("*.png")},
         origin=json.loads(origin.read_bytes()) if origin.is_file() else {},
         number=lambda value: f"{value:g}",
-    )  # fmt: skip
+    )
     (run_dir / "README.md").write_text(text, encoding="utf-8")
     return run_dir / "README.md"
 
 
 def _head(run: Run) -> ModelCardData:
-    """What the Hub reads: of the base model only where it is one of the Hub's and no folder of this machine.
+    """What the Hub reads; it names the base model only where that is one of the Hub's.
 
     The licence is left to whoever publishes: it depends on the base model's.
     """
     lora, base = run.config["lora"] is not None, run.config["model"]["pretrained"]
     hub = base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists() else None
     shown = evidence.select(run.pairs, run.sets[0], WIDGETS) if run.sets else []
-    widget = [{"text": m.prompt, "output": {"url": f"evaluation/{m.images['tuned']}"}} for m in shown]
+    widget = [
+        {"text": m.prompt, "output": {"url": f"evaluation/{m.images['tuned']}"}} for m in shown
+    ]
     results = [
         EvalResult(
-            task_type="text-to-image", dataset_type="prompts", dataset_config=set_name, dataset_name=set_name,
-            metric_type=name, metric_name=f"{name} (base model: {entry['base']['mean']:.4g})",
+            task_type="text-to-image",
+            dataset_type="prompts",
+            dataset_config=set_name,
+            dataset_name=set_name,
+            metric_type=name,
+            metric_name=f"{name} (base model: {entry['base']['mean']:.4g})",
             metric_value=round(entry["tuned"]["mean"], 6),
         )
         for set_name in run.sets
         for name, entry in run.results["sets"][set_name].items()
         if name in run.scores and math.isfinite(entry["tuned"]["mean"])
-    ]  # fmt: skip
+    ]
     return ModelCardData(
-        library_name="diffusers", pipeline_tag="text-to-image",
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
         tags=["text-to-image", "stable-diffusion", *["lora"] * lora, "ddpo", "reward-fine-tuning"],
-        base_model=hub, base_model_relation=("adapter" if lora else "finetune") if hub else None,
-        widget=widget or None, eval_results=results or None,
+        base_model=hub,
+        base_model_relation=("adapter" if lora else "finetune") if hub else None,
+        widget=widget or None,
+        eval_results=results or None,
         model_name=run.folder.resolve().name if results else None,
-    )  # fmt: skip
+    )

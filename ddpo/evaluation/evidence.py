@@ -1,4 +1,4 @@
-"""What a run folder holds as evidence: its settings, metrics and matched pictures, in words and numbers."""
+"""What a run folder holds as evidence: its settings, metrics and matched pictures in words."""
 
 import json
 import math
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Match:
-    """The pictures of one prompt and seed: from column ("base", "tuned", ...) to image path and to scores."""
+    """The pictures of one prompt and seed: column ("base", "tuned", ...) to path and scores."""
 
     set: str
     prompt: str
@@ -64,11 +64,13 @@ class Run:
 
     @property
     def other_settings(self) -> str:
-        """What the pictures were made with and the training was not: `num_steps 2 (in training: 50)`."""
+        """Settings in which pictures and training differ: `num_steps 2 (in training: 50)`."""
         made, own = self.results.get("config") or {}, self.config
         used = {**made.get("sampler", {}), "dtype": made.get("model", {}).get("dtype")}
         trained = {**own.get("sampler", {}), "dtype": own.get("model", {}).get("dtype")}
-        names = [key for key in used if key != "batch_size" and used[key] not in (None, trained.get(key))]
+        names = [
+            key for key in used if key != "batch_size" and used[key] not in (None, trained.get(key))
+        ]
         words = [f"{key} {used[key]} (in training: {trained.get(key)})" for key in names]
         first = made.get("evaluation", {}).get("seed", 0)
         return ", ".join([*words, *([f"seeds from {first}"] if first else [])])
@@ -96,20 +98,25 @@ def read(folder: Path) -> Run:
         results = json.loads((evaluation / "results.json").read_bytes())
         results["sets"] = json.loads(
             json.dumps(results["sets"]),
-            object_hook=lambda found: {key: math.nan if v is None else v for key, v in found.items()},
+            object_hook=lambda found: {
+                key: math.nan if v is None else v for key, v in found.items()
+            },
         )
     config = yaml.safe_load((folder / "config.yaml").read_bytes())
-    return Run(folder, config, metrics.read(folder / "metrics.jsonl"), results, list(found.values()))
+    return Run(
+        folder, config, metrics.read(folder / "metrics.jsonl"), results, list(found.values())
+    )
 
 
 def sentence(set_name: str, reward: str, entry: Json) -> str:
     """A comparison in words, from one entry of results.json.
 
-    `jpeg on animals: -3.20 -> -2.61 (+0.59, 95 % interval 0.52 to 0.66; better on 87 % of matched seeds)`
+    `jpeg on animals: -3.20 -> -2.61 (+0.59, 95 % interval 0.52 to 0.66; better on 87 % of matched
+    seeds)`
     """
     return (
-        "{reward} on {set}: {base} -> {tuned} ({change}, 95 % interval {interval}; better on {win_rate} of "
-        "matched seeds)"
+        "{reward} on {set}: {base} -> {tuned} ({change}, 95 % interval {interval}; "
+        "better on {win_rate} of matched seeds)"
     ).format(set=set_name, reward=reward, **_words(entry))
 
 
@@ -118,12 +125,18 @@ def _words(entry: Json) -> Json:
     change = entry["difference"]
     digits = _digits(change)
     means = {column: _number(entry[column]["mean"], digits) for column in ("base", "tuned")}
-    errors = {f"{column}_se": _number(entry[column]["se"], digits + 1) for column in ("base", "tuned")}
+    errors = {
+        f"{column}_se": _number(entry[column]["se"], digits + 1) for column in ("base", "tuned")
+    }
     return {
-        **means, **errors, "change": _number(change["mean"], digits, "+"), "verdict": verdict(change),
+        **means,
+        **errors,
+        "change": _number(change["mean"], digits, "+"),
+        "verdict": verdict(change),
         "interval": f"{_number(change['low'], digits)} to {_number(change['high'], digits)}",
-        "win_rate": _number(100 * entry["win_rate"], 0, unit=" %"), "n": entry["base"]["n"],
-    }  # fmt: skip
+        "win_rate": _number(100 * entry["win_rate"], 0, unit=" %"),
+        "n": entry["base"]["n"],
+    }
 
 
 def verdict(difference: Json) -> str:
@@ -136,8 +149,8 @@ def verdict(difference: Json) -> str:
 def select(matches: Sequence[Match], set_name: str, count: int) -> list[Match]:
     """`count` prompts of a set, evenly spaced in the set's order, each with its lowest seed.
 
-    With n prompts these are number 0, n / count, 2 n / count, ... (rounded down): no picture is chosen by its
-    look or its score.
+    With n prompts these are number 0, n / count, 2 n / count, ... (rounded down): no picture is
+    chosen by its look or its score.
     """
     lowest: dict[str, Match] = {}
     for match in (match for match in matches if match.set == set_name):
@@ -150,13 +163,17 @@ def rows(run: Run) -> list[Json]:
     """The table of all sets and rewards; `heldout` is every set but the first."""
     return [
         {
-            "set": name, "reward": reward, "trained": reward in run.trained, "heldout": number > 0,
-            "sentence": sentence(name, reward, entry), **_words(entry),
+            "set": name,
+            "reward": reward,
+            "trained": reward in run.trained,
+            "heldout": number > 0,
+            "sentence": sentence(name, reward, entry),
+            **_words(entry),
         }
         for number, name in enumerate(run.sets)
         for reward, entry in run.results["sets"][name].items()
         if reward not in GUARDS
-    ]  # fmt: skip
+    ]
 
 
 def signs(run: Run) -> list[Json]:
@@ -170,9 +187,12 @@ def signs(run: Run) -> list[Json]:
             text, alert = row["sentence"].partition(" (")[0], row["verdict"] == "fell" or lost
             found.append({"kind": kind, "text": text, "note": row["verdict"], "alert": alert})
     for name in GUARDS:
-        columns = [np.array([m.scores[c][name] for m in run.pairs], float) for c in ("base", "tuned")]
+        columns = [
+            np.array([m.scores[c][name] for m in run.pairs], float) for c in ("base", "tuned")
+        ]
         base, tuned = (stats.summary(column)["mean"] for column in columns)
-        change, digits = (tuned - base) / base if base else math.nan, _digits(stats.paired(*columns))
+        change = (tuned - base) / base if base else math.nan
+        digits = _digits(stats.paired(*columns))
         if not math.isnan(change):
             text = f"{name}: {_number(base, digits)} -> {_number(tuned, digits)}"
             note, alert = _number(100 * change, 0, "+", " %"), abs(change) >= GUARD_ALERT

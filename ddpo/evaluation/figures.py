@@ -12,7 +12,8 @@ from ddpo.evaluation.evidence import Json, Run, name_of, score_text, select
 from ddpo.images import GUARDS
 
 TRAIN_PROMPTS, HELDOUT_PROMPTS, BLOCK = 8, 4, 4
-"""Prompts of the training and of the held-out set in before_after.png, and rows of one of its blocks."""
+"""Prompts of the training and of the held-out set in before_after.png, and rows of one of its
+blocks."""
 
 
 SCORES = 2
@@ -29,22 +30,32 @@ Points = NDArray[np.float64]
 
 
 def before_after(run: Run) -> Image.Image:
-    """One picture: base beside tuned for prompts of the training set and of the first held-out set."""
+    """One picture: base beside tuned, for prompts of the training set and of the held-out set."""
     judges = [name for name in run.scores if name not in run.trained]
     shown = [*run.trained[:1], *judges, *run.trained[1:]][:SCORES]
     columns, blocks = ("base", "tuned"), []
-    for number, (set_name, count) in enumerate(zip(run.sets, (TRAIN_PROMPTS, HELDOUT_PROMPTS), strict=False)):
+    for number, (set_name, count) in enumerate(
+        zip(run.sets, (TRAIN_PROMPTS, HELDOUT_PROMPTS), strict=False)
+    ):
         note = "never trained on" if number else f"scores: {' / '.join(shown)}"
         chosen = select(run.pairs, set_name, count)
         for start in range(0, len(chosen), BLOCK):
             part = chosen[start : start + BLOCK]
-            blocks.append(grid.table(
-                [[Image.open(run.folder / "evaluation" / m.images[c]) for c in columns] for m in part],
-                [match.prompt for match in part],
-                columns,
-                [[" / ".join(score_text(m.scores[c].get(s)) for s in shown) for c in columns] for m in part],
-                title=" \n " if start else f"{set_name}\n{note}",
-            ))  # fmt: skip
+            blocks.append(
+                grid.table(
+                    [
+                        [Image.open(run.folder / "evaluation" / m.images[c]) for c in columns]
+                        for m in part
+                    ],
+                    [match.prompt for match in part],
+                    columns,
+                    [
+                        [" / ".join(score_text(m.scores[c].get(s)) for s in shown) for c in columns]
+                        for m in part
+                    ],
+                    title=" \n " if start else f"{set_name}\n{note}",
+                )
+            )
     return grid.beside(blocks)
 
 
@@ -80,7 +91,7 @@ def curves(run: Run) -> Figure:
 
 
 def _reward_curve(ax: Axes, run: Run) -> None:
-    """reward/mean with a band of one standard deviation, and the evaluation of a reward trained alone."""
+    """reward/mean with a band of one standard deviation, and the evaluation of a reward alone."""
     ax.set_title("reward/mean, band: one standard deviation")
     x, mean = _series(run, "reward/mean")
     _line(ax, x, mean, BLUE, "training samples")
@@ -106,5 +117,7 @@ def _line(ax: Axes, x: Points, y: Points, color: str, label: str | None) -> None
 
 def _series(run: Run, key: str) -> tuple[Points, Points]:
     """The iterations that recorded a finite value, and the values."""
-    x, y = (np.array([line.get(name) for line in run.metrics], float) for name in ("iteration", key))
+    x, y = (
+        np.array([line.get(name) for line in run.metrics], float) for name in ("iteration", key)
+    )
     return x[np.isfinite(y)], y[np.isfinite(y)]

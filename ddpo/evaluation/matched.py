@@ -1,4 +1,4 @@
-"""The same prompts at the same seeds under several weights: pictures, scores, and the paired differences."""
+"""The same prompts at the same seeds under several weights: pictures, scores, differences."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from ddpo.scoring.scorer import Scorer
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture of an evaluation: what was asked, from which noise, and what it scored (NaN: no value)."""
+    """One picture of an evaluation: its prompt, its seed and its scores (NaN: no value)."""
 
     prompt: str
     seed: int
@@ -36,19 +36,30 @@ class Shot:
 
 @torch.no_grad()
 def shoot(
-    policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seeds: Sequence[int],
-    rewards: Sequence[Reward], per_prompt: int = 1, timeout_s: float | None = None,
-) -> list[Shot]:  # fmt: skip
+    policy: Policy,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    rewards: Sequence[Reward],
+    per_prompt: int = 1,
+    timeout_s: float | None = None,
+) -> list[Shot]:
     """One picture for each prompt and seed, in order, scored by every reward and guard.
 
-    A picture depends on its prompt, its seed and the weights alone. Each `per_prompt` prompts in a row are
-    the same, and their pictures one group for the rewards that compare. `timeout_s` is the scorer's.
+    A picture depends on its prompt, its seed and the weights alone. Each `per_prompt` prompts in a
+    row are the same, and their pictures one group for the rewards that compare. `timeout_s` is the
+    scorer's.
     """
     keys = [(Purpose.EVALUATION, seed) for seed in seeds]
-    scorer, images = Scorer(rewards, timeout_s=timeout_s, group_size=per_prompt), list[Image.Image]()
-    scores: dict[str, list[float]] = {name: [] for name in [reward.name for reward in rewards] + [*GUARDS]}
+    scorer = Scorer(rewards, timeout_s=timeout_s, group_size=per_prompt)
+    images = list[Image.Image]()
+    scores: dict[str, list[float]] = {
+        name: [] for name in [reward.name for reward in rewards] + [*GUARDS]
+    }
     for part in sample(policy, sampler, prompts, keys):
-        scorer.submit(part.images, [p.text for p in part.prompts], [p.metadata for p in part.prompts])
+        scorer.submit(
+            part.images, [p.text for p in part.prompts], [p.metadata for p in part.prompts]
+        )
         images += to_pil(part.images)
         for name, guard in GUARDS.items():
             scores[name] += guard(part.images).tolist()
@@ -59,22 +70,34 @@ def shoot(
 
 
 def all_shots(
-    policy: Policy, sampler: Sampler, prompts: PromptSet, per_prompt: int, rewards: Sequence[Reward],
-    timeout_s: float | None = None, first_seed: int = 0,
-) -> list[Shot]:  # fmt: skip
-    """`per_prompt` pictures of every prompt, each with its own seed; ranks share the prompts, and get all.
+    policy: Policy,
+    sampler: Sampler,
+    prompts: PromptSet,
+    per_prompt: int,
+    rewards: Sequence[Reward],
+    timeout_s: float | None = None,
+    first_seed: int = 0,
+) -> list[Shot]:
+    """`per_prompt` pictures of every prompt, each with its own seed.
+
+    Ranks share the prompts, and get all.
 
     Seeds count up from `first_seed` over the whole set.
     """
-    asked = [prompt for prompt in prompts for _ in range(per_prompt)]
-    seeds = range(first_seed, first_seed + len(asked))
-    return shared(policy, sampler, asked, seeds, rewards, per_prompt, timeout_s)
+    repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
+    seeds = range(first_seed, first_seed + len(repeated))
+    return shared(policy, sampler, repeated, seeds, rewards, per_prompt, timeout_s)
 
 
 def shared(
-    policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seeds: Sequence[int],
-    rewards: Sequence[Reward], per_prompt: int = 1, timeout_s: float | None = None,
-) -> list[Shot]:  # fmt: skip
+    policy: Policy,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    rewards: Sequence[Reward],
+    per_prompt: int = 1,
+    timeout_s: float | None = None,
+) -> list[Shot]:
     """What `shoot` returns, on every rank: each makes and judges a block of whole prompts."""
     state, groups = ranks.state(), len(prompts) // per_prompt
     block = ranks.share(groups, state.process_index, state.num_processes)
@@ -86,25 +109,29 @@ def shared(
 
 
 def compare(base: Sequence[Shot], tuned: Sequence[Shot]) -> dict[str, dict[str, Any]]:
-    """For each score: both columns' mean, standard error and n, the paired difference, the win rate."""
-    found = {}
+    """For each score: both columns' mean, standard error and n, the difference, the win rate."""
+    summaries = {}
     for name in base[0].scores:
         before, after = (np.array([shot.scores[name] for shot in shots]) for shots in (base, tuned))
-        found[name] = {
-            "base": stats.summary(before), "tuned": stats.summary(after),
-            "difference": stats.paired(before, after), "win_rate": stats.win_rate(before, after),
-        }  # fmt: skip
-    return found
+        summaries[name] = {
+            "base": stats.summary(before),
+            "tuned": stats.summary(after),
+            "difference": stats.paired(before, after),
+            "win_rate": stats.win_rate(before, after),
+        }
+    return summaries
 
 
 def write(
-    folder: Path, columns: Mapping[str, Mapping[str, Sequence[Shot]]], checkpoint: str | None = None,
+    folder: Path,
+    columns: Mapping[str, Mapping[str, Sequence[Shot]]],
+    checkpoint: str | None = None,
     **more: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """evaluation/: images/*.png, samples.jsonl and results.json, from columns[set name][column name].
+) -> dict[str, Any]:
+    """Write evaluation/ from columns[set name][column name]: images, samples.jsonl, results.json.
 
-    It takes the place of an earlier evaluation when it is whole. `checkpoint` is that of the tuned column;
-    `more` goes into results.json.
+    It takes the place of an earlier evaluation when it is whole. `checkpoint` is that of the tuned
+    column; `more` goes into results.json.
     """
     sets = {name: compare(shots["base"], shots["tuned"]) for name, shots in columns.items()}
     results, lines = {"sets": sets, "checkpoint": checkpoint, **more}, []

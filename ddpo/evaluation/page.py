@@ -1,4 +1,4 @@
-"""The page of a run: what happened in one sentence, before and after at matched seeds, curves, warning signs.
+"""The page of a run: what happened, in one sentence; matched pictures, curves, warning signs.
 
 Reads what the run folder holds and needs no network, so that it can be written again at any time.
 """
@@ -42,24 +42,32 @@ def write(run_dir: Path) -> Path:
 def render(template: str, run: Run, **values: Any) -> str:
     """The page or the card from the template beside this file."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), keep_trailing_newline=True,
-        autoescape=jinja2.select_autoescape(["html.j2"]), trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        keep_trailing_newline=True,
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"typeset": _typeset, "score": score_text, "called": name_of}
     environment.filters["json"] = partial(json.dumps, indent=2)
-    values |= {"run": run, "config": run.config, "name": run.folder.resolve().name, "alert": GUARD_ALERT}
+    values |= {
+        "run": run,
+        "config": run.config,
+        "name": run.folder.resolve().name,
+        "alert": GUARD_ALERT,
+    }
     return environment.get_template(template).render(rows=rows(run), signs=signs(run), **values)
 
 
 def _training_samples(run_dir: Path) -> list[tuple[int, list[str]]]:
     """Pictures of samples/ at a few evenly spaced iterations, the first number in a path."""
-    found: dict[int, list[str]] = {}
+    warnings: dict[int, list[str]] = {}
     for path in sorted((run_dir / "samples").rglob("*.png")):
         name = path.relative_to(run_dir).as_posix()
-        found.setdefault(int((re.findall(r"\d+", name) or [0])[0]), []).append(name)
-    numbers = sorted(found)
+        warnings.setdefault(int((re.findall(r"\d+", name) or [0])[0]), []).append(name)
+    numbers = sorted(warnings)
     places = np.linspace(0, len(numbers) - 1, min(ITERATIONS, len(numbers))).round().astype(int)
-    return [(numbers[i], found[numbers[i]][:PICTURES]) for i in places]
+    return [(numbers[i], warnings[numbers[i]][:PICTURES]) for i in places]
 
 
 def _typeset(text: str) -> str:

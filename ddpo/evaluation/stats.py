@@ -1,6 +1,7 @@
 """Statistics of matched samples: mean and error, paired bootstrap, win rate.
 
-numpy in, floats out. NaN means "no value": it is dropped, in the paired functions together with its partner.
+numpy in, floats out. NaN means "no value": it is dropped, in the paired functions together with its
+partner.
 """
 
 import math
@@ -17,10 +18,10 @@ BLOCK = 1_000_000
 
 
 def summary(x: ArrayLike) -> dict[str, float]:
-    """Mean, standard error of the mean and count of the values that are not NaN: {"mean", "se", "n"}.
+    """Mean, standard error and count of the values that are not NaN: {"mean", "se", "n"}.
 
-    se = s / sqrt(n), with s the sample standard deviation (n - 1 below). The mean of nothing is NaN, and so
-    is the error of fewer than two values.
+    se = s / sqrt(n), with s the sample standard deviation (n - 1 below). The mean of nothing is
+    NaN, and so is the error of fewer than two values.
     """
     values = _known(x)
     n = len(values)
@@ -32,11 +33,11 @@ def summary(x: ArrayLike) -> dict[str, float]:
 def paired(base: ArrayLike, tuned: ArrayLike) -> dict[str, float]:
     """Mean of tuned - base over pairs, with its 95 % interval: {"mean", "low", "high"}.
 
-    The interval is the percentile bootstrap: 2.5 % and 97.5 % quantiles of the mean over 10,000 resamples of
-    the pairs with replacement, drawn with a fixed seed, so that the same numbers give the same interval. The
-    pairs count as independent. With few pairs it is narrow: for 10 normal differences it covers the truth
-    about 90 times in 100. All three are NaN without a pair. Raises ValueError when the two have different
-    lengths.
+    The interval is the percentile bootstrap: 2.5 % and 97.5 % quantiles of the mean over 10,000
+    resamples of the pairs with replacement, drawn with a fixed seed, so that the same numbers give
+    the same interval. The pairs count as independent. With few pairs it is narrow: for 10 normal
+    differences it covers the truth about 90 times in 100. All three are NaN without a pair. Raises
+    ValueError when the two have different lengths.
     """
     difference = _differences(base, tuned)
     n = len(difference)

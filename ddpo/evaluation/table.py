@@ -1,4 +1,4 @@
-"""A labeled table of images as one picture: prompts down, base and checkpoints across, scores under each.
+"""A labeled table of images as one picture: prompts down, models across, scores below each.
 
 Pillow alone, with the font that is built into it (Latin letters without accents: `é` is drawn `e`).
 """
@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SMALLEST, LARGEST = 128, 256
-"""Pixels along a picture's longer side: without `scale`, smaller ones are enlarged, larger ones reduced."""
+"""Pixels along a picture's longer side: without `scale`, smaller ones are enlarged, larger ones
+reduced."""
 
 MARGIN, GAP, LABEL = 20, 8, 112
 """Pixels around the table, between its parts, and at most for a row label, which is wrapped."""
@@ -23,15 +24,19 @@ GROUND, INK, FAINT = "#ffffff", "#2b2d31", "#6b6f76"
 
 
 def table(
-    cells: Sequence[Sequence[Image.Image]], rows: Sequence[str], columns: Sequence[str],
-    captions: Sequence[Sequence[str]] | None = None, scale: int | None = None, title: str = "",
-) -> Image.Image:  # fmt: skip
+    cells: Sequence[Sequence[Image.Image]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    captions: Sequence[Sequence[str]] | None = None,
+    scale: int | None = None,
+    title: str = "",
+) -> Image.Image:
     """The table as one RGB picture on a white ground.
 
-    `cells[r][c]` is the picture of row r and column c; `captions[r][c]` is written under it. The first line
-    of `title` is large, the others small. `scale` enlarges by a whole factor; without it pictures under 128
-    pixels are enlarged (by a whole factor) and pictures over 256 reduced. Raises ValueError where the labels
-    do not match the cells.
+    `cells[r][c]` is the picture of row r and column c; `captions[r][c]` is written under it. The
+    first line of `title` is large, the others small. `scale` enlarges by a whole factor; without it
+    pictures under 128 pixels are enlarged (by a whole factor) and pictures over 256 reduced. Raises
+    ValueError where the labels do not match the cells.
     """
     captions = captions or [[""] * len(columns)] * len(rows)
     for what, lengths in {"cells": [*map(len, cells)], "captions": [*map(len, captions)]}.items():
@@ -93,8 +98,9 @@ def _title(text: str, width: int) -> Image.Image:
 
 
 def _text(text: str, size: int, width: int, color: str = INK, center: bool = False) -> Image.Image:
-    """Text on the ground, wrapped to `width`: centered in all of it, or as wide as its longest line."""
-    # Drawn large and reduced: at small sizes the letters are rounded to whole pixels and stand unevenly.
+    """Text on the ground, wrapped to `width`: centered in it, or as wide as its longest line."""
+    # Drawn large and reduced: at small sizes the letters are rounded to whole pixels and stand
+    # unevenly.
     font, line_height = ImageFont.load_default(FINE * size), round(1.35 * size)
     lines = _wrap(_plain(text), font, FINE * width) or [""] * bool(text)
     lengths = [font.getlength(line) for line in lines]
@@ -110,7 +116,7 @@ def _text(text: str, size: int, width: int, color: str = INK, center: bool = Fal
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines of at most `width` pixels, broken between words, and inside a word that is wider than a line."""
+    """Lines of at most `width` pixels, broken between words, or inside a word wider than a line."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

@@ -1,4 +1,7 @@
-"""The one protocol of all model families. A model is one file here, or in a plugin's `models` folder."""
+"""The one protocol of all model families.
+
+A model is one file here, or in a plugin's `models` folder.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,23 +22,29 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Condition(Protocol):
-    """What a network is given of prompts: embeddings, or whatever else; only its model looks inside."""
+    """What a network is given of prompts: embeddings, or whatever else.
+
+    Only its model looks inside.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Any) -> "Condition":
-        """Those of N rows, given as a tensor, a list or a slice."""
+        """The condition of N rows, given as a tensor, a list or a slice."""
         ...
 
 
 class Policy(Protocol):
-    """A diffusion model to sample from, to score and to train. N is any number of (sample, step) pairs.
+    """A diffusion model to sample from, to score and to train.
+
+    N is any number of (sample, step) pairs.
 
     latent_shape   (C, H, W)
     image_size     height and width of its pictures, in pixels
     half_precision whether the network computes in bf16 or fp16
     modules        all its networks, trained or not: for counting what they take
-    snapshots      values of the trained parameters by the name under which `weights` puts them in force
+    snapshots      values of the trained parameters by the name under which `weights` puts them in
+                   force
     """
 
     device: torch.device
@@ -47,7 +56,10 @@ class Policy(Protocol):
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The noise levels of its training. Raises UserError where steps on them have no density."""
+        """The noise levels of its training.
+
+        Raises UserError where steps on them have no density.
+        """
         ...
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -55,7 +67,9 @@ class Policy(Protocol):
         ...
 
     def condition(self, prompts: Sequence[Prompt], negative_prompt: str | None = None) -> Condition:
-        """What the network is given of N prompts, made once per chunk; with a gradient if one is enabled.
+        """What the network is given of N prompts, made once per chunk.
+
+        It has a gradient if one is enabled.
 
         `negative_prompt` is what guidance leads away from; None where there is no guidance.
         """
@@ -68,7 +82,10 @@ class Policy(Protocol):
         condition: Any,
         guidance_scale: float,
     ) -> Float[Tensor, "N C H W"]:
-        """The network's output under guidance, in fp32; the same arithmetic with and without grad."""
+        """The network's output under guidance, in fp32.
+
+        The arithmetic is the same with and without gradients.
+        """
         ...
 
     def encode(self, images: Float[Tensor, "N 3 height width"]) -> Float[Tensor, "N C H W"]:
@@ -80,8 +97,11 @@ class Policy(Protocol):
         ...
 
     def weights(self, name: str) -> AbstractContextManager[None]:
-        """Within it, those weights are in force: "present" (as they are), "base" (before training), or the
-        `snapshots` of that name, as "average" or "000020". Raises UserError where there is none."""
+        """Within it, the weights of that name are in force.
+
+        "present" are those as they are, "base" those before training; others are the `snapshots` of
+        that name, as "average" or "000020". Raises UserError where there is none.
+        """
         ...
 
     def save(self, folder: Path) -> None:
@@ -91,7 +111,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """Pictures by which an export is compared with the run: DDIM of each prompt, noise from its key."""
+    """Pictures that compare an export with the run: DDIM of each prompt, noise from its key."""
 
     prompts: Sequence[Prompt]
     keys: Sequence[tuple[int, ...]]
@@ -115,7 +135,7 @@ class Exportable(Protocol):
     def read_back(
         self, file_format: str, folder: Path, pretrained: str, trial: Trial
     ) -> tuple[Float[Tensor, "B 3 height width"], dict[str, Tensor]]:
-        """The trial's pictures and all weights, adapters merged, by means that know nothing of this code."""
+        """The trial's pictures and all merged weights, by means that know nothing of this code."""
         ...
 
     def merged_weights(self) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """LoRA adapters in any module, by peft's own functions.
 
-The methods of the same names that diffusers and transformers give their modules first ask for a version of
-peft, and transformers 5.24.0 asked for one that was not out yet. Nothing here needs more than peft does.
+The methods of the same names that diffusers and transformers give their modules first ask for a
+version of peft, and transformers 5.24.0 asked for one that was not out yet. Nothing here needs more
+than peft does.
 """
 
 from peft import LoraConfig, inject_adapter_in_model
@@ -12,9 +13,10 @@ NAME = "default"
 
 
 def attach(module: nn.Module, config: LoraConfig) -> None:
-    """Put a fresh adapter into the layers that `config` names, active, its parameters to be trained."""
+    """Put a fresh, active adapter, to be trained, into the layers that `config` names."""
     inject_adapter_in_model(config, module, NAME)
-    # by this flag diffusers and transformers know that they fuse, unload and save a module with adapters
+    # by this flag diffusers and transformers know that they fuse, unload and save a module with
+    # adapters
     module._hf_peft_config_loaded = True  # pyright: ignore[reportArgumentType]
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 Encode = Callable[[Sequence[str]], Float[Tensor, "N L D"]]
 
 CACHE_BYTES = 2**30
-"""Of embeddings, kept in the main memory: about 9,000 prompts of Stable Diffusion 1.x in half precision."""
+"""Bytes of embeddings kept in the main memory: about 9,000 prompts of Stable Diffusion 1.x in half
+precision."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class TextCondition:
 class EmbeddingCache:
     """Embeddings of a frozen text encoder, the least recently used of them forgotten first.
 
-    They lie in the main memory, since a data set of prompts would fill a GPU's; a chunk's go to the device
-    together.
+    They lie in the main memory, since a data set of prompts would fill a GPU's; a chunk's go to the
+    device together.
     """
 
     def __init__(self, encode: Encode, limit_bytes: int = CACHE_BYTES) -> None:
@@ -53,7 +54,8 @@ class EmbeddingCache:
             known.update(zip(new, encoded.unbind(), strict=True))
         for text, embed in known.items():
             if text not in self._embeds:
-                self._embeds[text] = embed.clone()  # a row alone; a view would keep the whole call's memory
+                # a row alone; a view would keep the whole call's memory
+                self._embeds[text] = embed.clone()
                 self.bytes += embed.nbytes
             self._embeds.move_to_end(text)
         while self.bytes > self.limit_bytes:

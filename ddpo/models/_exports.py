@@ -1,4 +1,4 @@
-"""A Stable Diffusion's trained weights in the formats of other programs, and read back by diffusers alone."""
+"""A Stable Diffusion's trained weights in other programs' formats, read back by diffusers alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from ddpo.parallel.seeds import generator
 
 
 def lora_weights(adapted: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """`unet` and, where it is trained, `text_encoder`: LoRA weights in peft's names, their scale in them.
+    """LoRA weights of `unet` and, if trained, `text_encoder`: peft's names, the scale in them.
 
     lora_B is multiplied by alpha / rank, so that a reader who knows of no alpha is right, too.
     """
@@ -38,7 +38,8 @@ def save_lora(adapted: Mapping[str, Any], folder: Path) -> None:
     for kind, module in adapted.items():
         adapter = module.peft_config[_adapters.NAME].to_dict()
         adapter["lora_alpha"] = adapter["r"]  # the scale is in the weights
-        adapter["target_modules"] = sorted(adapter["target_modules"])  # a set has an order per process
+        # a set has an order per process
+        adapter["target_modules"] = sorted(adapter["target_modules"])
         metadata[f"{kind}_lora_adapter_metadata"] = adapter
     layers = {f"{kind}_lora_layers": layer for kind, layer in lora_weights(adapted).items()}
     StableDiffusionPipeline.save_lora_weights(folder, **layers, **metadata)
@@ -58,16 +59,19 @@ def merged_weights(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
 def save_kohya(adapted: Mapping[str, Any], folder: Path, name: str, version_2: bool) -> None:
     """One file in the spelling of kohya's scripts, which A1111, Forge and ComfyUI read.
 
-    `down_blocks.0.attn1.to_q.lora_A.weight` is `lora_unet_down_blocks_0_attn1_to_q.lora_down.weight` there,
-    and beside it stands an alpha: the rank, since the scale is in the weights. The file has a fixed name:
-    diffusers passes over those that contain "checkpoint", "scheduler" or "optimizer".
+    `down_blocks.0.attn1.to_q.lora_A.weight` is
+    `lora_unet_down_blocks_0_attn1_to_q.lora_down.weight` there, and beside it stands an alpha: the
+    rank, since the scale is in the weights. The file has a fixed name: diffusers passes over those
+    that contain "checkpoint", "scheduler" or "optimizer".
     """
     tensors: dict[str, Tensor] = {}
     for kind, weights in lora_weights(adapted).items():
         for key, value in weights.items():
             layer, _, matrix = key.removesuffix(".weight").rpartition(".lora_")
             stem = f"lora_{'te' if kind == 'text_encoder' else kind}_{layer.replace('.', '_')}"
-            tensors[f"{stem}.lora_{'down' if matrix == 'A' else 'up'}.weight"] = value.cpu().contiguous()
+            tensors[f"{stem}.lora_{'down' if matrix == 'A' else 'up'}.weight"] = (
+                value.cpu().contiguous()
+            )
             if matrix == "A":
                 tensors[f"{stem}.alpha"] = torch.tensor(float(len(value)))
     rank = str(max(int(value) for key, value in tensors.items() if key.endswith(".alpha")))
@@ -81,7 +85,9 @@ def save_merged(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     merged_weights(pipeline)
     pipeline.save_pretrained(folder)
     file = folder / "text_encoder" / "model.safetensors"
-    save_file({old_spelling(key): value for key, value in load_file(file).items()}, file, {"format": "pt"})
+    save_file(
+        {old_spelling(key): value for key, value in load_file(file).items()}, file, {"format": "pt"}
+    )
 
 
 def read_back(
@@ -92,12 +98,17 @@ def read_back(
     if file_format != "merged":
         with quietly():
             pipeline.load_lora_weights(str(folder))
-    # of a scheduler of another class the configuration is silent on clipping, and DDIM clips by default
+    # of a scheduler of another class the configuration is silent on clipping, and DDIM clips by
+    # default
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline.to(device)(
-        [prompt.text for prompt in trial.prompts], num_inference_steps=trial.num_steps,
-        guidance_scale=trial.guidance_scale, negative_prompt=[trial.negative_prompt] * len(trial.prompts),
-        eta=trial.eta, generator=[generator(*key) for key in trial.keys], output_type="pt",
-    )  # fmt: skip
+        [prompt.text for prompt in trial.prompts],
+        num_inference_steps=trial.num_steps,
+        guidance_scale=trial.guidance_scale,
+        negative_prompt=[trial.negative_prompt] * len(trial.prompts),
+        eta=trial.eta,
+        generator=[generator(*key) for key in trial.keys],
+        output_type="pt",
+    )
     return made.images.float().cpu(), merged_weights(pipeline)  # pyright: ignore

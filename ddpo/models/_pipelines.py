@@ -18,7 +18,7 @@ EMBEDDED = Path(__file__).parent / "emoji" / "weights" / "pipeline"
 
 
 def old_spelling(name: str) -> str:
-    """A text encoder's weight as transformers before 5.6 named it, which others still expect and all read."""
+    """A text encoder's weight as transformers before 5.6 named it, which all programs read."""
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
@@ -27,9 +27,12 @@ def load(pretrained: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     try:
         with quietly():
             return StableDiffusionPipeline.from_pretrained(
-                place_of(pretrained), dtype=dtype, safety_checker=None, feature_extractor=None,
+                place_of(pretrained),
+                dtype=dtype,
+                safety_checker=None,
+                feature_extractor=None,
                 requires_safety_checker=False,
-            )  # fmt: skip
+            )
     except (OSError, ValueError) as error:
         raise no_pipeline(pretrained, error) from error
 
@@ -48,17 +51,23 @@ def quietly() -> Iterator[None]:
 
 
 def check_targets(unet: nn.Module, targets: Iterable[str] | None) -> None:
-    """Raises UserError for a name that fits no layer: peft passes over it, as long as another fits."""
-    layers = [name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    """Raises UserError for a name that fits no layer; peft passes over it if another one fits."""
+    layers = [
+        name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
     ends = {found[0] for name in layers if (found := re.search(r"[^.]+(\.\d+)?$", name))}
     for target in targets or ():
         if not any(f".{name}".endswith(f".{target}") for name in layers):
-            raise UserError(f"lora.target_modules: no layer is called {target!r}{nearest(target, ends)}")
+            raise UserError(
+                f"lora.target_modules: no layer is called {target!r}{nearest(target, ends)}"
+            )
 
 
 def place_of(pretrained: str) -> str:
     if pretrained == "emoji" and not (EMBEDDED / "model_index.json").is_file():
-        raise UserError(f"model.pretrained: the embedded model is not at {EMBEDDED}; reinstall ddpo")
+        raise UserError(
+            f"model.pretrained: the embedded model is not at {EMBEDDED}; reinstall ddpo"
+        )
     return str(EMBEDDED) if pretrained == "emoji" else pretrained
 
 
@@ -75,7 +84,10 @@ def no_pipeline(pretrained: str, error: Exception) -> UserError:
 
 
 def merge_lora(pipeline: StableDiffusionPipeline, file: str) -> None:
-    """Make a LoRA part of the weights. Raises UserError where it changes nothing: diffusers would not say."""
+    """Make a LoRA part of the weights.
+
+    Raises UserError where it changes nothing: diffusers would not say.
+    """
     try:
         with quietly():
             pipeline.load_lora_weights(file)

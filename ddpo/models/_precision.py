@@ -13,16 +13,19 @@ from ddpo.prompts import Prompt
 Precision = Literal["fp32", "bf16", "fp16"]
 
 CLEARLY = 0.9
-"""bf16 must take at most this share of fp32's time on a CPU: it costs accuracy, and timings are noisy."""
+"""bf16 must take at most this share of fp32's time on a CPU: it costs accuracy, and timings are
+noisy."""
 
 ROWS, ROUNDS = 8, 3
-"""(sample, step) pairs of the timed call, and how often each precision is timed; the quickest counts."""
+"""(sample, step) pairs of the timed call, and how often each precision is timed; the quickest
+counts."""
 
 
 def choose(device: torch.device, build: Callable[[Precision], Policy]) -> Precision:
     """bf16 on a GPU that has it, else fp16; on a CPU fp32, or bf16 where that is clearly faster.
 
-    `build` makes the policy in a precision; on a CPU with instructions for bf16, both are built and timed.
+    `build` makes the policy in a precision; on a CPU with instructions for bf16, both are built and
+    timed.
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -41,9 +44,13 @@ def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def timed(policies: Sequence[Policy]) -> list[float]:
-    """For each, the seconds of a forward and backward pass, in turns so that a busy machine slows all."""
+    """For each, the seconds of a forward and backward pass.
+
+    They take turns, so that a busy machine slows all alike.
+    """
     seconds = [float("inf")] * len(policies)
-    for _ in range(1 + ROUNDS):  # the first is warming up, and as slow as it is, it is never the quickest
+    # the first is warming up, and as slow as it is, it is never the quickest
+    for _ in range(1 + ROUNDS):
         for i, policy in enumerate(policies):
             begun = time.perf_counter()
             _pass(policy)

@@ -12,7 +12,9 @@ Snapshots = dict[str, Mapping[str, Tensor]]
 
 
 @contextmanager
-def swapped(parameters: Mapping[str, nn.Parameter], snapshots: Snapshots, name: str) -> Iterator[None]:
+def swapped(
+    parameters: Mapping[str, nn.Parameter], snapshots: Snapshots, name: str
+) -> Iterator[None]:
     """Within it the parameters hold the values of that name; afterwards their own again.
 
     Nothing is copied. Raises UserError where nothing has that name.

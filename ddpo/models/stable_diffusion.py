@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x and the embedded emoji model as a policy: a diffusers pipeline and a LoRA."""
+"""Stable Diffusion 1.x and 2.x and the embedded emoji model as a policy: pipeline and LoRA."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -34,8 +34,10 @@ log = logging.getLogger("ddpo")
 class StableDiffusion:
     """A StableDiffusionPipeline whose UNet carries a LoRA (or is trained whole, without one).
 
-    pretrained  a folder or hub id that diffusers loads, "emoji" for the embedded model, or a pipeline
-    dtype       of the frozen weights and the arithmetic; trained weights, latents and log-probs stay fp32
+    pretrained  a folder or hub id that diffusers loads, "emoji" for the embedded model, or a
+                pipeline
+    dtype       of the frozen weights and the arithmetic; trained weights, latents and log-probs
+                stay fp32
     loras       LoRA files or folders to start from; they become part of the reference
     lora        None trains the whole UNet
     """
@@ -54,7 +56,11 @@ class StableDiffusion:
     ) -> None:
         self.device, self.dtype = torch.device(device), DTYPES[dtype]
         self.half_precision, self.loras = dtype != "fp32", tuple(loras)
-        pipeline = load(pretrained, self.dtype) if isinstance(pretrained, str) else pretrained.to(self.dtype)
+        pipeline = (
+            load(pretrained, self.dtype)
+            if isinstance(pretrained, str)
+            else pretrained.to(self.dtype)
+        )
         for file in loras:
             merge_lora(pipeline, file)
         pipeline.to(self.device)
@@ -88,7 +94,8 @@ class StableDiffusion:
                 self._adapted["text_encoder"] = self.text_encoder
             if not self._adapted:
                 raise UserError(
-                    "lora.target_modules: [] leaves nothing to train; name layers, or set lora.text_encoder"
+                    "lora.target_modules: [] leaves nothing to train; "
+                    "name layers, or set lora.text_encoder"
                 )
             for module in self._adapted.values():
                 module.eval()  # an adapter is added in training mode, its dropout alive
@@ -97,7 +104,7 @@ class StableDiffusion:
 
     @staticmethod
     def outline(pretrained: str, dtype: str, whole: bool) -> StableDiffusionPipeline | None:
-        """The pipeline without its weights, or None where its architecture is not known on this machine."""
+        """The pipeline without its weights, or None where its architecture is not known here."""
         try:
             return outline(place_of(pretrained), DTYPES[dtype], whole)
         except (OSError, ValueError) as error:
@@ -115,13 +122,22 @@ class StableDiffusion:
     def schedule(self) -> NoiseSchedule:
         return variance_preserving(self.pipeline.scheduler.config)
 
-    def condition(self, prompts: Sequence[Prompt], negative_prompt: str | None = None) -> TextCondition:
-        """Each distinct text is encoded once; the cache keeps what a frozen text encoder says of it."""
+    def condition(
+        self, prompts: Sequence[Prompt], negative_prompt: str | None = None
+    ) -> TextCondition:
+        """Each distinct text is encoded once.
+
+        The cache keeps what a frozen text encoder says of it.
+        """
         texts = [prompt.text for prompt in prompts]
         first = [] if negative_prompt is None else [negative_prompt]
         distinct = list(dict.fromkeys([*first, *texts]))
         self._warn_of_long(distinct)
-        encoded = self._encode(distinct) if self.train_text_encoder else self._cache(distinct).to(self.device)
+        encoded = (
+            self._encode(distinct)
+            if self.train_text_encoder
+            else self._cache(distinct).to(self.device)
+        )
         return TextCondition(
             encoded[[distinct.index(text) for text in texts]],
             None if negative_prompt is None else encoded[:1],
@@ -132,14 +148,19 @@ class StableDiffusion:
         for text in set(texts) - self._warned:
             length = len(self.pipeline.tokenizer(text).input_ids)
             if length > limit:
-                log.warning("prompt of %d tokens is cut to the model's %d: %.80s", length, limit, text)
+                log.warning(
+                    "prompt of %d tokens is cut to the model's %d: %.80s", length, limit, text
+                )
         self._warned.update(texts)
 
     def _encode(self, texts: Sequence[str]) -> Float[Tensor, "N L D"]:
         tokens = self.pipeline.tokenizer(
-            list(texts), padding="max_length", truncation=True,
-            max_length=self.pipeline.tokenizer.model_max_length, return_tensors="pt",
-        )  # fmt: skip
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.pipeline.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
         with self._autocast():
             return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
 
@@ -150,7 +171,7 @@ class StableDiffusion:
         condition: TextCondition,
         guidance_scale: float,
     ) -> Float[Tensor, "N C H W"]:
-        """epsilon(x, "") + guidance_scale * (epsilon(x, c) - epsilon(x, "")): both halves in one call."""
+        """epsilon(x, "") + guidance_scale * (epsilon(x, c) - epsilon(x, "")), both in one call."""
         if guidance_scale == 1.0:
             return self._unet(latents, timesteps, condition.embeds)
         assert condition.negative is not None
@@ -161,7 +182,9 @@ class StableDiffusion:
 
     def _unet(self, latents: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
         with self._autocast():
-            return self.unet(latents.to(self.dtype), timesteps, embeds, return_dict=False)[0].float()
+            return self.unet(latents.to(self.dtype), timesteps, embeds, return_dict=False)[
+                0
+            ].float()
 
     def encode(self, images: Float[Tensor, "N 3 height width"]) -> Float[Tensor, "N C H W"]:
         with self._autocast():
@@ -175,7 +198,10 @@ class StableDiffusion:
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def _autocast(self) -> torch.autocast:
-        """Half precision computes the fp32 adapter in the frozen weights' type; fp32 keeps all in fp32."""
+        """Half precision computes the fp32 adapter in the frozen weights' type.
+
+        With fp32 all stays fp32.
+        """
         return torch.autocast(self.device.type, self.dtype, enabled=self.half_precision)
 
     @contextmanager
@@ -205,7 +231,9 @@ class StableDiffusion:
     def check_format(self, file_format: str) -> None:
         if file_format not in self.export_formats:
             known = f"Stable Diffusion is exported as {', '.join(self.export_formats)}"
-            raise UserError(f"--format: {file_format!r}: {known}{nearest(file_format, self.export_formats)}")
+            raise UserError(
+                f"--format: {file_format!r}: {known}{nearest(file_format, self.export_formats)}"
+            )
         why = ""
         if not self._adapted:
             why = "this run (lora: null) trained the whole UNet"

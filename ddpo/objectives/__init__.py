@@ -1,11 +1,13 @@
-"""What an objective is: a pure function of a small matrix and a batch of outcomes, found by file name.
+"""What an objective is: a pure function of a small matrix and a batch of outcomes.
 
-    def ddpo(logp: Float[Tensor, "B T"], batch: Batch, *, clip_range: float = 1e-4) -> Float[Tensor, ""]
+    def ddpo(
+        logp: Float[Tensor, "B T"], batch: Batch, *, clip_range: float = 1e-4
+    ) -> Float[Tensor, ""]
 
-It returns the loss to be minimised and never sees a network: the trainer takes its derivative with respect to
-the matrix and carries that into the network. The matrix holds log-probabilities of denoising steps (B, T) or,
-where declared, denoising errors (B, K). Adding an objective is adding one file here, or in the `objectives`
-folder of a plugin.
+It returns the loss to be minimized and never sees a network: the trainer takes its derivative with
+respect to the matrix and carries that into the network. The matrix holds log-probabilities of
+denoising steps (B, T) or, where declared, denoising errors (B, K). Adding an objective is adding
+one file here, or in the `objectives` folder of a plugin.
 """
 
 import inspect
@@ -40,11 +42,12 @@ class Batch:
     """What is known of B trajectories besides the matrix that the objective is a function of.
 
     advantage   one number per trajectory, clipped
-    reward      the weighted sum of all rewards (with advantage.per_reward: of their advantages); a gated
-                sample has the lowest of its group, or, where that is all gated, of all that passed
+    reward      the weighted sum of all rewards (with advantage.per_reward: of their advantages); a
+                gated sample has the lowest of its group, or, where that is all gated, of all that
+                passed
     group       trajectories of one prompt in one iteration share a number
-    present     False for samples that take no part in the update, whose advantage and reward mean nothing;
-                an objective is never given one
+    present     False for samples that take no part in the update, whose advantage and reward mean
+                nothing; an objective is never given one
     stochastic  False for columns that must not enter the loss: steps without a density or left out
     matrices    by name, (B, T) or (B, K); objectives read them as `batch.logp_old` and so on
     all_reward  every reward of the iteration, whatever part of it this batch is: for statistics
@@ -62,7 +65,10 @@ class Batch:
 
     @property
     def logp_old(self) -> Float[Tensor, "B T"]:
-        """Log-probabilities under the policy that sampled; there are none beside denoising errors."""
+        """Log-probabilities under the policy that sampled.
+
+        There are none beside denoising errors.
+        """
         return self.matrix("logp_old")
 
     @property
@@ -92,7 +98,9 @@ class Batch:
 
     def rows(self, rows: Int[Tensor, " N"]) -> "Batch":
         """The batch of N chosen trajectories."""
-        return replace(self, **self._outcomes(rows), matrices=self._each(lambda matrix: matrix[rows]))
+        return replace(
+            self, **self._outcomes(rows), matrices=self._each(lambda matrix: matrix[rows])
+        )
 
     def pairs(self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]) -> "Batch":
         """N chosen (sample, step) pairs as N trajectories of one step, for separable objectives."""
@@ -104,7 +112,7 @@ class Batch:
         )
 
     def blocks(self, logp: Float[Tensor, "B T"], size: int) -> tuple[Float[Tensor, "B M"], "Batch"]:
-        """Macro-actions: `size` stochastic steps in a row as one, their log-probabilities and KLs added up.
+        """Macro-actions: `size` stochastic steps in a row as one, with added log-probs and KLs.
 
         A ratio is then that of a whole block: size 1 is one ratio per step, T one per trajectory
         (Chai et al. 2024).
@@ -113,7 +121,9 @@ class Batch:
         count = int(block.max()) + 1
 
         def add_up(matrix: Float[Tensor, "B T"]) -> Float[Tensor, "B M"]:
-            return matrix.new_zeros(len(matrix), count).index_add(1, block, matrix[:, self.stochastic])
+            return matrix.new_zeros(len(matrix), count).index_add(
+                1, block, matrix[:, self.stochastic]
+            )
 
         every = torch.ones(count, dtype=torch.bool, device=logp.device)
         return add_up(logp), replace(self, matrices=self._each(add_up), stochastic=every)
@@ -132,13 +142,18 @@ class Batch:
         return better, worse
 
     def mean(self, terms: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
-        """The mean of `terms` over all rows and stochastic columns; 0, with its graph, over no row."""
+        """The mean of `terms` over all rows and stochastic columns.
+
+        0, with its graph, over no row.
+        """
         chosen = terms[:, self.stochastic]
         return chosen.sum() / max(chosen.numel(), 1)
 
     def _outcomes(self, rows: Int[Tensor, " N"]) -> dict[str, Tensor]:
         """What there is one number of per trajectory, of the chosen ones."""
-        return {name: getattr(self, name)[rows] for name in ("advantage", "reward", "group", "present")}
+        return {
+            name: getattr(self, name)[rows] for name in ("advantage", "reward", "group", "present")
+        }
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The matrices, changed."""
@@ -155,21 +170,29 @@ def declare(
     trust_region: str | None = None,
     report: Report | None = None,
 ) -> Callable[[Loss], Loss]:
-    """What the trainer must know of an objective; without this decorator, the defaults, which are safe.
+    """What the trainer must know of an objective.
 
-    separable         a mean over (sample, column) pairs of terms that see one pair each: no second pass
+    Without this decorator the defaults hold, which are safe.
+
+    separable         a mean over (sample, column) pairs of terms that see one pair each: no second
+                      pass
     needs             the matrices that are computed for it, of logp_ref and kl, or errors_ref
     on_policy         only the first update after a rollout has its true gradient
     compares          it compares samples of one prompt, so there must be at least two
     denoising_errors  its matrix holds these instead of log-probabilities
-    trust_region      the option whose value bounds |ratio - 1|: the ratio gate takes a tenth of it as its
-                      limit, and clip_frac counts the pairs beyond it
+    trust_region      the option whose value bounds |ratio - 1|: the ratio gate takes a tenth of it
+                      as its limit, and clip_frac counts the pairs beyond it
     report            (batch, *, options) -> metrics of its own, once per iteration
     """
     declared = {
-        "separable": separable, "needs": needs, "on_policy": on_policy, "compares": compares,
-        "denoising_errors": denoising_errors, "trust_region": trust_region, "report": report,
-    }  # fmt: skip
+        "separable": separable,
+        "needs": needs,
+        "on_policy": on_policy,
+        "compares": compares,
+        "denoising_errors": denoising_errors,
+        "trust_region": trust_region,
+        "report": report,
+    }
 
     def decorate(function: Loss) -> Loss:
         function.declared = declared  # pyright: ignore[reportFunctionMemberAccess]
@@ -205,13 +228,20 @@ class Objective:
         return None if self.trust_region is None else self.options[self.trust_region]
 
     def __call__(self, matrix: Float[Tensor, "B T"], batch: Batch) -> Float[Tensor, ""]:
-        """The loss. Raises UserError when the function raises or returns anything but one number."""
+        """The loss.
+
+        Raises UserError when the function raises or returns anything but one number.
+        """
         if self.block_size > 1:
             matrix, batch = batch.blocks(matrix, self.block_size)
         loss = self._ask(self.function, matrix, batch)
         if not isinstance(loss, Tensor) or loss.shape != ():
-            told = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise UserError(f"objective {self.name} returned {told}; return one number, as with .mean()")
+            returned = (
+                f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            )
+            raise UserError(
+                f"objective {self.name} returned {returned}; return one number, as with .mean()"
+            )
         return loss + self.kl_weight * batch.mean(batch.kl) if self.kl_weight else loss
 
     def metrics(self, batch: Batch) -> Mapping[str, float]:
@@ -233,11 +263,12 @@ class Objective:
         return "denoising errors" if self.denoising_errors else "log-probabilities"
 
     def _missing(self, matrix: str) -> str:
+        reads = f"objective {self.name} reads batch.{matrix}"
         if matrix in MATRICES[self._works_on]:
             remedy = f'declare it: @declare(needs=("{matrix}",))'
-            return f"objective {self.name} reads batch.{matrix}, which is computed only on demand; {remedy}"
+            return f"{reads}, which is computed only on demand; {remedy}"
         remedy = f"there may be {', '.join(MATRICES[self._works_on])}"
-        return f"objective {self.name} reads batch.{matrix}, which {self._works_on} do not have; {remedy}"
+        return f"{reads}, which {self._works_on} do not have; {remedy}"
 
     def check(self) -> None:
         """Raises UserError for a declaration that means nothing."""
@@ -250,17 +281,22 @@ class Objective:
                 )
         if self.trust_region is not None and self.trust_region not in self.options:
             raise UserError(
-                f"objective {self.name} declares trust_region={self.trust_region!r}, which is none of "
-                f"its options{nearest(self.trust_region, self.options)}"
+                f"objective {self.name} declares trust_region={self.trust_region!r}, "
+                f"which is none of its options{nearest(self.trust_region, self.options)}"
             )
 
 
 def build(name: str, *, kl_weight: float = 0.0, block_size: int = 1, **options: Any) -> Objective:
-    """Find an objective by name and fill in its options' defaults. Raises UserError for what cannot be."""
+    """Find an objective by name and fill in its options' defaults.
+
+    Raises UserError for what cannot be built.
+    """
     function = cast(Loss, plugins.load("objectives", name))
     parameters = inspect.signature(function).parameters.values()
     defaults = {
-        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
     }
     declared = getattr(function, "declared", {})
     objective = Objective(name, function, {**defaults, **options}, **declared)

@@ -1,4 +1,4 @@
-"""DDPO-SF: the score-function policy gradient, REINFORCE over denoising steps (Black et al. 2023)."""
+"""DDPO-SF: the score-function policy gradient, REINFORCE over steps (Black et al. 2023)."""
 
 from jaxtyping import Float
 from torch import Tensor

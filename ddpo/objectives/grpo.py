@@ -1,4 +1,4 @@
-"""GRPO on denoising steps (Shao et al. 2024; DanceGRPO, arXiv 2505.07818; Flow-GRPO, arXiv 2505.05470)."""
+"""GRPO on steps (Shao et al. 2024; DanceGRPO, arXiv 2505.07818; Flow-GRPO, arXiv 2505.05470)."""
 
 from jaxtyping import Float
 from torch import Tensor, maximum
@@ -17,17 +17,20 @@ def grpo(
     """GRPO: clipped per-step ratios, with advantages that compare the images of one prompt.
 
     rho_t = p_theta(x_{t-1} | x_t, c) / p_old(x_{t-1} | x_t, c)
-    L = mean over samples and steps of max(-A rho_t, -A clip(rho_t, 1 - clip_range, 1 + clip_range_high))
+    L = mean over samples and steps of
+        max(-A rho_t, -A clip(rho_t, 1 - clip_range, 1 + clip_range_high))
 
-    A comes from `advantage: {name: group}`: r less the mean of its group, over the group's standard deviation
-    (DanceGRPO), over that of all images (`std: global`, Flow-GRPO) or over nothing (`std: none`). The KL to
-    the pretrained model is `objective.kl_weight`: the exact one of the Gaussian steps per latent dimension,
-    |mu - mu_ref|^2 / (2 std^2 D), where std^2 has the step length in it. Flow-GRPO's released code leaves the
-    step length out, so its beta of 0.04 does not carry over.
+    A comes from `advantage: {name: group}`: r less the mean of its group, over the group's standard
+    deviation (DanceGRPO), over that of all images (`std: global`, Flow-GRPO) or over nothing
+    (`std: none`). The KL to the pretrained model is `objective.kl_weight`: the exact one of the
+    Gaussian steps per latent dimension, |mu - mu_ref|^2 / (2 std^2 D), where std^2 has the step
+    length in it. Flow-GRPO's released code leaves the step length out, so its beta of 0.04 does not
+    carry over.
 
-    `clip_range` is in units of `logp`: 1e-4 belongs to D = 16,384; for D dimensions take 1e-4 * 16,384 / D.
-    `clip_range_high` is the upper end where it should be wider than the lower (Yu et al. 2025); null: the
-    same.
+    `clip_range` is in units of `logp`: 1e-4 belongs to D = 16,384; for D dimensions take
+    1e-4 * 16,384 / D.
+    `clip_range_high` is the upper end where it should be wider than the lower (Yu et al. 2025);
+    null: the same.
     """
     high = clip_range if clip_range_high is None else clip_range_high
     ratio = (logp - batch.logp_old).exp()

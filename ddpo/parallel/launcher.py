@@ -12,39 +12,48 @@ SHARDING = {
     "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", "use_deepspeed"),
     "ACCELERATE_USE_FSDP": ("FSDP", "use_fsdp"),
     "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "use_megatron_lm"),
-    "ACCELERATE_USE_PARALLELISM_CONFIG": ("tensor, context or sequence parallelism", "parallelism_config"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (
+        "tensor, context or sequence parallelism",
+        "parallelism_config",
+    ),
 }
 """Variable -> what it asks for, and the name of that in accelerate's configuration."""
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
-"""accelerate's mixed_precision -> the model.dtype that says the same; "no" leaves it to model.dtype."""
+"""accelerate's mixed_precision -> the model.dtype that says the same; "no" leaves it to
+model.dtype."""
 
 
 def check(dtype: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Raises UserError for what was asked for and would be ignored; `dtype` is the configuration's."""
+    """Raises UserError for what was asked for and would be ignored.
+
+    `dtype` is the configuration's.
+    """
     for variable, (what, name) in SHARDING.items():
         if environment.get(variable, "").lower() in ("1", "true", "yes", "on", "y", "t"):
             raise UserError(
                 f"{variable}: accelerate's configuration asks for {what}, which ddpo does not do: "
-                f"every process holds the whole model; take distributed_type MULTI_GPU, without {name}"
+                "every process holds the whole model; "
+                f"take distributed_type MULTI_GPU, without {name}"
             )
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision != "no" and PRECISIONS.get(precision) != dtype:
         same = f", or --model.dtype {precision}" if precision in PRECISIONS else ""
         raise UserError(
-            f"ACCELERATE_MIXED_PRECISION: accelerate's configuration asks for {precision}, but precision is "
+            "ACCELERATE_MIXED_PRECISION: "
+            f"accelerate's configuration asks for {precision}, but precision is "
             f'model.dtype here, {dtype}; set mixed_precision: "no" there{same}'
         )
     compiler = environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if compiler != "no":
         raise UserError(
-            f"ACCELERATE_DYNAMO_BACKEND: accelerate's configuration asks for torch.compile with {compiler}, "
-            "which ddpo does not do; take dynamo_backend NO"
+            "ACCELERATE_DYNAMO_BACKEND: accelerate's configuration asks for torch.compile with "
+            f"{compiler}, which ddpo does not do; take dynamo_backend NO"
         )
     steps = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps != "1":
         raise UserError(
-            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS: accelerate's configuration asks for {steps}, but the "
-            "images of an optimiser step are trainer.minibatches here, and micro_batch cuts them into calls; "
-            "leave it out there"
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS: accelerate's configuration asks for "
+            f"{steps}, but the images of an optimizer step are trainer.minibatches here, "
+            "and micro_batch cuts them into calls; leave it out there"
         )

@@ -1,6 +1,7 @@
-"""One process or many: who we are, and the ways in which ranks speak to each other and fail together.
+"""One process or many: who we are, and how ranks speak to each other and fail together.
 
-Everything works in one process without any setting up; under accelerate or torchrun it works over the ranks.
+Everything works in one process without any setting up; under accelerate or torchrun it works over
+the ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,55 +32,63 @@ class Lost(Stopped):
 
 
 def state() -> PartialState:
-    """accelerate's view of this process: `process_index`, `num_processes`, `device`, `is_main_process`.
+    """accelerate's view of this process: `process_index`, `num_processes`, `device` and so on.
 
     Without an accelerator, or with ACCELERATE_USE_CPU=true, processes meet on the CPU.
     """
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    found = PartialState(cpu=on_cpu)
-    if found.num_processes > 1:
+    process = PartialState(cpu=on_cpu)
+    if process.num_processes > 1:
         _words()
-    return found
+    return process
 
 
 @cache
 def _words() -> dist.ProcessGroup:
-    """The group in which ranks pass objects: over sockets, beside that of the gradients (NCCL on GPUs).
+    """The group in which ranks pass objects: over sockets, not the gradients' (NCCL on GPUs).
 
-    The gradients' group gives up after its timeout (10 minutes with NCCL), however busy the missing rank is.
-    This one waits as long as the other lives, and notices at once when it dies: its socket closes. Made
-    where ranks have just met, by the first call of `state`.
+    The gradients' group gives up after its timeout (10 minutes with NCCL), however busy the missing
+    rank is. This one waits as long as the other lives, and notices at once when it dies: its socket
+    closes. Made where ranks have just met, by the first call of `state`.
     """
     return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
 def share(count: int, rank: int, world: int) -> range:
-    """The contiguous block of `count` things that belongs to `rank`; blocks differ by at most one."""
+    """The contiguous block of `count` things that belongs to `rank`.
+
+    Blocks differ by at most one.
+    """
     return range(count * rank // world, count * (rank + 1) // world)
 
 
 def gather(items: Sequence[Item]) -> list[Item]:
-    """The items of all ranks, in rank order, on every rank. It waits without a timeout for a slow rank."""
+    """The items of all ranks, in rank order, on every rank.
+
+    It waits without a timeout for a slow rank.
+    """
     if state().num_processes == 1:
         return list(items)
-    found: list[list[Item]] = [[] for _ in range(state().num_processes)]
+    by_rank: list[list[Item]] = [[] for _ in range(state().num_processes)]
     with _talk():
-        dist.all_gather_object(found, list(items), group=_words())
-    return [item for each in found for item in each]
+        dist.all_gather_object(by_rank, list(items), group=_words())
+    return [item for each in by_rank for item in each]
 
 
 def sum_(tensors: Sequence[Tensor]) -> None:
     """Add up each tensor over all ranks, in place, in one message.
 
-    A rank that is late by the process group's timeout (10 minutes with NCCL) ends the run: a `gather` goes
-    before where ranks may have been busy with different things.
+    A rank that is late by the process group's timeout (10 minutes with NCCL) ends the run: a
+    `gather` goes before where ranks may have been busy with different things.
     """
     if state().num_processes == 1 or not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     with _talk():
         dist.all_reduce(flat)
-    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+    for tensor, total in zip(
+        tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
+    ):
         tensor.copy_(total.view_as(tensor))
 
 
@@ -96,10 +105,12 @@ def agree(value: Tensor) -> bool:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What any rank raises within, all raise at the end: none goes on to wait for one that has left.
+    """What any rank raises within, all raise at the end.
 
-    Within it no rank may wait for another, and each may take as long as it likes. All raise the same kind,
-    the first rank's that failed, so that they also end in the same way.
+    So none goes on to wait for one that has left.
+
+    Within it no rank may wait for another, and each may take as long as it likes. All raise the
+    same kind, the first rank's that failed, so that they also end in the same way.
     """
     if state().num_processes == 1:
         yield
@@ -128,4 +139,6 @@ def _talk() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise Lost(f"lost another process of this run ({' '.join(str(error).split())[:100]})") from error
+        raise Lost(
+            f"lost another process of this run ({' '.join(str(error).split())[:100]})"
+        ) from error

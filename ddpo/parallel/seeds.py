@@ -13,6 +13,6 @@ class Purpose(IntEnum):
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator that is a function of its key: the same on any number of ranks and after a resume."""
+    """A CPU generator that is a function of its key, on any number of ranks and after a resume."""
     seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed))

@@ -12,8 +12,8 @@ from ddpo.parallel import ranks
 class Sizes:
     """What an iteration samples and how it learns from that, on however many processes.
 
-    A group is the samples of one prompt; it is never split over minibatches or processes. Groups and samples
-    are numbered from 0 within the iteration, group after group.
+    A group is the samples of one prompt; it is never split over minibatches or processes. Groups
+    and samples are numbered from 0 within the iteration, group after group.
 
     prompts_per_iteration  groups
     samples_per_prompt     samples per group
@@ -57,9 +57,10 @@ class Sizes:
         return ranks.share(self.prompts_per_iteration, process, processes)
 
     def deal(self, order: torch.Generator) -> list[list[int]]:
-        """The groups of each minibatch: of `minibatches` groups in a row one for each, in random order.
+        """The groups of each minibatch: one of every `minibatches` in a row, in random order.
 
-        The same on any number of processes, and even for processes that hold contiguous blocks of groups.
+        The same on any number of processes, and even for processes that hold contiguous blocks of
+        groups.
         """
         dealt: list[list[int]] = [[] for _ in range(self.minibatches)]
         for first in range(0, self.prompts_per_iteration, self.minibatches):
@@ -69,7 +70,10 @@ class Sizes:
         return dealt
 
     def better_minibatches(self) -> Collection[int]:
-        """The numbers of minibatches next to this one that divide the groups; none where it does itself."""
+        """The numbers of minibatches next to this one that divide the groups.
+
+        There is none where it divides them itself.
+        """
         groups = self.prompts_per_iteration
         if groups % self.minibatches == 0:
             return []

@@ -1,4 +1,4 @@
-"""What a run will do and need, before it does: its arithmetic, its calls of the denoiser, its memory."""
+"""What a run will do and need: its arithmetic, its calls of the denoiser, its memory."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from ddpo.planning.plan import Plan
 from ddpo.training.measures import kl_pairs
 
 DEALT = 8
-"""Iterations whose minibatches are looked at for padding: on several processes their shares may vary."""
+"""Iterations whose minibatches are looked at for padding: on several processes their shares may
+vary."""
 
 
 class Call(NamedTuple):
@@ -30,7 +31,8 @@ class Padding(NamedTuple):
     """Network calls that are not full: what a process has to do is no multiple of a call's size.
 
     place, size   the option that says how many images or pairs a call has, and its value
-    counts        what a process has to do at a time: images of an iteration, pairs of an optimizer step
+    counts        what a process has to do at a time: images of an iteration, pairs of an optimizer
+                  step
     share         of the computed rows, those that are padding
     better        the nearest sizes, below and above, without any
     """
@@ -43,11 +45,11 @@ class Padding(NamedTuple):
 
 
 def calls(plan: Plan, iteration: int) -> Counter[Call]:
-    """The denoiser's calls in an iteration (from 0) on all processes together, and how many of each.
+    """The denoiser's calls in an iteration (from 0), on all processes together, with counts.
 
     Those of the trained iteration, and of the pictures and the judging that follow it.
     """
-    settings, sizes, found = plan.settings, plan.sizes, Counter[Call]()
+    settings, sizes, counts = plan.settings, plan.sizes, Counter[Call]()
     images = settings.sampler.batch_size
     sampling = Call("sampling", images, settings.sampler.guidance_scale != 1)
     updates = _updates(plan, iteration)
@@ -55,28 +57,28 @@ def calls(plan: Plan, iteration: int) -> Counter[Call]:
         groups = sizes.share(rank, plan.processes)
         chunks = ceil(len(sizes.samples(groups)) / images)
         if not settings.objective.offline:
-            found[sampling] += chunks * plan.steps[0]
+            counts[sampling] += chunks * plan.steps[0]
             for call in _scoring(plan):
-                found[call] += chunks * plan.steps[1]
+                counts[call] += chunks * plan.steps[1]
         if iteration == 0 and not plan.objective.denoising_errors:
             gate = updates[0][1][0]._replace(phase="ratio gate", grad=False)
-            found[gate] += ceil(plan.steps[2] / gate.rows)
+            counts[gate] += ceil(plan.steps[2] / gate.rows)
         for members, each in updates:
             pairs = len(set(members) & set(groups)) * plan.samples * plan.steps[2]
             for call in each:
-                found[call] += ceil(pairs / call.rows)
+                counts[call] += ceil(pairs / call.rows)
         measured = kl_pairs(sizes.images, range(plan.steps[1])) if plan.steps[1] else []
         spread = sum(sizes.group(sample) in groups for sample, _ in measured)
         if spread and not settings.objective.offline:
-            found[sampling._replace(phase="kl_ref", rows=spread)] += 2
+            counts[sampling._replace(phase="kl_ref", rows=spread)] += 2
         if _due(settings.evaluation.every, iteration):
             judged = len(ranks.share(plan.prompts[2], rank, plan.processes))
             chunks = ceil(judged * settings.evaluation.samples_per_prompt / images)
-            found[sampling._replace(phase="evaluation")] += chunks * plan.steps[0]
+            counts[sampling._replace(phase="evaluation")] += chunks * plan.steps[0]
         shown = len(ranks.share(min(settings.log.images, plan.prompts[1]), rank, plan.processes))
         times = (iteration == 0) + _due(settings.log.every, iteration)
-        found[sampling._replace(phase="pictures")] += times * ceil(shown / images) * plan.steps[0]
-    return +found
+        counts[sampling._replace(phase="pictures")] += times * ceil(shown / images) * plan.steps[0]
+    return +counts
 
 
 def paddings(plan: Plan) -> Iterator[Padding]:
@@ -86,7 +88,10 @@ def paddings(plan: Plan) -> Iterator[Padding]:
     if not plan.settings.objective.offline:
         images = [len(sizes.samples(groups)) for groups in owned]
         yield from _padding("sampler.batch_size", plan.settings.sampler.batch_size, images)
-    dealt = [_updates(plan, iteration) for iteration in range(min(plan.settings.trainer.iterations, DEALT))]
+    dealt = [
+        _updates(plan, iteration)
+        for iteration in range(min(plan.settings.trainer.iterations, DEALT))
+    ]
     parts = [members for updates in dealt for members, _ in updates]
     pairs = [len(groups.intersection(part)) * each for part in parts for groups in owned]
     yield from _padding("trainer.micro_batch", sizes.micro_batch, pairs)
@@ -111,24 +116,25 @@ def _scoring(plan: Plan) -> Iterator[Call]:
 
 
 def _updates(plan: Plan, iteration: int) -> list[tuple[list[int], list[Call]]]:
-    """For each optimiser step its groups, and the calls that each of its chunks of pairs takes.
+    """For each optimizer step its groups, and the calls that each of its chunks of pairs takes.
 
-    A coupled objective first computes its matrix; before any update its log-probabilities are known.
+    A coupled objective first computes its matrix; before any update its log-probabilities are
+    known.
     """
     sizes, objective = plan.sizes, plan.objective
     update = Call("updates", sizes.micro_batch, plan.guidance != 1, grad=True)
-    found = []
+    steps = []
     for epoch in range(sizes.epochs):
         order = generator(Purpose.MINIBATCHES, plan.settings.seed, iteration, epoch)
         for groups in sizes.deal(order):
-            known = not found and not objective.denoising_errors and "kl" not in objective.needs
+            known = not steps and not objective.denoising_errors and "kl" not in objective.needs
             passes = [update]
             if not (objective.separable or known):
                 passes.append(update._replace(phase="coefficients", grad=False))
             if "errors_ref" in objective.needs:
                 passes += [call._replace(phase="reference", grad=False) for call in passes]
-            found.append((groups, passes))
-    return found
+            steps.append((groups, passes))
+    return steps
 
 
 def _due(every: int, iteration: int) -> bool:

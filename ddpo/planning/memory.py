@@ -1,4 +1,4 @@
-"""What a computation needs in memory, counted without running it: its tensors have sizes and no content."""
+"""What memory a computation needs, counted on tensors that have sizes and no content."""
 
 import gc
 import weakref
@@ -52,7 +52,9 @@ class Alive(TorchDispatchMode):
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
-    """The most that the tensors made by `compute` take at one time; those made before it are not counted.
+    """The most that the tensors made by `compute` take at one time.
+
+    Tensors made before it are not counted.
 
     Exact for what torch allocates tensor by tensor; the scratch space inside a kernel is not in it.
     """
@@ -70,19 +72,25 @@ def kept_bytes(compute: Callable[[], object]) -> int:
 
 
 HEAP = 1.4
-"""On a CPU the C library's heap holds more than what is alive in it: up to 1.4 times as much, measured."""
+"""On a CPU the C library's heap holds more than what is alive in it: up to 1.4 times as much,
+measured."""
 
 
 FIRST_CALLS = 150_000_000
-"""Bytes of kernels, threads and image libraries that come with the first iteration on a CPU, measured."""
+"""Bytes of kernels, threads and image libraries that come with the first iteration on a CPU,
+measured."""
 
 
 def footprint(plan: Plan) -> dict[str, int]:
-    """Bytes that a process needs besides the interpreter and its libraries; the largest share of one counts.
+    """Bytes that a process needs besides the interpreter and its libraries.
+
+    The process with the largest share counts.
 
     weights, training       frozen weights; trained ones with AdamW's two averages, and the EMA's
-    latents, images         what the sampled chunks leave behind; with a KL, the reference's means too
-    sampling, decoding, update      the peak within a call of each kind; an update's has the gradients
+    latents, images         what the sampled chunks leave behind; with a KL, the reference's means
+                            too
+    sampling, decoding, update      the peak within a call of each kind; an update's has the
+                                    gradients
     working, peak           the most of the last five at one time, and all together
     embeddings              of prompts, kept in the main memory, which the peak leaves out
     """
@@ -92,46 +100,51 @@ def footprint(plan: Plan) -> dict[str, int]:
     networks = {id(p): p.nbytes for module in policy.modules for p in module.parameters()}
     frozen = sum(networks.values()) - trained
     share = ceil(trainer.prompts_per_iteration / plan.processes) * trainer.samples_per_prompt
-    stored, kept = ceil(share / chunk) * chunk, plan.steps[0] * (1 + ("kl" in plan.objective.needs)) + 1
-
-    def noise(rows: int) -> torch.Tensor:
-        return torch.empty(rows, *policy.latent_shape)
-
-    def call(rows: int, grad: bool) -> None:
-        pairs = plan.samples * plan.steps[2]
-        prompts = [Prompt(str(i // pairs if grad else i // plan.samples)) for i in range(rows)]
-        timesteps = torch.zeros(rows, dtype=torch.long)
-        scale = plan.guidance if grad else settings.sampler.guidance_scale
-
-        def output() -> torch.Tensor:
-            condition = policy.condition(prompts, None if scale == 1 else settings.sampler.negative_prompt)
-            return policy.predict(noise(rows), timesteps, condition, scale)
-
-        with torch.set_grad_enabled(grad):
-            result = output()
-            if grad and "errors_ref" in plan.objective.needs:
-                with torch.no_grad():
-                    output()
-        if grad:
-            result.sum().backward()
-
+    stored = ceil(share / chunk) * chunk
+    kept = plan.steps[0] * (1 + ("kl" in plan.objective.needs)) + 1
     with torch.no_grad():
         embedding = memory.kept_bytes(lambda: policy.condition([Prompt("fox")], None))
     with memory.imaginary, torch.no_grad():
-        a_latent, an_image = noise(1).nbytes, policy.decode(noise(1)).nbytes
-    found = {
+        a_latent, an_image = _noise(plan, 1).nbytes, policy.decode(_noise(plan, 1)).nbytes
+    sizes = {
         "weights": frozen + trained * whole,
         "training": trained * (3 + bool(settings.ema.decay)),
         "latents": stored * kept * a_latent,
         "images": stored * an_image,
         "embeddings": min(CACHE_BYTES, _prompts_drawn(plan) * embedding),
-        "sampling": memory.peak_bytes(lambda: call(chunk, False)),
-        "decoding": memory.peak_bytes(lambda: torch.no_grad()(policy.decode)(noise(chunk))),
-        "update": memory.peak_bytes(lambda: call(trainer.micro_batch, True)),
+        "sampling": memory.peak_bytes(lambda: _call(plan, chunk, False)),
+        "decoding": memory.peak_bytes(lambda: torch.no_grad()(policy.decode)(_noise(plan, chunk))),
+        "update": memory.peak_bytes(lambda: _call(plan, trainer.micro_batch, True)),
     }
-    sampled = found["images"] + max(found["sampling"], found["decoding"], found["latents"])  # joined: twice
-    found["working"] = found["latents"] + max(sampled, found["update"])
-    return {**found, "peak": found["weights"] + found["training"] + found["working"]}
+    # while the chunks' latents are joined they are there twice
+    sampled = sizes["images"] + max(sizes["sampling"], sizes["decoding"], sizes["latents"])
+    sizes["working"] = sizes["latents"] + max(sampled, sizes["update"])
+    return {**sizes, "peak": sizes["weights"] + sizes["training"] + sizes["working"]}
+
+
+def _noise(plan: Plan, rows: int) -> Tensor:
+    return torch.empty(rows, *plan.policy.latent_shape)
+
+
+def _call(plan: Plan, rows: int, grad: bool) -> None:
+    """A call of the denoiser: of a rollout, or with `grad` of an update and its backward pass."""
+    policy, sampler = plan.policy, plan.settings.sampler
+    pairs = plan.samples * plan.steps[2]
+    prompts = [Prompt(str(i // pairs if grad else i // plan.samples)) for i in range(rows)]
+    timesteps = torch.zeros(rows, dtype=torch.long)
+    scale = plan.guidance if grad else sampler.guidance_scale
+
+    def output() -> Tensor:
+        condition = policy.condition(prompts, None if scale == 1 else sampler.negative_prompt)
+        return policy.predict(_noise(plan, rows), timesteps, condition, scale)
+
+    with torch.set_grad_enabled(grad):
+        result = output()
+        if grad and "errors_ref" in plan.objective.needs:
+            with torch.no_grad():
+                output()
+    if grad:
+        result.sum().backward()
 
 
 def _prompts_drawn(plan: Plan) -> int:

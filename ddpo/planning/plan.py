@@ -20,8 +20,8 @@ class Plan:
     """A run, as far as its numbers depend on it.
 
     steps     of the sampler, those with a density, and the columns of a sample that enter a loss
-    prompts   in the training set (0: a data set that is not here), in its part that is shown in pictures,
-              in the set judged on the way
+    prompts   in the training set (0: a data set that is not here), in its part that is shown in
+              pictures, in the set judged on the way
     policy    the model without its weights; None where its architecture is not known here
     """
 
@@ -44,7 +44,7 @@ class Plan:
 
     @property
     def guidance(self) -> float:
-        """Of the steps that are scored, which may be another than that of sampling."""
+        """The guidance scale of the steps that are scored; sampling may have another."""
         own = self.settings.objective.guidance_scale
         return self.settings.sampler.guidance_scale if own is None else own
 
@@ -55,7 +55,9 @@ def plan(settings: Config, processes: int = 1) -> Plan:
     if settings.model.dtype == "auto":
         settings = config.in_precision(settings, AUTO["GPU"])
     build.advantage(settings)
-    objective, count, policy = build.objective(settings), settings.sampler.num_steps, _outline(settings)
+    objective = build.objective(settings)
+    count = settings.sampler.num_steps
+    policy = _outline(settings)
     dense = build.sampler(settings, policy).steps.stochastic if policy else torch.ones(count) > 0
     columns = settings.objective.draws or count
     if not objective.denoising_errors:
@@ -71,11 +73,15 @@ def _prompts(settings: Config) -> tuple[int, int, int]:
         return len(build.prompt_set(settings)), len(sets[0]), len(sets[-1])
     except prompts.NotHere:
         shown = judged.num_prompts or settings.log.images
-        held_out = prompts.load(judged.prompts)[: judged.num_prompts] if judged.prompts else range(shown)
+        held_out = (
+            prompts.load(judged.prompts)[: judged.num_prompts] if judged.prompts else range(shown)
+        )
         return 0, shown, len(held_out)
 
 
 def _outline(settings: Config) -> Any:
     outline = getattr(plugins.load("models", settings.model.name), "outline", None)
-    pipeline = outline and outline(settings.model.pretrained, settings.model.dtype, settings.lora is None)
+    pipeline = outline and outline(
+        settings.model.pretrained, settings.model.dtype, settings.lora is None
+    )
     return pipeline and build.policy(settings, pipeline, torch.device("cpu"))

@@ -1,9 +1,10 @@
-"""Find a reward, a prompt set, an objective, a sampler, an advantage, a model or a configuration by name.
+"""Find a reward, a prompt set, an objective, a sampler or another plugin by name.
 
-One file is one thing, and its name is the file's: `rewards/jpeg.py` holds the function `jpeg`, importable as
-`ddpo.rewards.jpeg` because the module `ddpo/rewards.py` sets its `__path__` to `folders("rewards")`. A user's
-folder holds folders of such files (rewards/ prompts/ objectives/ and so on, each optional); an installed
-package adds names with entry points of the group `ddpo.rewards` and so on. Nothing here imports torch.
+One file is one thing, and its name is the file's: `rewards/jpeg.py` holds the function `jpeg`,
+importable as `ddpo.rewards.jpeg` because the module `ddpo/rewards.py` sets its `__path__` to
+`folders("rewards")`. A user's folder holds folders of such files (rewards/ prompts/ objectives/ and
+so on, each optional); an installed package adds names with entry points of the group `ddpo.rewards`
+and so on. Nothing here imports torch.
 """
 
 import ast
@@ -23,7 +24,11 @@ PROMPT_SUFFIXES = (".txt", ".jsonl", ".csv", ".py")
 """What a prompt file may be; `ddpo.prompts` reads them."""
 
 USER_KINDS = ("rewards", "prompts", "objectives", "models", "samplers", "advantages")
-SUFFIXES = {**dict.fromkeys(USER_KINDS, (".py",)), "prompts": PROMPT_SUFFIXES, "configs": (".yaml",)}
+SUFFIXES = {
+    **dict.fromkeys(USER_KINDS, (".py",)),
+    "prompts": PROMPT_SUFFIXES,
+    "configs": (".yaml",),
+}
 """Each kind of thing that has a name, and the files that hold it."""
 
 VARIABLE = "DDPO_PLUGINS"
@@ -38,12 +43,12 @@ def folders(kind: str) -> list[str]:
         bundled = HERE / "bundled" / kind  # in a wheel; in a checkout they stand beside ddpo/
         ours = bundled if bundled.is_dir() else HERE.parent / kind
     users = os.environ.get(VARIABLE, "").split(os.pathsep) if kind in USER_KINDS else []
-    found = [ours, *(Path(folder, kind) for folder in users if folder)]
-    return list(dict.fromkeys(str(folder.resolve()) for folder in found))
+    places = [ours, *(Path(folder, kind) for folder in users if folder)]
+    return list(dict.fromkeys(str(folder.resolve()) for folder in places))
 
 
 def add_folder(folder: str | Path) -> None:
-    """Find names in this folder of a user's too: in this process at once, in its children by DDPO_PLUGINS.
+    """Find names in this folder of a user's too, here and (by DDPO_PLUGINS) in child processes.
 
     Raises UserError when there is no such folder, or it has none of the folders of USER_KINDS.
     """
@@ -62,49 +67,54 @@ def add_folder(folder: str | Path) -> None:
 
 
 def names(kind: str) -> list[str]:
-    """The names of this kind, sorted: files that do not begin with an underscore, and entry points."""
+    """The names of this kind, sorted: entry points, and files not beginning with an underscore."""
     return sorted({*(file.stem for file in _files(kind)), *(point.name for point in _points(kind))})
 
 
 def summaries(kind: str) -> list[tuple[str, str]]:
     """Each name with one line about it: the first docstring line, read without importing anything.
 
-    For a .py file it is the docstring of the function or class of that name, else the module's; for a
-    configuration its first comment; for a prompt file the number of lines and the first; for an entry point
-    where it points to.
+    For a .py file it is the docstring of the function or class of that name, else the module's; for
+    a configuration its first comment; for a prompt file the number of lines and the first; for an
+    entry point where it points to.
     """
     lines = [(file.stem, _summary(file)) for file in _files(kind)]
-    lines += [(point.name, f"{point.value}, installed with {_owner(point)}") for point in _points(kind)]
+    lines += [
+        (point.name, f"{point.value}, installed with {_owner(point)}") for point in _points(kind)
+    ]
     return sorted(lines)
 
 
 def find(kind: str, name: str) -> Path | EntryPoint:
     """The file or the entry point of that name.
 
-    Raises UserError when nothing has the name (with the nearest that is known), or when two places claim it.
+    Raises UserError when nothing has the name (with the nearest that is known), or when two places
+    claim it.
     """
     files = [file for file in _files(kind) if file.stem == name]
     points = [point for point in _points(kind) if point.name == name]
     if len(files) + len(points) > 1:
         places = [*map(str, files), *(f"{point.value} of {_owner(point)}" for point in points)]
-        raise UserError(f"{kind}: {name} is defined twice, in {' and in '.join(places)}; rename one")
+        raise UserError(
+            f"{kind}: {name} is defined twice, in {' and in '.join(places)}; rename one"
+        )
     if not files and not points:
         raise UserError(f"{kind}: nothing is called {name!r}{nearest(name, names(kind))}")
     return [*files, *points][0]
 
 
 def load(kind: str, spec: str) -> object:
-    """What `spec` names: a file's name, an entry point, `package.module:attribute`, `path/file.py:attribute`.
+    """What `spec` names: a file, an entry point, `package.module:name` or `path/file.py:name`.
 
-    `path/file.py` alone means the attribute of the file's name. A name whose file is not Python (prompts,
-    configs) gives the file's Path; one that stands for an object given from Python gives that. Raises
-    UserError when it is not found or cannot be imported.
+    `path/file.py` alone means the attribute of the file's name. A name whose file is not Python
+    (prompts, configs) gives the file's Path; one that stands for an object given from Python gives
+    that. Raises UserError when it is not found or cannot be imported.
     """
     if spec.startswith(python_objects.MARK):
-        found = python_objects.find(spec)
-        if found is None:
+        value = python_objects.find(spec)
+        if value is None:
             raise UserError(f"{kind}: {python_objects.absent(spec)}")
-        return found
+        return value
     if spec.endswith(".py"):
         spec = f"{spec}:{Path(spec).stem}"
     place, _, attribute = spec.rpartition(":")
@@ -112,13 +122,13 @@ def load(kind: str, spec: str) -> object:
         return _attribute(_module_of_file(kind, Path(place).expanduser()), attribute, place)
     if place:
         return _attribute(place, attribute, place)
-    found = find(kind, spec)
-    if isinstance(found, EntryPoint):
-        return _attribute(found.module, found.attr or spec, f"{found.value} of {_owner(found)}")
-    if found.suffix != ".py":
-        return found
+    value = find(kind, spec)
+    if isinstance(value, EntryPoint):
+        return _attribute(value.module, value.attr or spec, f"{value.value} of {_owner(value)}")
+    if value.suffix != ".py":
+        return value
     _extend(importlib.import_module(f"ddpo.{kind}"), kind)
-    return _attribute(f"ddpo.{kind}.{spec}", spec, str(found))
+    return _attribute(f"ddpo.{kind}.{spec}", spec, str(value))
 
 
 def text_of(file: Path) -> str:
@@ -126,7 +136,9 @@ def text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise UserError(
+            f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
 
 
 def _files(kind: str) -> list[Path]:
@@ -165,12 +177,16 @@ def _attribute(module_name: str, attribute: str, place: str) -> object:
         module = importlib.import_module(module_name)
     except Exception as error:
         # a plugin may raise anything; the user gets one line, and --debug the traceback
-        told = f"{type(error).__name__}: {refusal(error) or error}"
-        raise UserError(f"{place} cannot be imported: {told}") from error
+        message = f"{type(error).__name__}: {refusal(error) or error}"
+        raise UserError(f"{place} cannot be imported: {message}") from error
     try:
         return attrgetter(attribute)(module)
     except AttributeError:
-        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+        own = [
+            key
+            for key, value in vars(module).items()
+            if getattr(value, "__module__", "") == module_name
+        ]
         raise UserError(f"{place} defines no {attribute!r}{nearest(attribute, own)}") from None
 
 

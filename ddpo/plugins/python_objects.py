@@ -1,8 +1,8 @@
 """A reward that is given from Python, a notebook's way: `rewards=[{"name": my_function}]`.
 
 A configuration is text. There the object is called `python:module:qualname`, and as long as the
-process lives this text carries the object with it. Another process has the text alone, and finds the
-object again only where it stands at the top of a module that can be imported.
+process lives this text carries the object with it. Another process has the text alone, and finds
+the object again only where it stands at the top of a module that can be imported.
 """
 
 import importlib
@@ -17,8 +17,8 @@ MARK = "python:"
 class Given(str):
     """The text that stands for an object given from Python, and the object.
 
-    `reachable`: the object is what its module holds under its name. Closures, lambdas and instances are not,
-    and what their values depend on cannot be read from a file.
+    `reachable`: the object is what its module holds under its name. Closures, lambdas and instances
+    are not, and what their values depend on cannot be read from a file.
     """
 
     thing: Any
@@ -62,7 +62,10 @@ def absent(spec: str) -> str:
     """The words that refuse a text whose object is not here."""
     name = short_name(spec)
     again = f"ddpo.finetune(ddpo.Config(..., rewards=[{{'name': {name}}}]), resume=True)"
-    return f"{name} was given from Python ({spec}) and is not here; give it again from Python, as in {again}"
+    return (
+        f"{name} was given from Python ({spec}) and is not here; "
+        f"give it again from Python, as in {again}"
+    )
 
 
 def _attribute(module: object, name: str) -> object | None:

@@ -1,6 +1,7 @@
-"""Plain values with a range, outside of which a configuration is refused: `lr: PositiveFloat = 3e-4`.
+"""Plain values with a range: a configuration outside of it is refused (`lr: PositiveFloat = 3e-4`).
 
-Any other is made in the same way: `Annotated[int, Field(ge=1, le=100)]`, with the Field of pydantic.
+Any other is made in the same way: `Annotated[int, Field(ge=1, le=100)]`, with the Field of
+pydantic.
 """
 
 from typing import Annotated

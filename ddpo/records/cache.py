@@ -19,11 +19,16 @@ class Cache:
 
     def __init__(self, folder: str) -> None:
         self.file = Path(folder).expanduser() / "rewards.sqlite"
-        self._do("CREATE TABLE IF NOT EXISTS known (key BLOB PRIMARY KEY, value REAL) WITHOUT ROWID", [()])
+        self._do(
+            "CREATE TABLE IF NOT EXISTS known (key BLOB PRIMARY KEY, value REAL) WITHOUT ROWID",
+            [()],
+        )
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, float]:
-        """Those that are known."""
-        return dict(self._do("SELECT key, value FROM known WHERE key = ?", [(key,) for key in keys]))
+        """The values that are known."""
+        return dict(
+            self._do("SELECT key, value FROM known WHERE key = ?", [(key,) for key in keys])
+        )
 
     def put(self, values: Mapping[bytes, float]) -> None:
         """All of them or, where that fails, none."""
@@ -37,6 +42,6 @@ class Cache:
                 return [found for row in rows for found in connection.execute(statement, row)]
         except (sqlite3.Error, OSError) as error:
             raise UserError(
-                f"rewards: the cache {self.file} cannot be used ({error}); delete that file or name "
-                "another folder"
+                f"rewards: the cache {self.file} cannot be used ({error}); "
+                "delete that file or name another folder"
             ) from error

@@ -1,7 +1,8 @@
 """Everything that the next iteration depends on, on disk: tensors as safetensors, the rest as JSON.
 
-A checkpoint is written aside and renamed when it is whole, so that a folder named 000020 is complete; what
-happens to it later shows in the sha256 of its files. Nothing in it is ever unpickled.
+A checkpoint is written aside and renamed when it is whole, so that a folder named 000020 is
+complete; what happens to it later shows in the sha256 of its files. Nothing in it is ever
+unpickled.
 """
 
 import hashlib
@@ -27,7 +28,9 @@ Content = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]
 log = logging.getLogger("ddpo")
 
 
-def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+def save(
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> None:
     """Write each mapping of tensors as NAME.safetensors and `state` as state.json, all or nothing.
 
     Raises OSError, on a full disk, say; then nothing of it is left.
@@ -37,7 +40,9 @@ def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappi
         hashes = {}
         for name, mapping in tensors.items():
             file = aside / f"{name}.safetensors"
-            save_file({key: value.detach().cpu().contiguous() for key, value in mapping.items()}, file)
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in mapping.items()}, file
+            )
             hashes[name] = _hash(file)
         (aside / "state.json").write_text(json.dumps({**state, "sha256": hashes}))
 
@@ -69,7 +74,10 @@ def all_of(run_dir: Path) -> list[Path]:
 
 
 def newest(run_dir: Path) -> tuple[Path, Content] | None:
-    """The newest whole checkpoint of a run; None where there is none. A damaged one costs a line."""
+    """The newest whole checkpoint of a run; None where there is none.
+
+    A damaged one is passed over with a line in the log.
+    """
     for folder in reversed(all_of(run_dir)):
         try:
             return folder, load(folder)
@@ -81,12 +89,15 @@ def newest(run_dir: Path) -> tuple[Path, Content] | None:
 def find(run_dir: Path, wanted: str = "last") -> Path:
     """The checkpoint "last" (the newest whole one), "best", or "000020", which may be written 20.
 
-    The best is of the iteration whose evaluation on the way (`evaluation.every`) had the highest reward.
+    The best is of the iteration whose evaluation on the way (`evaluation.every`) had the highest
+    reward.
     Raises UserError, naming those that there are, where it is not there.
     """
     there = {path.name: path for path in all_of(run_dir)}
     if not there:
-        raise UserError(f"{run_dir} has no checkpoint yet; let it train, or go on with --resume {run_dir}")
+        raise UserError(
+            f"{run_dir} has no checkpoint yet; let it train, or go on with --resume {run_dir}"
+        )
     name, asked = wanted, f"checkpoint {wanted}"
     if wanted.isdecimal():
         name = wanted.zfill(6)
@@ -101,7 +112,10 @@ def find(run_dir: Path, wanted: str = "last") -> Path:
 
 
 def keep(run_dir: Path, last: int, best: int | None = None) -> None:
-    """Delete all but the `last` newest checkpoints and the one of iteration `best`; and what kills left."""
+    """Delete all but the `last` newest checkpoints and the one of iteration `best`.
+
+    What kills have left goes, too.
+    """
     for folder in all_of(run_dir)[:-last]:
         if int(folder.name) != best:
             shutil.rmtree(folder)
@@ -109,8 +123,10 @@ def keep(run_dir: Path, last: int, best: int | None = None) -> None:
         shutil.rmtree(folder)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, Tensor]:
-    """An optimiser's per-parameter state under the parameters' names: `exp_avg/unet.conv_in.weight`."""
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Parameters
+) -> dict[str, Tensor]:
+    """An optimizer's state by its parameters' names: `exp_avg/unet.conv_in.weight`."""
     return {
         f"{key}/{name}": value
         for name, parameter in parameters.items()
@@ -130,7 +146,10 @@ def restore_optimizer(
 
 
 def restore_parameters(parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
-    """Copy saved tensors into parameters of the same names. Raises UserError when names or shapes differ."""
+    """Copy saved tensors into parameters of the same names.
+
+    Raises UserError when names or shapes differ.
+    """
     check_parameters(parameters, tensors)
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -141,8 +160,12 @@ def check_parameters(parameters: Parameters, tensors: Mapping[str, Tensor]) -> N
     """Raises UserError when names or shapes differ."""
     if set(tensors) != set(parameters):
         different = sorted(set(tensors) ^ set(parameters))
-        raise UserError(f"{len(different)} trained weights differ by name, the first is {different[0]}")
+        raise UserError(
+            f"{len(different)} trained weights differ by name, the first is {different[0]}"
+        )
     for name, parameter in parameters.items():
         saved, present = tuple(tensors[name].shape), tuple(parameter.shape)
         if saved != present:
-            raise UserError(f"{name} has shape {saved} in the checkpoint and {present} in the model")
+            raise UserError(
+                f"{name} has shape {saved} in the checkpoint and {present} in the model"
+            )

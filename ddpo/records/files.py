@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 def whole(target: Path) -> Iterator[Path]:
     """Give a path to write a file or a folder to; at the end that takes the place of `target`.
 
-    After an error or a kill, what stood at `target` still stands. What an error leaves is removed; what a
-    kill leaves, under a name as .000020.writing, the next `whole` of the same target removes. Raises OSError,
-    on a full disk too, whatever library wrote.
+    After an error or a kill, what stood at `target` still stands. What an error leaves is removed;
+    what a kill leaves, under a name as .000020.writing, the next `whole` of the same target
+    removes. Raises OSError, on a full disk too, whatever library wrote.
     """
     aside = target.with_name(f".{target.stem}.writing{target.suffix}")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The metrics of a run: what each name means, and the file metrics.jsonl, one object an iteration."""
+"""The metrics of a run: what each name means, and metrics.jsonl, one object per iteration."""
 
 import json
 import os
@@ -17,31 +17,44 @@ METRICS = {
     "missing/<name>": "images without a value of one reward",
     "reward/gated": "share of the images that violate the min or max of a reward; should fall",
     "gated/<name>": "share of the images outside the gate of one reward",
-    "loss": "the objective's loss, mean over the iteration's optimiser steps",
-    "ratio/mean": "mean of exp(logp_new - logp_old) over all pairs scored in the iteration's updates; near 1",
-    "ratio/max_dev": "largest |ratio - 1| among them; with one update an iteration at most 1e-6 in fp32",
+    "loss": "the objective's loss, mean over the iteration's optimizer steps",
+    "ratio/mean": (
+        "mean of exp(logp_new - logp_old) over all pairs scored in the iteration's updates; near 1"
+    ),
+    "ratio/max_dev": (
+        "largest |ratio - 1| among them; with one update per iteration at most 1e-6 in fp32"
+    ),
     "clip_frac": "share of pairs whose ratio left the clip range; healthy below 0.3",
-    "approx_kl": "0.5 mean (logp_new - logp_old)^2, in the units of logp; a jump announces a collapse",
-    "kl_ref": "KL of a step to the reference per latent dimension, measured on a few pairs; grows slowly",
+    "approx_kl": (
+        "0.5 mean (logp_new - logp_old)^2, in the units of logp; a jump announces a collapse"
+    ),
+    "kl_ref": (
+        "KL of a step to the reference per latent dimension, measured on a few pairs; grows slowly"
+    ),
     "objective/<name>": "what an objective reports of itself, as the effective sample size of rwr",
-    "grad_norm": "norm of the gradient before clipping, mean over optimiser steps",
-    "lr": "learning rate of the last optimiser step",
-    "skipped_steps": "optimiser steps left out because loss or gradient was not finite; should be 0",
+    "grad_norm": "norm of the gradient before clipping, mean over optimizer steps",
+    "lr": "learning rate of the last optimizer step",
+    "skipped_steps": (
+        "optimizer steps left out because loss or gradient was not finite; should be 0"
+    ),
     "guard/brightness": "mean brightness of the images, 0 to 1",
     "guard/saturation": "mean saturation, 0 to 1",
     "guard/edge_density": (
         "share of pixels on an edge; a fall under a compression reward means blank pictures"
     ),
-    "guard/color_entropy": "entropy of the colour histogram; a fall means fewer colours",
+    "guard/color_entropy": "entropy of the color histogram; a fall means fewer colors",
     "eval/<name>": "mean of a reward over the evaluation prompts at fixed seeds",
     "time/sample": "seconds spent in sampling",
     "time/reward": "seconds spent waiting for rewards after sampling had ended",
     "time/update": "seconds spent in the update",
     "time/total": "seconds of the whole iteration",
     "images_per_s": "images of the iteration divided by its seconds",
-    "memory/peak_gb": "peak memory so far in GB: of the GPU, or resident memory of the process without one",
+    "memory/peak_gb": (
+        "peak memory so far in GB: of the GPU, or resident memory of the process without one"
+    ),
 }
-"""Every metric's name and meaning, with its healthy range if it has one; `<name>` stands for a reward's."""
+"""Every metric's name and meaning, with its healthy range if it has one; `<name>` stands for a
+reward's."""
 
 
 def clean(found: Any) -> Any:
@@ -64,7 +77,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def cut(file: Path, iteration: int) -> None:
-    """Drop the lines after `iteration`, keeping the bytes of those before: what a resume starts from."""
+    """Drop the lines after `iteration` and keep the bytes before: what a resume starts from."""
     if not file.is_file():
         return
     lines = file.read_bytes().splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go besides metrics.jsonl: tensorboard and wandb, when asked."""
+"""Where a run's numbers and pictures go besides metrics.jsonl: tensorboard and wandb."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +15,9 @@ from ddpo.records.files import whole
 class Trackers:
     """The external trackers of a run; on every rank but the first, none.
 
-    A run that is resumed goes on in the same run of wandb: its id lies in the run folder. wandb takes no step
-    twice, so that of iterations which a resume repeats it keeps the first rows (the same numbers).
+    A run that is resumed goes on in the same run of wandb: its id lies in the run folder. wandb
+    takes no step twice, so that of iterations which a resume repeats it keeps the first rows (the
+    same numbers).
     """
 
     def __init__(
@@ -28,7 +29,9 @@ class Trackers:
             self._add(TensorBoardTracker(run_dir.name, logging_dir=run_dir / "tensorboard"), flat)
         if "wandb" in names:
             same = {"id": _wandb_id(run_dir), "resume": "allow"}
-            self._add(WandBTracker(project, name=run_dir.name, dir=str(run_dir), **same), dict(config))
+            self._add(
+                WandBTracker(project, name=run_dir.name, dir=str(run_dir), **same), dict(config)
+            )
 
     def _add(self, tracker: TensorBoardTracker | WandBTracker, config: dict[str, Any]) -> None:
         tracker.start()
@@ -39,7 +42,9 @@ class Trackers:
         for tracker in self._trackers:
             tracker.log({key: value for key, value in row.items() if value is not None}, step=step)
 
-    def log_images(self, pictures: Sequence[Image.Image], captions: Sequence[str], step: int) -> None:
+    def log_images(
+        self, pictures: Sequence[Image.Image], captions: Sequence[str], step: int
+    ) -> None:
         """Pictures captioned `prompt | reward`."""
         both = list(zip(pictures, captions, strict=True))
         for tracker in self._trackers:

@@ -1,7 +1,7 @@
-"""Preferences that are already there: pairs of image files instead of a rollout, for objectives such as DPO.
+"""Recorded preferences: pairs of image files instead of a rollout, as DPO learns from.
 
-A line of the prompts file reads {"prompt": "a fox", "chosen": "a.png", "rejected": "b.png"}; the paths are
-relative to the file. A prompt may stand there several times.
+A line of the prompts file reads {"prompt": "a fox", "chosen": "a.png", "rejected": "b.png"}; the
+paths are relative to the file. A prompt may stand there several times.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from ddpo.rollout.sample import chunks
 from ddpo.rollout.trajectory import Trajectory
 
 COLUMNS = ("chosen", "rejected")
-"""Of a prompt's two samples the first and the second."""
+"""The columns of a prompt's first and second sample."""
 
 
 def check(pairs: PromptSet, folder: Path) -> None:
@@ -28,16 +28,19 @@ def check(pairs: PromptSet, folder: Path) -> None:
             file = prompt.metadata.get(column)
             if not isinstance(file, str):
                 raise UserError(
-                    f"prompts.path: the line of {prompt.text!r} has no {column!r}; name an image file"
+                    f"prompts.path: the line of {prompt.text!r} has no {column!r}; "
+                    "name an image file"
                 )
             if not (folder / file).is_file():
-                raise UserError(f"prompts.path: {column} of {prompt.text!r}: {folder / file}: no such file")
+                raise UserError(
+                    f"prompts.path: {column} of {prompt.text!r}: {folder / file}: no such file"
+                )
 
 
 def recorded(
     policy: Policy, prompts: Sequence[Prompt], folder: Path, batch_size: int
 ) -> Iterator[Trajectory]:
-    """The images of (chosen, rejected, chosen, ...) as trajectories of their x_0 alone, chunk by chunk."""
+    """The images of (chosen, rejected, ...) as trajectories of their x_0 alone, chunk by chunk."""
     for indices, genuine in chunks(len(prompts), batch_size):
         files = [folder / str(prompts[i].metadata[COLUMNS[i % 2]]) for i in indices]
         images = from_pil([_picture(file, policy.image_size) for file in files])

@@ -1,7 +1,7 @@
-"""From prompts to denoising trajectories, and back: sample them, score their steps under the policy.
+"""From prompts to denoising trajectories, and the score of their steps under the policy.
 
-Both directions share one forward (eval mode, same arithmetic), so that a recorded log-probability is found
-again.
+Both directions share one forward (eval mode, same arithmetic), so that a recorded log-probability
+is found again.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -31,12 +31,18 @@ class Sampler:
     negative_prompt: str = ""
 
     def condition(self, policy: Policy, prompts: Sequence[Prompt]) -> Condition:
-        """What the network is given of these prompts, for all steps; nothing negative without guidance."""
+        """What the network is given of these prompts, for all steps.
+
+        Without guidance there is nothing negative.
+        """
         return policy.condition(prompts, None if self.guidance_scale == 1 else self.negative_prompt)
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[list[int], int]]:
-    """0 .. count - 1 in chunks of `size`, the last one filled up by repetition, and how many are genuine."""
+    """0 ..
+
+    Count - 1 in chunks of `size`, the last one filled up by repetition, and how many are genuine.
+    """
     for first in range(0, count, size):
         indices = list(range(first, min(first + size, count)))
         yield indices + indices[-1:] * (size - len(indices)), len(indices)
@@ -50,10 +56,13 @@ def sample(
     reference: Collection[str] = (),
     guidance_scale: float | None = None,
 ) -> Iterator[Trajectory]:
-    """Sample one trajectory for each prompt and noise key, chunk by chunk; the caller disables gradients.
+    """Sample one trajectory for each prompt and noise key, chunk by chunk.
 
-    Image i depends on its prompt and keys[i] alone, whatever the chunks. `reference` adds what it names of
-    logp_ref and output_ref. `guidance_scale` is that of the log-probabilities, where it is not the sampler's.
+    The caller disables gradients.
+
+    Image i depends on its prompt and keys[i] alone, whatever the chunks. `reference` adds what it
+    names of logp_ref and output_ref. `guidance_scale` is that of the log-probabilities, where it is
+    not the sampler's.
     """
     scored = sampler if guidance_scale is None else replace(sampler, guidance_scale=guidance_scale)
     for indices, genuine in chunks(len(prompts), sampler.batch_size):
@@ -76,16 +85,23 @@ def sample(
 def _denoise(
     policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], keys: Sequence[tuple[int, ...]]
 ) -> tuple[Float[Tensor, "B T1 C H W"], Float[Tensor, "B T"]]:
-    """All latents, noisiest first, and each stochastic step's log-probability. No host synchronization."""
+    """All latents, noisiest first, and each stochastic step's log-probability.
+
+    The host never waits for the device.
+    """
     steps, stochastic = sampler.steps, sampler.steps.stochastic.tolist()
     shape = (len(steps) + 1, *policy.latent_shape)
-    noise = torch.stack([torch.randn(shape, generator=generator(*key)) for key in keys]).to(policy.device)
+    noise = torch.stack([torch.randn(shape, generator=generator(*key)) for key in keys]).to(
+        policy.device
+    )
     condition = sampler.condition(policy, prompts)
     latents = [noise[:, 0]]
     logp = torch.zeros(len(prompts), len(steps), dtype=torch.float64, device=policy.device)
     for t in range(len(steps)):
         index = torch.full((len(prompts),), t, device=policy.device)
-        output = policy.predict(latents[t], steps.timesteps[index], condition, sampler.guidance_scale)
+        output = policy.predict(
+            latents[t], steps.timesteps[index], condition, sampler.guidance_scale
+        )
         step = steps.step(index, latents[t], output)
         latents.append(step.sample(noise[:, t + 1]))
         if stochastic[t]:
@@ -94,9 +110,15 @@ def _denoise(
 
 
 def _step_by_step(
-    policy: Policy, sampler: Sampler, latents: Float[Tensor, "B T1 C H W"], prompts: Sequence[Prompt]
+    policy: Policy,
+    sampler: Sampler,
+    latents: Float[Tensor, "B T1 C H W"],
+    prompts: Sequence[Prompt],
 ) -> tuple[Float[Tensor, "B T C H W"], Float[Tensor, "B T"]]:
-    """Outputs and log-probabilities of every stochastic step, in the chunk shape of the rollout; else 0."""
+    """Outputs and log-probabilities of every stochastic step, in the chunk shape of the rollout.
+
+    All other entries are 0.
+    """
     steps, condition = sampler.steps, sampler.condition(policy, prompts)
     logp = torch.zeros(len(prompts), len(steps), dtype=torch.float64, device=policy.device)
     outputs = torch.zeros_like(latents[:, 1:])
@@ -116,7 +138,8 @@ def stored_steps(
     columns: Int[Tensor, " N"],
 ) -> Gaussian:
     """The distributions of N (sample, step) pairs of a trajectory, under the weights in force."""
-    x, prompts = trajectory.latents[rows, columns], [trajectory.prompts[row] for row in rows.tolist()]
+    x = trajectory.latents[rows, columns]
+    prompts = [trajectory.prompts[row] for row in rows.tolist()]
     condition = sampler.condition(policy, prompts)
     output = policy.predict(x, sampler.steps.timesteps[columns], condition, sampler.guidance_scale)
     return sampler.steps.step(columns, x, output)

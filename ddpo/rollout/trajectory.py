@@ -14,7 +14,8 @@ from ddpo.prompts import Prompt
 class Trajectory:
     """B denoising trajectories of T steps.
 
-    samples    B numbers of these samples within the iteration (0 <= number < global batch), in order
+    samples    B numbers of these samples within the iteration (0 <= number < global batch), in
+               order
     prompts    B of them
     latents    (B, T + 1, C, H, W) in fp32: x_T first, x_0 last
     logp_old   (B, T), mean over latent dimensions, 0 at steps without a density
@@ -36,8 +37,8 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
     """Several chunks as one, without their images, which are scored and forgotten."""
 
     def together(name: str) -> Tensor | None:
-        given = [getattr(part, name) for part in parts if getattr(part, name) is not None]
-        return torch.cat(given) if given else None
+        values = [getattr(part, name) for part in parts if getattr(part, name) is not None]
+        return torch.cat(values) if values else None
 
     return Trajectory(
         samples=[sample for part in parts for sample in part.samples],

@@ -42,16 +42,22 @@ def policy(settings: Config, pipeline: object = None, device: torch.device | Non
     torch.manual_seed(settings.seed)
     model, lora = settings.model, settings.lora
     adapter = lora and LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha or lora.rank,  # pyright: ignore[reportArgumentType]
-        init_lora_weights="gaussian", target_modules=list(lora.target_modules),
-    )  # fmt: skip
+        r=lora.rank,
+        lora_alpha=lora.alpha or lora.rank,  # pyright: ignore[reportArgumentType]
+        init_lora_weights="gaussian",
+        target_modules=list(lora.target_modules),
+    )
     adapt = cast(Callable[..., Policy], plugins.load("models", model.name))
     return adapt(
-        pipeline or model.pretrained, device=device or ranks.state().device, dtype=model.dtype,
-        loras=[] if pipeline else model.loras, lora=adapter,
+        pipeline or model.pretrained,
+        device=device or ranks.state().device,
+        dtype=model.dtype,
+        loras=[] if pipeline else model.loras,
+        lora=adapter,
         train_text_encoder=bool(lora and lora.text_encoder),
-        gradient_checkpointing=model.gradient_checkpointing, **model.options,
-    )  # fmt: skip
+        gradient_checkpointing=model.gradient_checkpointing,
+        **model.options,
+    )
 
 
 def precision(settings: Config) -> Precision:
@@ -73,21 +79,23 @@ def objective(settings: Config) -> Objective:
     """Raises UserError where the configuration gives it nothing to work on."""
     wanted, trainer = settings.objective, settings.trainer
     switches = {"kl_weight": wanted.kl_weight, "block_size": wanted.block_size}
-    found = objectives.build(wanted.name, **switches, **wanted.options)
-    _refuse_idle(wanted, found)
-    if found.compares:
-        _two_or_more(trainer.samples_per_prompt, f"objective {found.name}")
-    if wanted.offline and not found.denoising_errors:
+    objective = objectives.build(wanted.name, **switches, **wanted.options)
+    _refuse_idle(wanted, objective)
+    if objective.compares:
+        _two_or_more(trainer.samples_per_prompt, f"objective {objective.name}")
+    if wanted.offline and not objective.denoising_errors:
         raise UserError(
-            f"objective.offline: {found.name} needs the steps by which images were sampled; "
+            f"objective.offline: {objective.name} needs the steps by which images were sampled; "
             "files have none; take dpo"
         )
     updates = checks.sizes(settings).updates
-    if found.on_policy and updates > 1 and ranks.state().is_main_process:
+    if objective.on_policy and updates > 1 and ranks.state().is_main_process:
         log.warning(
-            "%s is on-policy: of the %d updates a rollout, only the first is unbiased", found.name, updates
+            "%s is on-policy: of the %d updates a rollout, only the first is unbiased",
+            objective.name,
+            updates,
         )
-    return found
+    return objective
 
 
 def _refuse_idle(wanted: config.Objective, found: Objective) -> None:
@@ -110,7 +118,10 @@ def _two_or_more(samples: int, who: str) -> None:
 
 
 def advantage(settings: Config) -> Callable[[], Advantage]:
-    """Makes one with empty memory. Raises UserError where the configuration gives it nothing to compare."""
+    """Makes one with empty memory.
+
+    Raises UserError where the configuration gives it nothing to compare.
+    """
     name = settings.advantage.name
     if getattr(advantages.load(name), "compares", False):
         _two_or_more(settings.trainer.samples_per_prompt, f"advantage {name}")
@@ -118,30 +129,38 @@ def advantage(settings: Config) -> Callable[[], Advantage]:
 
 
 def subset(settings: Config, stochastic: Bool[Tensor, " T"]) -> Subset:
-    """The steps that are trained on. Raises UserError where there is none: no log-probability to train on."""
+    """The steps that are trained on.
+
+    Raises UserError where there is none: no log-probability to train on.
+    """
     wanted, sampling = settings.objective, settings.sampler
-    found = Subset(wanted.timestep_fraction, wanted.timestep_window, wanted.drop_last)
+    subset = Subset(wanted.timestep_fraction, wanted.timestep_window, wanted.drop_last)
     if not stochastic.any():
         if sampling.name != "ddim":
             few = sampling.num_steps
-            raise UserError(f"sampler.num_steps: {few} leaves {sampling.name} no stochastic step; take 2")
+            raise UserError(
+                f"sampler.num_steps: {few} leaves {sampling.name} no stochastic step; take 2"
+            )
         eta = sampling.options.get("eta")
         raise UserError(
-            f"sampler.eta: {eta} makes every step deterministic, without a log-probability; take 0 < eta <= 1"
+            f"sampler.eta: {eta} makes every step deterministic, without a log-probability; "
+            "take 0 < eta <= 1"
         )
-    if not found(stochastic, torch.Generator()).any():
+    if not subset(stochastic, torch.Generator()).any():
         where = "timestep_window" if wanted.timestep_window else "drop_last"
         raise UserError(
-            f"objective.{where}: {getattr(wanted, where)} leaves none of the {len(stochastic)} steps "
-            "to train on; widen it"
+            f"objective.{where}: {getattr(wanted, where)} leaves none of the {len(stochastic)} "
+            "steps to train on; widen it"
         )
-    return found
+    return subset
 
 
 def prompt_set(settings: Config) -> PromptSet:
     wanted = settings.prompts
     dataset = (wanted.dataset, wanted.split, wanted.column) if wanted.dataset else None
-    return prompts.load(wanted.name, wanted.path, wanted.template, settings.objective.offline, dataset)
+    return prompts.load(
+        wanted.name, wanted.path, wanted.template, settings.objective.offline, dataset
+    )
 
 
 def evaluation_sets(settings: Config) -> list[PromptSet]:
@@ -151,7 +170,8 @@ def evaluation_sets(settings: Config) -> list[PromptSet]:
         held_out = prompts.load(settings.evaluation.prompts, None, settings.prompts.template)
         if held_out.name == sets[0].name:
             raise UserError(
-                f"evaluation.prompts: {held_out.name} is also the name of the training prompts; rename one"
+                f"evaluation.prompts: {held_out.name} is also the name of the training prompts; "
+                "rename one"
             )
         sets.append(held_out)
     return [each[: settings.evaluation.num_prompts] for each in sets]
@@ -160,7 +180,8 @@ def evaluation_sets(settings: Config) -> list[PromptSet]:
 def reward_list(wanted: Sequence[config.Reward], device: torch.device, dtype: str) -> list[Reward]:
     where = device, DTYPES[dtype]
     return [
-        rewards.build(r.name, r.weight, r.params, *where, (r.min, r.max), r.cache, r.label) for r in wanted
+        rewards.build(r.name, r.weight, r.params, *where, (r.min, r.max), r.cache, r.label)
+        for r in wanted
     ]
 
 

@@ -1,7 +1,8 @@
-"""A run's model in the formats of other programs, read back by plain diffusers before it counts as written.
+"""A run's model in other programs' formats, read back by plain diffusers before it counts.
 
-A reader is right only if its pictures are. So the files are written aside, loaded by a pipeline that knows
-nothing of ours, fresh from the base model, and moved into place once its pictures and its weights equal ours.
+A reader is right only if its pictures are. So the files are written aside, loaded by a pipeline
+that knows nothing of ours, fresh from the base model, and moved into place once its pictures and
+its weights equal ours.
 """
 
 import os
@@ -23,21 +24,29 @@ from ddpo.runs import build
 from ddpo.runs.finished import Run
 
 BAR = 1 / 255
-"""The largest difference between a picture of the export and ours, in [0, 1]; also the smallest visible."""
+"""The largest difference between a picture of the export and ours, in [0, 1]; also the smallest
+visible."""
 
 ROUNDING = 1e-5
-"""The largest difference between a weight tensor of the export and ours, relative to its largest weight."""
+"""The largest difference between a weight tensor of the export and ours, relative to its largest
+weight."""
 
 PICTURES = 3
-"""Pictures that are compared. What they do not show, as a layer of little effect, the weights do."""
+"""Pictures that are compared. What they do not show, as a layer of little effect, the weights
+do."""
 
 Pictures = Float[Tensor, "B 3 height width"]
 
 
 def check(folder: Path) -> None:
-    """Raises UserError where `folder` may not be written: only a new or an empty one may; touches nothing."""
+    """Raises UserError where `folder` may not be written: only a new or an empty one may.
+
+    It touches nothing.
+    """
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--to: {folder} is not empty, and an export replaces nothing; name a new folder")
+        raise UserError(
+            f"--to: {folder} is not empty, and an export replaces nothing; name a new folder"
+        )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--to: {folder} is a file; name a folder")
     if not os.access(_parent(folder), os.W_OK):
@@ -49,8 +58,9 @@ def check(folder: Path) -> None:
 def export(run: Run, file_format: str, folder: Path) -> str:
     """Write the weights in force of `run`, an fp32 one; returns what was compared.
 
-    The run is of no more use then: its adapter is fused. Raises UserError for what the format cannot hold,
-    Stopped when the pictures or weights that are read back are not ours; nothing is at `folder` then.
+    The run is of no more use then: its adapter is fused. Raises UserError for what the format
+    cannot hold, Stopped when the pictures or weights that are read back are not ours; nothing is at
+    `folder` then.
     """
     policy = _exportable(run, file_format)
     trial = _trial(run)
@@ -62,24 +72,34 @@ def export(run: Run, file_format: str, folder: Path) -> str:
             aside = Path(scratch, "export")
             aside.mkdir()
             policy.export(file_format, aside, run.folder.resolve().name)
-            theirs, weights = _read_back(policy, file_format, aside, run.config.model.pretrained, trial)
+            theirs, weights = _read_back(
+                policy, file_format, aside, run.config.model.pretrained, trial
+            )
             fault = _picture_fault(ours, theirs) or _weight_fault(policy.merged_weights(), weights)
             if fault:
                 raise Stopped(f"export: read back by diffusers, {fault}; nothing was written")
             folder.parent.mkdir(parents=True, exist_ok=True)
             aside.rename(folder)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"--to: {folder} cannot be written ({error}); nothing is left of it") from error
+        raise UserError(
+            f"--to: {folder} cannot be written ({error}); nothing is left of it"
+        ) from error
     apart, change = ((ours - others).abs().max().item() for others in (theirs, base))
     seen = "" if change > BAR else ": what was trained cannot be seen"
     effect = f"the base model's differ by up to {255 * change:.3g}/255{seen}"
-    return f"{len(ours)} pictures by plain diffusers equal ours up to {255 * apart:.1g}/255; {effect}"
+    return (
+        f"{len(ours)} pictures by plain diffusers equal ours up to {255 * apart:.1g}/255; {effect}"
+    )
 
 
 def _picture_fault(ours: Pictures, theirs: Pictures) -> str:
     error, worst = (ours - theirs).abs().flatten(1).amax(1).max(0)
     which = f"picture {worst + 1} of {len(ours)}"
-    return "" if error <= BAR else f"{which} differs from ours by {255 * error:.3g}/255, more than 1/255"
+    return (
+        ""
+        if error <= BAR
+        else f"{which} differs from ours by {255 * error:.3g}/255, more than 1/255"
+    )
 
 
 def _weight_fault(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:
@@ -103,7 +123,9 @@ def _exportable(run: Run, file_format: str) -> Exportable:
 
 @torch.no_grad()
 def _our_pictures(policy: Policy, trial: Trial) -> Pictures:
-    steps = samplers.build("ddim", policy.schedule, trial.num_steps, eta=trial.eta).to(policy.device)
+    steps = samplers.build("ddim", policy.schedule, trial.num_steps, eta=trial.eta).to(
+        policy.device
+    )
     sampler = Sampler(steps, trial.guidance_scale, len(trial.prompts), trial.negative_prompt)
     (part,) = sample(policy, sampler, trial.prompts, trial.keys)
     return part.images.cpu()
@@ -118,8 +140,8 @@ def _read_back(
     except Exception as error:  # whatever a library raises: the files are of no use
         if line := refusal(error):
             raise UserError(f"export: {line}; nothing was written") from error
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        fault = f"diffusers cannot read the {file_format} files back ({told})"
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        fault = f"diffusers cannot read the {file_format} files back ({message})"
         raise Stopped(f"export: {fault}; nothing was written") from error
 
 

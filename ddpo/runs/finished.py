@@ -18,10 +18,13 @@ from ddpo.runs import build
 
 
 class Run:
-    """A run's base and tuned model, to sample from: `ddpo.load("runs/demo").sample(["a fox"], seeds=[0])`."""
+    """A run's base and tuned model: `ddpo.load("runs/demo").sample(["a fox"], seeds=[0])`."""
 
     def __init__(
-        self, run_dir: str | Path, dtype: Literal["fp32"] | None = None, settings: Config | None = None
+        self,
+        run_dir: str | Path,
+        dtype: Literal["fp32"] | None = None,
+        settings: Config | None = None,
     ) -> None:
         """`settings`, which are resolved, take the place of the run's own, as `dtype` of theirs.
 
@@ -38,23 +41,31 @@ class Run:
     def remember(self, column: str = "tuned") -> str:
         """The name by which `policy.weights` puts that column in force: "base", or a checkpoint's.
 
-        "tuned" and "last" are the newest checkpoint, "best" and "000020" as in `checkpoint.find`, which
-        raises UserError for one that is not there. Averaged weights are taken where they were kept.
+        "tuned" and "last" are the newest checkpoint, "best" and "000020" as in `checkpoint.find`,
+        which raises UserError for one that is not there. Averaged weights are taken where they were
+        kept.
         """
         if column == "base":
             return column
-        found = checkpoint.find(self.folder, "last" if column == "tuned" else column)
-        if found.name not in self.policy.snapshots:
-            tensors, _ = checkpoint.load(found)
+        folder = checkpoint.find(self.folder, "last" if column == "tuned" else column)
+        if folder.name not in self.policy.snapshots:
+            tensors, _ = checkpoint.load(folder)
             values = tensors.get("ema", tensors["parameters"])
             checkpoint.check_parameters(self.policy.parameters(), values)
             device = self.policy.device
-            self.policy.snapshots[found.name] = {name: each.to(device) for name, each in values.items()}
-        return found.name
+            self.policy.snapshots[folder.name] = {
+                name: each.to(device) for name, each in values.items()
+            }
+        return folder.name
 
     @torch.no_grad()
-    def sample(self, texts: Sequence[str], seeds: Sequence[int], column: str = "tuned") -> list[Image.Image]:
-        """One picture for each prompt and seed, by "base", "tuned" or a checkpoint; as in the evaluation."""
+    def sample(
+        self, texts: Sequence[str], seeds: Sequence[int], column: str = "tuned"
+    ) -> list[Image.Image]:
+        """One picture for each prompt and seed, by "base", "tuned" or a checkpoint.
+
+        They are made as in the evaluation.
+        """
         keys = [(Purpose.EVALUATION, seed) for seed in seeds]
         prompts = [Prompt(text) for text in texts]
         with self.policy.weights(self.remember(column)):

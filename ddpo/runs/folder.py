@@ -1,4 +1,7 @@
-"""The folder of a run: taken, refused or continued; what it says of where it came from; its model card."""
+"""The folder of a run: taken, refused or continued.
+
+It says where the run came from, and holds its model card.
+"""
 
 import importlib.metadata
 import json
@@ -25,20 +28,44 @@ from ddpo.rewards import Reward, short_name
 log = logging.getLogger("ddpo")
 
 OURS = [
-    "config.yaml", "provenance.json", "metrics.jsonl", "index.html", "README.md", "samples", "checkpoints",
-    "lora", "evaluation", "tensorboard", "wandb",
-]  # fmt: skip
+    "config.yaml",
+    "provenance.json",
+    "metrics.jsonl",
+    "index.html",
+    "README.md",
+    "samples",
+    "checkpoints",
+    "lora",
+    "evaluation",
+    "tensorboard",
+    "wandb",
+]
 """What a run writes, and all that --overwrite deletes."""
 
 PACKAGES = [
-    "torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "numpy",
     "pillow",
-]  # fmt: skip
+]
 MAY_CHANGE = (
-    "trainer.iterations", "log.", "checkpoint.", "evaluation.", "eval_rewards", "run_dir",
-    "trainer.micro_batch", "sampler.batch_size", "model.gradient_checkpointing", "trainer.reward_timeout_s",
+    "trainer.iterations",
+    "log.",
+    "checkpoint.",
+    "evaluation.",
+    "eval_rewards",
+    "run_dir",
+    "trainer.micro_batch",
+    "sampler.batch_size",
+    "model.gradient_checkpointing",
+    "trainer.reward_timeout_s",
     "trainer.max_missing",
-)  # fmt: skip
+)
 """Options that a resume may change: what is written, how far it goes, how the work is cut."""
 
 
@@ -71,7 +98,8 @@ def check_changes(folder: Path, new: Config) -> None:
 def check_given(settings: Config) -> None:
     """Raises UserError for a reward that the run was given from Python, and this process was not.
 
-    What can be imported under its name might be another thing by now: a run is not continued on trust.
+    What can be imported under its name might be another thing by now: a run is not continued on
+    trust.
     """
     for section in config.REWARDS:
         for i, reward in enumerate(getattr(settings, section)):
@@ -81,7 +109,10 @@ def check_given(settings: Config) -> None:
 
 
 def check_origin(folder: Path, new: Mapping[str, Any]) -> None:
-    """Raises UserError when the prompts are not those of the run; a changed reward may be a mended one."""
+    """Raises UserError when the prompts are not those of the run.
+
+    A changed reward may be a mended one.
+    """
     try:
         old = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         prompts, rewards = old["prompt_set_sha256"], old["rewards"]
@@ -89,22 +120,26 @@ def check_origin(folder: Path, new: Mapping[str, Any]) -> None:
         return
     if prompts != new["prompt_set_sha256"]:
         raise UserError(
-            f"prompts: no longer those of the run in {folder}, which cannot be continued with others "
-            f"(sha256 {new['prompt_set_sha256'][:12]}, was {prompts[:12]})"
+            f"prompts: no longer those of the run in {folder}, which cannot be continued with "
+            f"others (sha256 {new['prompt_set_sha256'][:12]}, was {prompts[:12]})"
         )
-    for name in [name for name, version in new["rewards"].items() if rewards.get(name, version) != version]:
+    for name in [
+        name for name, version in new["rewards"].items() if rewards.get(name, version) != version
+    ]:
         log.warning("reward %s is another version than the run in %s began with", name, folder)
 
 
 def create(folder: Path, settings: Config, overwrite: bool, provenance: Mapping[str, Any]) -> None:
     """config.yaml first, then provenance.json; with `overwrite`, an earlier run's files go before.
 
-    Raises UserError where nothing can be written, Stopped on a full disk; a new folder is then gone again.
+    Raises UserError where nothing can be written, Stopped on a full disk; a new folder is then gone
+    again.
     """
     made = [path for path in [folder, *folder.absolute().parents] if not path.exists()]
     try:
         if overwrite and (folder / "config.yaml").exists():
-            for name in reversed(OURS):  # config.yaml last: until then the folder holds a run, and says so
+            # config.yaml last: until then the folder holds a run, and says so
+            for name in reversed(OURS):
                 remove(folder / name)
         with whole(folder / "config.yaml") as aside:
             aside.write_text(config.dump(settings), encoding="utf-8")
@@ -123,28 +158,39 @@ def is_finished(folder: Path) -> bool:
     """Whether lora/ and the card were written after the last checkpoint."""
     lora, card = folder / "lora", folder / "README.md"
     last = max((path.stat().st_mtime for path in checkpoint.all_of(folder)), default=0.0)
-    return lora.is_dir() and card.is_file() and min(lora.stat().st_mtime, card.stat().st_mtime) >= last
+    return (
+        lora.is_dir() and card.is_file() and min(lora.stat().st_mtime, card.stat().st_mtime) >= last
+    )
 
 
 def versions() -> dict[str, str]:
-    """Of ddpo, Python and the packages that decide numbers."""
-    found = {"ddpo": _version("ddpo"), "python": platform.python_version()}
-    return found | {name: _version(name) for name in PACKAGES}
+    """The versions of ddpo, Python and the packages that decide numbers."""
+    versions = {"ddpo": _version("ddpo"), "python": platform.python_version()}
+    return versions | {name: _version(name) for name in PACKAGES}
 
 
 def provenance(prompt_hash: str, rewards: Sequence[Reward], settings: Config) -> dict[str, Any]:
     """What is needed to say, later, what this run was."""
-    named = [(reward.name, reward.label) for each in config.REWARDS for reward in getattr(settings, each)]
-    given = {short_name(*each): str(each[0]) for each in named if each[0].startswith(python_objects.MARK)}
+    named = [
+        (reward.name, reward.label) for each in config.REWARDS for reward in getattr(settings, each)
+    ]
+    given = {
+        short_name(*each): str(each[0]) for each in named if each[0].startswith(python_objects.MARK)
+    }
     device = cast(torch.device, ranks.state().device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
-        "versions": versions(), "git": _git(), "num_processes": ranks.state().num_processes,
+        "versions": versions(),
+        "git": _git(),
+        "num_processes": ranks.state().num_processes,
         "device": name or "cpu",
-        "cpu_threads": torch.get_num_threads(), "machine": platform.machine(), "system": platform.system(),
-        "prompt_set_sha256": prompt_hash, "rewards": {reward.name: reward.version for reward in rewards},
+        "cpu_threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "prompt_set_sha256": prompt_hash,
+        "rewards": {reward.name: reward.version for reward in rewards},
         "rewards_from_python": given,
-    }  # fmt: skip
+    }
 
 
 def _version(package: str) -> str:
@@ -155,7 +201,10 @@ def _version(package: str) -> str:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and whether the tree differs from it, of the code that runs; None outside a checkout."""
+    """Commit and whether the tree differs from it, of the code that runs.
+
+    It is None outside a checkout.
+    """
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]

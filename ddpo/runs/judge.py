@@ -25,7 +25,8 @@ log = logging.getLogger("ddpo")
 def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
     """Base and tuned model on seen and held-out prompts at the same seeds: what results.json holds.
 
-    `settings` are what the pictures are made with; `wanted` is the checkpoint, as in `checkpoint.find`.
+    `settings` are what the pictures are made with; `wanted` is the checkpoint, as in
+    `checkpoint.find`.
     Raises UserError for what cannot be, before anything is written.
     """
     launcher.check(settings.model.dtype)
@@ -37,14 +38,15 @@ def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
     settings, used = run.config, run.remember(wanted)
     rewards = build.all_rewards(settings, run.policy)
     columns: dict[str, dict[str, list[matched.Shot]]] = {}
-    for each in tqdm(build.evaluation_sets(settings), desc="evaluating", disable=None):
-        per_prompt, timeout_s = settings.evaluation.samples_per_prompt, settings.trainer.reward_timeout_s
+    for prompt_set in tqdm(build.evaluation_sets(settings), desc="evaluating", disable=None):
+        per_prompt = settings.evaluation.samples_per_prompt
+        timeout_s = settings.trainer.reward_timeout_s
         seed = settings.evaluation.seed
-        arguments = (run.policy, run.sampler, each, per_prompt, rewards, timeout_s, seed)
-        columns[each.name] = {}
+        arguments = (run.policy, run.sampler, prompt_set, per_prompt, rewards, timeout_s, seed)
+        columns[prompt_set.name] = {}
         for column, weights in (("base", "base"), ("tuned", used)):
             with run.policy.weights(weights):
-                columns[each.name][column] = matched.all_shots(*arguments)
+                columns[prompt_set.name][column] = matched.all_shots(*arguments)
     if not ranks.state().is_main_process:
         return {}
     folder = Path(settings.run_dir)
@@ -59,9 +61,16 @@ def judge(settings: Config, wanted: str = "last") -> dict[str, Any]:
 
 
 def grid(run_dir: str, prompt_source: str | None, count: int, seed: int) -> Image.Image:
-    """Prompts down; base, every kept checkpoint across; the trained reward's scores under each picture."""
+    """Prompts down.
+
+    Base, every kept checkpoint across; the trained reward's scores under each picture.
+    """
     run = Run(run_dir)
-    chosen = build.prompt_set(run.config) if prompt_source is None else prompts.named_or_file(prompt_source)
+    chosen = (
+        build.prompt_set(run.config)
+        if prompt_source is None
+        else prompts.named_or_file(prompt_source)
+    )
     chosen = [chosen[len(chosen) * i // count] for i in range(min(count, len(chosen)))]
     rewards = build.reward_list(run.config.rewards, run.policy.device, run.config.model.dtype)
     columns: dict[str, list[matched.Shot]] = {}
@@ -69,8 +78,12 @@ def grid(run_dir: str, prompt_source: str | None, count: int, seed: int) -> Imag
     arguments = (run.policy, run.sampler, chosen, [seed] * len(chosen), rewards, 1, timeout_s)
     for name in ("base", *run.checkpoints):
         with run.policy.weights(run.remember(name)):
-            columns[name if name == "base" else f"iteration {int(name)}"] = matched.shoot(*arguments)
+            columns[name if name == "base" else f"iteration {int(name)}"] = matched.shoot(
+                *arguments
+            )
     rows = list(zip(*columns.values(), strict=True))
-    captions = [["  ".join(f"{shot.scores[r.name]:.3f}" for r in rewards) for shot in row] for row in rows]
+    captions = [
+        ["  ".join(f"{shot.scores[r.name]:.3f}" for r in rewards) for shot in row] for row in rows
+    ]
     cells = [[shot.image for shot in row] for row in rows]
     return table(cells, [prompt.text for prompt in chosen], list(columns), captions)

@@ -32,8 +32,8 @@ log = logging.getLogger("ddpo")
 def finetune(settings: Config, resume: bool = False, overwrite: bool = False) -> Run:
     """Fine-tune as the configuration says and return the run, to sample from.
 
-    `resume` continues the run in `run_dir`, if it holds one; `overwrite` replaces it. Raises UserError before
-    anything is written, Stopped when a run ends early with its state saved.
+    `resume` continues the run in `run_dir`, if it holds one; `overwrite` replaces it. Raises
+    UserError before anything is written, Stopped when a run ends early with its state saved.
     """
     settings = config.load(settings)
     Session(settings, resume, overwrite).train()
@@ -42,10 +42,14 @@ def finetune(settings: Config, resume: bool = False, overwrite: bool = False) ->
 
 
 class Session:
-    """A run in progress: the trainer, its folder, and what is written when; `settings` are resolved."""
+    """A run in progress: the trainer, its folder, and what is written when.
+
+    `settings` are resolved.
+    """
 
     def __init__(self, settings: Config, resume: bool = False, overwrite: bool = False) -> None:
-        launcher.check(settings.model.dtype)  # before accelerate itself looks at what it was asked for
+        # before accelerate itself looks at what it was asked for
+        launcher.check(settings.model.dtype)
         self.main = ranks.state().is_main_process
         self.best: dict[str, Any] | None = None
         self._saved = -1
@@ -64,9 +68,13 @@ class Session:
             self.trainer = build.trainer(self.settings)
             self.sets = build.evaluation_sets(self.settings)
             device = self.trainer.policy.device
-            judges = build.reward_list(self.settings.eval_rewards, device, self.settings.model.dtype)
+            judges = build.reward_list(
+                self.settings.eval_rewards, device, self.settings.model.dtype
+            )
             self.judges = [*self.trainer.mixture.rewards, *judges]
-            provenance = run_folder.provenance(self.trainer.prompts.hash, self.judges, self.settings)
+            provenance = run_folder.provenance(
+                self.trainer.prompts.hash, self.judges, self.settings
+            )
             if continues:
                 run_folder.check_origin(self.folder, provenance)
         if continues:
@@ -76,14 +84,17 @@ class Session:
                 run_folder.create(self.folder, self.settings, overwrite, provenance)
                 if continues:
                     metrics.cut(self.folder / "metrics.jsonl", self.trainer.iteration)
-            wanted = self.settings.log.trackers if self.main else []
+            trackers = self.settings.log.trackers if self.main else []
             flat, project = config.flat(self.settings), self.settings.log.project
-            self.trackers = Trackers(wanted, self.folder, flat, project)
+            self.trackers = Trackers(trackers, self.folder, flat, project)
         self._asked_to_stop = False
         self._row: dict[str, Any] = {}
 
     def _settled(self, dtype: Precision) -> Config:
-        """The settings with rank 0's choice for `model.dtype: auto`, on all ranks; config.yaml keeps it."""
+        """The settings with rank 0's choice for `model.dtype: auto`, on all ranks.
+
+        config.yaml keeps it.
+        """
         if self.settings.model.dtype != "auto":
             return self.settings
         everyone: list[Precision] = ranks.gather([dtype])
@@ -113,10 +124,12 @@ class Session:
                 if trainer.iteration == total:
                     self.finish()
         if trainer.iteration < total:
-            raise Stopped(f"stopped after iteration {trainer.iteration}; go on with --resume {self.folder}")
+            raise Stopped(
+                f"stopped after iteration {trainer.iteration}; go on with --resume {self.folder}"
+            )
 
     def iterate(self, bar: tqdm) -> None:
-        """One iteration, a word to whoever watches, and what is written: metrics before the checkpoint.
+        """One iteration, a word to whoever watches, and then the metrics, then the checkpoint.
 
         A kill between them leaves a line too many, which a resume cuts, never one too few.
         """
@@ -142,7 +155,7 @@ class Session:
     def in_flight(self) -> Iterator[None]:
         """A mistake that shows during training, or a full disk, stops it and says how to go on.
 
-        The state is saved, if no optimiser step of a broken iteration has moved the weights.
+        The state is saved, if no optimizer step of a broken iteration has moved the weights.
         """
         try:
             yield
@@ -152,7 +165,9 @@ class Session:
             raise Stopped(f"{_words(error)}; once that is mended, {self._way_on()}") from error
         except (Stopped, UserError) as error:
             if not self.trainer.rewind():
-                raise Stopped(f"{error} (the weights had begun to move; {self._way_on()})") from error
+                raise Stopped(
+                    f"{error} (the weights had begun to move; {self._way_on()})"
+                ) from error
             try:
                 with ranks.together():
                     if self._row:  # the iteration was done, and what came after it failed
@@ -183,7 +198,10 @@ class Session:
             self.trackers.log(row, self.trainer.iteration)
 
     def pictures(self) -> None:
-        """The same prompts at the same seeds each time; ranks share the work, and the first one writes."""
+        """The same prompts at the same seeds each time.
+
+        Ranks share the work, and the first one writes.
+        """
         count, prompts = min(self.settings.log.images, len(self.sets[0])), self.sets[0]
         if not count:
             return
@@ -212,7 +230,7 @@ class Session:
         self.trackers.log_images(images, captions, iteration)
 
     def evaluate(self) -> dict[str, float]:
-        """Means of all rewards over the evaluation prompts (the held-out ones, if any) at fixed seeds.
+        """Means of all rewards over the evaluation prompts (held out, if any) at fixed seeds.
 
         The iteration with the highest `standing` is the best.
         """
@@ -226,18 +244,22 @@ class Session:
         means = {name: column.nanmean().item() for name, column in values.items()}
         mean = trainer.mixture.standing(values)
         if math.isnan(mean):
-            log.warning("iteration %d cannot be the best: its evaluation has no value", trainer.iteration)
+            log.warning(
+                "iteration %d cannot be the best: its evaluation has no value", trainer.iteration
+            )
         if mean > (self.best["mean"] if self.best else float("-inf")):
             self.best = {"iteration": trainer.iteration, "mean": mean}
         return {f"eval/{name}": mean for name, mean in means.items()}
 
     def save(self) -> None:
-        """A checkpoint of everything that the next iteration depends on, unless this one has its own."""
+        """A checkpoint of all that the next iteration depends on, if this iteration has none."""
         iteration = self.trainer.iteration
         if not self.main or self._saved == iteration:
             return
         state = {**self.trainer.state(), "best": self.best}
-        checkpoint.save(self.folder / "checkpoints" / f"{iteration:06d}", state.pop("tensors"), state)
+        checkpoint.save(
+            self.folder / "checkpoints" / f"{iteration:06d}", state.pop("tensors"), state
+        )
         self._saved = iteration
         best = self.best["iteration"] if self.best else None
         checkpoint.keep(self.folder, self.settings.checkpoint.keep_last, best)
@@ -276,10 +298,15 @@ class Session:
 
     @contextmanager
     def bars(self, total: int) -> Iterator[tqdm]:
-        """A bar of iterations, and under it one of the phase that runs; both silent without a terminal."""
+        """A bar of iterations, and under it one of the phase that runs.
+
+        Both are silent without a terminal.
+        """
         quiet = None if self.main else True
         with (
-            tqdm(total=total, initial=self.trainer.iteration, desc="iterations", disable=quiet) as outer,
+            tqdm(
+                total=total, initial=self.trainer.iteration, desc="iterations", disable=quiet
+            ) as outer,
             tqdm(total=1, leave=False, disable=quiet) as inner,
         ):
 
@@ -293,16 +320,19 @@ class Session:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM saves and stops after the iteration; the second stops at once.
+        """The first SIGINT or SIGTERM saves and stops after the iteration.
 
-        A launcher of many processes passes on the signal that the terminal sent to all: that is no second.
+        The second stops at once.
+
+        A launcher of many processes passes on the signal that the terminal sent to all: that is no
+        second.
         """
         echo_s = 1.0 if ranks.state().num_processes > 1 else 0.0
-        asked: list[float] = []
+        signals: list[float] = []
 
         def ask(number: int, frame: object) -> None:
-            asked.append(time.monotonic())
-            if len(asked) > 1 and asked[-1] - asked[0] >= echo_s:
+            signals.append(time.monotonic())
+            if len(signals) > 1 and signals[-1] - signals[0] >= echo_s:
                 raise KeyboardInterrupt
             if not self._asked_to_stop:
                 log.info("stopping after this iteration (once more to stop at once)")
@@ -317,4 +347,6 @@ class Session:
 
 
 def _words(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    return (
+        f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    )

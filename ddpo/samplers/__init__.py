@@ -1,17 +1,17 @@
-"""What a sampler is: the T reverse steps of a diffusion model, each a distribution, found by file name.
+"""What a sampler is: the T reverse steps of a diffusion model, each a distribution.
 
     def ddim(schedule: NoiseSchedule, num_steps: int, *, eta: float = 1.0) -> Steps
 
-Without clipping, the mean of a DDIM or DDPM step is linear in the current latents and in the network's output
-m,
+Without clipping, the mean of a DDIM or DDPM step is linear in the current latents and in the
+network's output m,
 
     x_s ~ N(mean, std^2),    mean = x_coefficient * x_t + output_coefficient * m,
 
-whatever the output means (epsilon, v, x_0 or a velocity). So a Gaussian sampler is three tables, one row per
-step, and everything else is the same few lines for all of them. The sampler chooses the timesteps that it
-visits; the model's `NoiseSchedule` says how much noise there is. Tables are computed in fp64 and kept in
-fp32; index 0 is the noisiest step. Adding a sampler is adding one file here, or in the `samplers` folder of a
-plugin.
+whatever the output means (epsilon, v, x_0 or a velocity). So a Gaussian sampler is three tables,
+one row per step, and everything else is the same few lines for all of them. The sampler chooses the
+timesteps that it visits; the model's `NoiseSchedule` says how much noise there is. Tables are
+computed in fp64 and kept in fp32; index 0 is the noisiest step. Adding a sampler is adding one file
+here, or in the `samplers` folder of a plugin.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,15 @@ from ddpo.errors import UserError, where
 from ddpo.samplers._gaussian import Gaussian, Reduction, Steps, gaussian_steps
 from ddpo.samplers._noise import NoiseSchedule, Prediction
 
-__all__ = ["Gaussian", "NoiseSchedule", "Prediction", "Reduction", "Steps", "build", "gaussian_steps"]
+__all__ = [
+    "Gaussian",
+    "NoiseSchedule",
+    "Prediction",
+    "Reduction",
+    "Steps",
+    "build",
+    "gaussian_steps",
+]
 
 __path__ = [*__path__, *plugins.folders("samplers")[1:]]
 
@@ -32,8 +40,8 @@ __path__ = [*__path__, *plugins.folders("samplers")[1:]]
 def build(name: str, schedule: NoiseSchedule, num_steps: int, **options: Any) -> Steps:
     """The steps of the sampler of that name on the noise levels of a model.
 
-    Raises UserError for options and numbers of steps that the sampler or the schedule refuses, and for a
-    sampler that raises or returns anything but steps.
+    Raises UserError for options and numbers of steps that the sampler or the schedule refuses, and
+    for a sampler that raises or returns anything but steps.
     """
     sampler = cast(Callable[..., Steps], plugins.load("samplers", name))
     try:

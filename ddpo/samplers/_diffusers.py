@@ -18,8 +18,8 @@ def variance_preserving(config: Mapping[str, Any]) -> NoiseSchedule:
     """
     if config.get("clip_sample", False) or config.get("thresholding", False):
         raise UserError(
-            "model.pretrained: its scheduler clips predicted images, so that a step is no longer the "
-            "Gaussian whose log-probability is trained on; "
+            "model.pretrained: its scheduler clips predicted images, so that a step is no longer "
+            "the Gaussian whose log-probability is trained on; "
             "set clip_sample and thresholding to false in its scheduler_config"
         )
     scheduler = cast(DDIMScheduler, DDIMScheduler.from_config(dict(config), clip_sample=False))
@@ -30,6 +30,9 @@ def variance_preserving(config: Mapping[str, Any]) -> NoiseSchedule:
         return scheduler.timesteps.long()
 
     return NoiseSchedule(
-        alphas.sqrt(), (1 - alphas).sqrt(), (final**0.5, (1 - final) ** 0.5),
-        scheduler.config["prediction_type"], spacing,
-    )  # fmt: skip
+        alphas.sqrt(),
+        (1 - alphas).sqrt(),
+        (final**0.5, (1 - final) ** 0.5),
+        scheduler.config["prediction_type"],
+        spacing,
+    )

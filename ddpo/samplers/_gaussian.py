@@ -17,8 +17,9 @@ Reduction = Literal["mean", "sum"]
 class Gaussian:
     """N(mean, std^2) for each of N states, independent over latent dimensions.
 
-    Log-probabilities and divergences are reduced in fp64: a "mean" (nats per latent dimension) or a "sum"
-    (nats) over the dimensions. Where std is 0 there is no density; the caller leaves such steps out.
+    Log-probabilities and divergences are reduced in fp64: a "mean" (nats per latent dimension) or a
+    "sum" (nats) over the dimensions. Where std is 0 there is no density; the caller leaves such
+    steps out.
     """
 
     mean: Float[Tensor, "N *dims"]
@@ -28,7 +29,9 @@ class Gaussian:
         """mean + std * noise; where std is 0, the mean."""
         return self.mean + _column(self.std, self.mean) * noise
 
-    def log_prob(self, x: Float[Tensor, "N *dims"], reduction: Reduction = "mean") -> Float[Tensor, " N"]:
+    def log_prob(
+        self, x: Float[Tensor, "N *dims"], reduction: Reduction = "mean"
+    ) -> Float[Tensor, " N"]:
         """log N(x; mean, std^2)."""
         std = self.std.double()[:, None]
         error = (x - self.mean).flatten(1).double() / std
@@ -42,7 +45,10 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Steps:
-    """The T steps of a Gaussian sampler as tables. `stochastic` is False where std is 0: no density there."""
+    """The T steps of a Gaussian sampler as tables.
+
+    `stochastic` is False where std is 0: no density there.
+    """
 
     timesteps: Int[Tensor, " T"]
     x_coefficient: Float[Tensor, " T"]
@@ -57,9 +63,15 @@ class Steps:
         return Steps(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def step(
-        self, index: Int[Tensor, " N"], x: Float[Tensor, "N *dims"], output: Float[Tensor, "N *dims"]
+        self,
+        index: Int[Tensor, " N"],
+        x: Float[Tensor, "N *dims"],
+        output: Float[Tensor, "N *dims"],
     ) -> Gaussian:
-        """The distribution of x_s, given x_t and the (guided) output at step `index`; its mean in fp32."""
+        """The distribution of x_s, given x_t and the (guided) output at step `index`.
+
+        Its mean is fp32.
+        """
         of_x, of_output = self.x_coefficient[index], self.output_coefficient[index]
         mean = _column(of_x, x) * x.float() + _column(of_output, x) * output.float()
         return Gaussian(mean, self.std[index])
@@ -76,17 +88,19 @@ def gaussian_steps(
 ) -> Steps:
     """The steps with mean = x0 * x_0 + epsilon * epsilon_t + x * x_t, all coefficients in fp64.
 
-    Where the network predicts x_0 or epsilon itself, or v or a velocity, from which x_0 and epsilon follow,
-    this is linear in x_t and in the output. Raises ValueError for any other prediction.
+    Where the network predicts x_0 or epsilon itself, or v or a velocity, from which x_0 and epsilon
+    follow, this is linear in x_t and in the output. Raises ValueError for any other prediction.
     """
     signal, noise = schedule.levels(timesteps)
     if schedule.prediction == "epsilon":  # x_0 = (x_t - noise * m) / signal, epsilon = m
         x_coefficient, output = x + x0 / signal, epsilon - x0 * noise / signal
-    elif schedule.prediction == "v_prediction":  # x_0 = signal x_t - noise m, epsilon = noise x_t + signal m
+    # x_0 = signal x_t - noise m, epsilon = noise x_t + signal m
+    elif schedule.prediction == "v_prediction":
         x_coefficient, output = x + x0 * signal + epsilon * noise, epsilon * signal - x0 * noise
     elif schedule.prediction == "sample":  # x_0 = m, epsilon = (x_t - signal * m) / noise
         x_coefficient, output = x + epsilon / noise, x0 - epsilon * signal / noise
-    elif schedule.prediction == "velocity":  # m = epsilon - x_0, so x_t = (signal + noise) x_0 + noise m
+    # m = epsilon - x_0, so x_t = (signal + noise) x_0 + noise m
+    elif schedule.prediction == "velocity":
         both = signal + noise
         x_coefficient, output = x + (x0 + epsilon) / both, (epsilon * signal - x0 * noise) / both
     else:

@@ -8,13 +8,15 @@ from ddpo.samplers import NoiseSchedule, Steps, gaussian_steps
 
 
 def ddim(schedule: NoiseSchedule, num_steps: int, *, eta: ZeroToOne = 1.0) -> Steps:
-    """DDIM (Song et al. 2021, equations 12 and 16), stochastic for `eta` > 0; `eta` 1 is the DDPM posterior.
+    """DDIM (Song et al. 2021, equations 12 and 16), stochastic for `eta` > 0.
+
+    `eta` 1 is the DDPM posterior.
 
     std^2 = eta^2 (1 - a_s) / (1 - a_t) (1 - a_t / a_s)
     mean  = sqrt(a_s) x_0 + sqrt(1 - a_s - std^2) epsilon
 
-    with a = signal^2 = 1 - noise^2. Each step goes on by the same number of timesteps, the last one to the
-    schedule's final level. Raises UserError for `eta` outside [0, 1].
+    with a = signal^2 = 1 - noise^2. Each step goes on by the same number of timesteps, the last one
+    to the schedule's final level. Raises UserError for `eta` outside [0, 1].
     """
     if not 0 <= eta <= 1:
         raise UserError(f"sampler.eta: {eta} is outside [0, 1]")

@@ -8,15 +8,17 @@ from ddpo.errors import UserError
 from ddpo.samplers import NoiseSchedule, Steps, gaussian_steps
 
 
-def ddpm(schedule: NoiseSchedule, num_steps: int, *, variance: Literal["small", "large"] = "small") -> Steps:
+def ddpm(
+    schedule: NoiseSchedule, num_steps: int, *, variance: Literal["small", "large"] = "small"
+) -> Steps:
     """DDPM ancestral sampling with strides (Ho et al. 2020, equation 7).
 
     alpha = a_t / a_s, beta = 1 - alpha
     mean  = sqrt(a_s) beta / (1 - a_t) x_0 + sqrt(alpha) (1 - a_s) / (1 - a_t) x_t
     std^2 = beta (1 - a_s) / (1 - a_t)  (`variance` "small", the posterior)   or   beta  ("large")
 
-    with a = signal^2 = 1 - noise^2. Each step leads to the timestep of the next; the last one reaches the
-    data, adds no noise and has no density, as in Ho et al., algorithm 2.
+    with a = signal^2 = 1 - noise^2. Each step leads to the timestep of the next; the last one
+    reaches the data, adds no noise and has no density, as in Ho et al., algorithm 2.
     """
     if variance not in ("small", "large"):
         raise UserError(f"sampler.variance: {variance!r} is neither small nor large")

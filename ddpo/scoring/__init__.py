@@ -12,7 +12,7 @@ class Scoring(Protocol):
     """What a trainer asks about its images, chunk by chunk; `Scorer` and `Ranking` answer."""
 
     def submit(self, images: Tensor, prompts: Sequence[str], metadata: Metadata) -> None:
-        """Begin to score a chunk of B images (B, 3, H, W) in [0, 1] with their prompts and metadata."""
+        """Begin to score B images (B, 3, H, W) in [0, 1] with their prompts and metadata."""
         ...
 
     def collect(self) -> Values:

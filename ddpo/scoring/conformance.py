@@ -1,7 +1,7 @@
 """The conformance kit: does a reward keep the contract of `ddpo.rewards`?
 
-It scores the six pictures of conformance.png, whole and in parts, and compares. Every call gets copies of its
-own, so that no check sees what another one did.
+It scores the six pictures of conformance.png, whole and in parts, and compares. Every call gets
+copies of its own, so that no check sees what another one did.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,20 +26,25 @@ from ddpo.rewards import Score, groupwise
 PROMPTS = (
     Prompt("a fox", {"animal": "fox"}),
     Prompt("a cat riding a bike", {"animal": "cat", "activity": "riding a bike"}),
-    Prompt("two dogs", {"animal": "dog", "count": 2, "text": "dogs"}), Prompt("an ant", {"animal": "ant"}),
+    Prompt("two dogs", {"animal": "dog", "count": 2, "text": "dogs"}),
+    Prompt("an ant", {"animal": "ant"}),
     Prompt("a cow playing chess", {"animal": "cow", "activity": "playing chess"}),
     Prompt("a fish", {"animal": "fish"}),
-)  # fmt: skip
-"""The first, the second and the fifth are what conformance.png shows; its other scenes are a dog, a whale and
-a goat washing dishes, so that a judge of prompts has something to say."""
+)
+"""The first, the second and the fifth are what conformance.png shows; its other scenes are a dog, a
+whale and a goat washing dishes, so that a judge of prompts has something to say."""
 
 TOLERANCE = 1e-3
-"""How far a value may move with the rest of the batch, as a share of the spread of all six: rounding."""
+"""How far a value may move with the rest of the batch, as a share of the spread of all six:
+rounding."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of a check; `passed` is None where another one that failed leaves it without meaning."""
+    """The outcome of a check.
+
+    `passed` is None where another one that failed leaves it without meaning.
+    """
 
     check: str
     expected: str
@@ -48,9 +53,11 @@ class Finding:
 
 
 class Case:
-    """A reward and the pictures that it scores, on the device on which a rollout would have them."""
+    """A reward and the pictures that it scores, on the device where a rollout has them."""
 
-    def __init__(self, score: Score, device: str = "cpu", prompts: Sequence[Prompt] = PROMPTS) -> None:
+    def __init__(
+        self, score: Score, device: str = "cpu", prompts: Sequence[Prompt] = PROMPTS
+    ) -> None:
         self.score = score
         self.every = list(range(6))
         kinds = prompts[:1] if groupwise(score) else prompts  # then the six are one group
@@ -73,7 +80,10 @@ class Case:
         return self.values(self.every).double()
 
     def difference(self, others: Tensor, what: str, exact: bool = False) -> str:
-        """The first of `others` that is not the whole batch's value, rounding aside; empty where all are."""
+        """The first of `others` that is not the whole batch's value, rounding aside.
+
+        It is empty where all are.
+        """
         known = self.whole[~self.whole.isnan()]
         limit = 0 if exact else TOLERANCE * (known.max() - known.min()) + 1e-5 * known.abs().max()
         same = ((others - self.whole).abs() <= limit) | (others.isnan() & self.whole.isnan())
@@ -88,8 +98,8 @@ def _call(case: Case) -> str:
 
 
 def _shape(case: Case) -> str:
-    found = {len(rows): tuple(case.values(rows).shape) for rows in (case.every, [0])}
-    return "; ".join(f"{shape} for {n} images" for n, shape in found.items() if shape != (n,))
+    shapes = {len(rows): tuple(case.values(rows).shape) for rows in (case.every, [0])}
+    return "; ".join(f"{shape} for {n} images" for n, shape in shapes.items() if shape != (n,))
 
 
 def _type(case: Case) -> str:
@@ -117,11 +127,16 @@ def _inputs(case: Case) -> str:
 
 def _generators(case: Case) -> str:
     def states() -> dict[str, str]:
-        return {"torch's": str(torch.get_rng_state().tolist()), "numpy's": repr(np.random.get_state())}
+        return {
+            "torch's": str(torch.get_rng_state().tolist()),
+            "numpy's": repr(np.random.get_state()),
+        }
 
     before = states()
     case.score(*case.inputs(case.every))
-    return ", ".join(f"{name} was used" for name, state in states().items() if state != before[name])
+    return ", ".join(
+        f"{name} was used" for name, state in states().items() if state != before[name]
+    )
 
 
 def _order(case: Case) -> str:
@@ -137,10 +152,18 @@ def _gradient(case: Case) -> str:
     with torch.enable_grad():
         values = case.score(images.requires_grad_(), prompts, metadata)
         known = values[~values.isnan()].sum()
-        found = torch.autograd.grad(known, images)[0] if known.requires_grad else torch.zeros_like(images)
+        found = (
+            torch.autograd.grad(known, images)[0]
+            if known.requires_grad
+            else torch.zeros_like(images)
+        )
     if not found.isfinite().all():
         return "one that is not finite"
-    return case.difference(values.detach().cpu(), "with a gradient") if found.any() else "zero at every pixel"
+    return (
+        case.difference(values.detach().cpu(), "with a gradient")
+        if found.any()
+        else "zero at every pixel"
+    )
 
 
 def _threads(case: Case) -> str:
@@ -163,19 +186,38 @@ CHECKS: dict[str, tuple[Callable[[Case], str], str, str]] = {
     "values": (_values, "shape type", "returns finite numbers, or NaN for no value"),
     "determinism": (_determinism, "values", "returns the same in the same call again"),
     "inputs": (_inputs, "call", "leaves images, prompts and metadata as they were"),
-    "generators": (_generators, "call", "leaves the global random generators of torch and numpy alone"),
+    "generators": (
+        _generators,
+        "call",
+        "leaves the global random generators of torch and numpy alone",
+    ),
     "order": (_order, "determinism", "returns values in the order of the images"),
-    "singles": (_singles, "determinism", "returns for a batch what it returns for each image alone"),
-    "gradient": (_gradient, "values", "passes a gradient on to the images, without a change of values"),
+    "singles": (
+        _singles,
+        "determinism",
+        "returns for a batch what it returns for each image alone",
+    ),
+    "gradient": (
+        _gradient,
+        "values",
+        "passes a gradient on to the images, without a change of values",
+    ),
     "threads": (_threads, "determinism", "returns the same in two threads at once, under no_grad"),
-    "bare": (_bare, "shape", "accepts an empty prompt and empty metadata (NaN if it can say nothing)"),
+    "bare": (
+        _bare,
+        "shape",
+        "accepts an empty prompt and empty metadata (NaN if it can say nothing)",
+    ),
 }
-"""Name -> the check, which says what it found in the place of what was expected (nothing where all is well);
-the checks without which it means nothing; what it expects."""
+"""Name -> the check, which says what it found in the place of what was expected (nothing where all
+is well); the checks without which it means nothing; what it expects."""
 
 
 def findings(case: Case) -> Iterator[Finding]:
-    """Every check in order, each made when it is asked for; not those that this reward has no use for."""
+    """Every check in order, each made when it is asked for.
+
+    Checks that this reward has no use for are left out.
+    """
     passed: set[str] = set()
     idle = {"singles"} if groupwise(case.score) else set()
     idle |= set() if getattr(case.score, "differentiable", False) else {"gradient"}
@@ -186,8 +228,8 @@ def findings(case: Case) -> Iterator[Finding]:
             yield Finding(name, expected, f"nothing, since {missing[0]} comes first", None)
             continue
         try:
-            found = check(case)
+            finding = check(case)
         except Exception as error:  # a reward may raise anything
-            found = f"{type(error).__name__}: {error}"
-        passed |= set() if found else {name}
-        yield Finding(name, expected, found, not found)
+            finding = f"{type(error).__name__}: {error}"
+        passed |= set() if finding else {name}
+        yield Finding(name, expected, finding, not finding)

@@ -12,7 +12,7 @@ PREFERENCE = "preference"
 
 
 class Ranking:
-    """A peer of `Scorer` that asks no reward: 1 for the image that was chosen, 0 for the rejected one.
+    """A peer of `Scorer` that asks no reward: 1 for the chosen image, 0 for the rejected one.
 
     The images of recorded pairs come in the order chosen, rejected, chosen, ...
     """

@@ -18,14 +18,18 @@ Chunk = tuple[Float[Tensor, "B 3 height width"], Sequence[str], Metadata]
 class Scorer:
     """Scores chunks of images with every reward; `submit` returns at once, `collect` waits.
 
-    Rewards that compare images get them by whole groups, `group_size` images in a row, however the chunks
-    cut through these. No chunk may keep `collect` waiting for more than `timeout_s` seconds (None: for ever).
-    The threads compute on the GPU of the thread that submits. They are daemons: a reward that hangs must not
-    keep the process from ending, as ThreadPoolExecutor's would.
+    Rewards that compare images get them by whole groups, `group_size` images in a row, however the
+    chunks cut through these. No chunk may keep `collect` waiting for more than `timeout_s` seconds
+    (None: for ever). The threads compute on the GPU of the thread that submits. They are daemons: a
+    reward that hangs must not keep the process from ending, as ThreadPoolExecutor's would.
     """
 
     def __init__(
-        self, rewards: Sequence[Reward], threads: int = 2, timeout_s: float | None = None, group_size: int = 1
+        self,
+        rewards: Sequence[Reward],
+        threads: int = 2,
+        timeout_s: float | None = None,
+        group_size: int = 1,
     ) -> None:
         self.rewards = list(rewards)
         self.timeout_s, self.group_size = timeout_s, group_size
@@ -64,10 +68,11 @@ class Scorer:
         def score() -> None:
             with self._slots, torch.no_grad():  # a new thread begins with gradients enabled
                 try:
-                    if device is not None:  # a new thread begins on the first GPU, whatever the rank's is
+                    # a new thread begins on the first GPU, whatever the rank's is
+                    if device is not None:
                         torch.cuda.set_device(device)
-                    found = {r.name: torch.cat([r(*chunk) for chunk in chunks]) for r in rewards}
-                    future.set_result(found)
+                    values = {r.name: torch.cat([r(*chunk) for chunk in chunks]) for r in rewards}
+                    future.set_result(values)
                 except BaseException as error:  # sys.exit too, or collect would wait for ever
                     future.set_exception(error)
 
@@ -85,7 +90,8 @@ class Scorer:
             if not future.done():
                 names = ", ".join(reward.name for reward in rewards)
                 raise UserError(
-                    f"rewards: {names} gave no values within {self.timeout_s:g} s (trainer.reward_timeout_s)"
+                    f"rewards: {names} gave no values within {self.timeout_s:g} s "
+                    "(trainer.reward_timeout_s)"
                 )
             for name, values in future.result().items():
                 columns[name].append(values)

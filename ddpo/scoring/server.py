@@ -23,7 +23,11 @@ if TYPE_CHECKING:  # it comes with the extra
     from fastapi import FastAPI, Request
 
 
-KEYS = {"images": (str, "PNG files in base64"), "prompts": (str, "texts"), "metadata": (dict, "objects")}
+KEYS = {
+    "images": (str, "PNG files in base64"),
+    "prompts": (str, "texts"),
+    "metadata": (dict, "objects"),
+}
 
 
 MOST_IMAGES = 256
@@ -40,18 +44,24 @@ class Refused(Exception):
     """A wrong request: the status, and one line."""
 
 
-def application(reward: rewards.Reward, device: str = "cpu", most_bytes: int = 128_000_000) -> "FastAPI":
+def application(
+    reward: rewards.Reward, device: str = "cpu", most_bytes: int = 128_000_000
+) -> "FastAPI":
     """`GET /health` and `POST /score`, which gives the reward one request at a time.
 
-    A wrong request gets 400, 413 or 422, a reward that raises 500, with {"detail": one line}. To a groupwise
-    reward, a request is a group.
+    A wrong request gets 400, 413 or 422, a reward that raises 500, with {"detail": one line}. To a
+    groupwise reward, a request is a group.
     """
     from fastapi import FastAPI, HTTPException, Request
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import ClientDisconnect
 
     app, alone = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), threading.Lock()
-    about = {"reward": reward.name, "version": reward.version, "groupwise": rewards.groupwise(reward.score)}
+    about = {
+        "reward": reward.name,
+        "version": reward.version,
+        "groupwise": rewards.groupwise(reward.score),
+    }
 
     def answer(body: bytes) -> list[float | None]:
         images, prompts, metadata = _read(body, most_bytes)
@@ -66,7 +76,10 @@ def application(reward: rewards.Reward, device: str = "cpu", most_bytes: int = 1
     @app.post("/score")
     async def score(request: Request) -> dict[str, Any]:
         try:
-            return {"scores": await run_in_threadpool(answer, await _body(request, most_bytes)), **about}
+            return {
+                "scores": await run_in_threadpool(answer, await _body(request, most_bytes)),
+                **about,
+            }
         except Refused as error:
             status, line = error.args
         except ClientDisconnect:
@@ -81,7 +94,10 @@ def application(reward: rewards.Reward, device: str = "cpu", most_bytes: int = 1
 
 
 async def _body(request: "Request", most: int) -> bytes:
-    """The whole body. Raises Refused once it is known to be over `most` bytes, and keeps no more of it."""
+    """The whole body.
+
+    Raises Refused once it is known to be over `most` bytes, and keeps no more of it.
+    """
     body, parts, size = bytearray(), request.stream(), int(request.headers.get("content-length", 0))
     while size <= most and (part := await anext(parts, None)) is not None:
         body += part
@@ -95,7 +111,9 @@ async def _body(request: "Request", most: int) -> bytes:
     raise Refused(413, f"the request is over {most:,} bytes; send fewer images at a time")
 
 
-def _read(body: bytes, most_bytes: int) -> tuple[Float[Tensor, "B 3 H W"], list[str], list[dict[str, Any]]]:
+def _read(
+    body: bytes, most_bytes: int
+) -> tuple[Float[Tensor, "B 3 H W"], list[str], list[dict[str, Any]]]:
     """What a reward is called with. Raises Refused for anything but that."""
     try:
         sent = json.loads(body)
@@ -121,14 +139,20 @@ def _images(files: list[str], most_bytes: int) -> Float[Tensor, "B 3 H W"]:
     pictures, size = [], 0
     for i, file in enumerate(files):
         try:
-            picture = Image.open(io.BytesIO(binascii.a2b_base64(file, strict_mode=True)), formats=["PNG"])
+            picture = Image.open(
+                io.BytesIO(binascii.a2b_base64(file, strict_mode=True)), formats=["PNG"]
+            )
         except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise Refused(422, f"images.{i}: not a PNG file in base64 ({type(error).__name__})") from error
+            raise Refused(
+                422, f"images.{i}: not a PNG file in base64 ({type(error).__name__})"
+            ) from error
         if picture.mode != "RGB":
             raise Refused(422, f"images.{i}: of mode {picture.mode}; send RGB, 8 bits a channel")
         pictures.append(picture)
         if picture.size != pictures[0].size:
-            raise Refused(422, f"images.{i}: {picture.size}, the first {pictures[0].size}; send one size")
+            raise Refused(
+                422, f"images.{i}: {picture.size}, the first {pictures[0].size}; send one size"
+            )
         size += 3 * picture.width * picture.height
         if size > most_bytes:
             raise Refused(413, f"images: over {most_bytes:,} bytes unpacked; send fewer at a time")

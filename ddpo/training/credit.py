@@ -33,10 +33,10 @@ class Credit(NamedTuple):
 class Mixture:
     """The rewards as one: their weights, gates and sum, and the advantages made of them.
 
-    A = advantage of sum over rewards k of w_k r_k
-    A = sum over k of |w_k| A_k, with `per_reward`: each is compared by itself, with statistics of its own, so
-        that w_k weighs standard deviations (GDPO, Liu et al. 2026, arXiv 2601.05242). A_k is that of
-        sign(w_k) r_k. Differs: GDPO normalizes the sum once more over the batch.
+    A = advantage of sum over rewards k of w_k r_k A = sum over k of |w_k| A_k, with `per_reward`:
+    each is compared by itself, with statistics of its own, so
+        that w_k weighs standard deviations (GDPO, Liu et al. 2026, arXiv 2601.05242). A_k is that
+        of sign(w_k) r_k. Differs: GDPO normalizes the sum once more over the batch.
 
     A gated sample is compared as the worst of its group, and its advantage is never above 0.
 
@@ -57,12 +57,16 @@ class Mixture:
     advantages: dict[str, Advantage] = field(init=False)
 
     def __post_init__(self) -> None:
-        parts = [reward.name for reward in self.rewards if reward.weight] if self.per_reward else [""]
+        parts = (
+            [reward.name for reward in self.rewards if reward.weight] if self.per_reward else [""]
+        )
         self.advantages = {name: self.make() for name in parts}
 
     def total(self, values: Values) -> Float[Tensor, " B"]:
         """The weighted sum; NaN where it is not finite, or a reward with a gate has no value."""
-        parts = [reward.weight * values[reward.name] for reward in self.rewards if reward.weight != 0]
+        parts = [
+            reward.weight * values[reward.name] for reward in self.rewards if reward.weight != 0
+        ]
         gates = [reward for reward in self.rewards if reward.gates]
         unknown = [torch.where(values[reward.name].isnan(), torch.nan, 0.0) for reward in gates]
         total = torch.stack([*parts, *unknown]).sum(0)
@@ -70,10 +74,14 @@ class Mixture:
 
     def outside(self, values: Values) -> dict[str, Bool[Tensor, " B"]]:
         """For each reward with a gate, the samples outside it."""
-        return {reward.name: reward.outside(values[reward.name]) for reward in self.rewards if reward.gates}
+        return {
+            reward.name: reward.outside(values[reward.name])
+            for reward in self.rewards
+            if reward.gates
+        }
 
     def standing(self, values: Values) -> float:
-        """The scalar by which an iteration is the best: mean of the sum over the pictures that have one.
+        """The scalar that makes an iteration the best: the mean sum over pictures that have one.
 
         A gated picture is as bad as the worst. NaN where no picture has a value.
         """
@@ -89,7 +97,8 @@ class Mixture:
     ) -> tuple[Credit, dict[str, float]]:
         """The credit of all samples of an iteration, and the metrics of its rewards.
 
-        `keys` are those of the samples' prompts. Raises Stopped where too many samples have no reward.
+        `keys` are those of the samples' prompts. Raises Stopped where too many samples have no
+        reward.
         """
         values = {name: torch.where(v.isfinite(), v, torch.nan) for name, v in values.items()}
         total = (values[PREFERENCE] if self.recorded else self.total(values)).double()
@@ -123,7 +132,7 @@ class Mixture:
         group: Int[Tensor, " N"],
         gated: Bool[Tensor, " N"],
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """What comparing objectives take as the reward, and the advantage, of samples that have a value."""
+        """The reward (for objectives that compare) and the advantage of samples with a value."""
         if self.per_reward:
             weights = {reward.name: reward.weight for reward in self.rewards if reward.weight}
             parts = []
@@ -141,7 +150,9 @@ class Mixture:
         lost, count = int((~valued).sum()), len(valued)
         if lost > self.max_missing * count:
             missing = {name: int(column.isnan().sum()) for name, column in values.items()}
-            sources = ", ".join(f"from {name} for {number}" for name, number in missing.items() if number)
+            sources = ", ".join(
+                f"from {name} for {number}" for name, number in missing.items() if number
+            )
             share = f"{lost} of {count} images got no value, above trainer.max_missing"
             raise Stopped(f"rewards: {share} {self.max_missing:g} (NaN {sources})")
 
@@ -159,11 +170,12 @@ class Mixture:
 def lowered(
     reward: Float[Tensor, " B"], group: Int[Tensor, " B"], gated: Bool[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
-    """Gated samples get the lowest reward of their group: none wins a comparison within it, all tie.
+    """Gated samples get the lowest reward of their group: they tie and win no comparison.
 
-    A group that is all gated gets the lowest reward of all that passed (if none did, of all), so that it
-    gains nothing where groups are compared. To leave gated samples out instead would teach nothing; to give
-    them an advantage of 0 while their high rewards still raise the mean would push the others down.
+    A group that is all gated gets the lowest reward of all that passed (if none did, of all), so
+    that it gains nothing where groups are compared. To leave gated samples out instead would teach
+    nothing; to give them an advantage of 0 while their high rewards still raise the mean would push
+    the others down.
     """
     result, passed = reward.clone(), ~gated
     rest = passed if passed.any() else torch.ones_like(passed)
@@ -173,7 +185,9 @@ def lowered(
     return result
 
 
-def _any(outside: Mapping[str, Bool[Tensor, " B"]], valued: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
+def _any(
+    outside: Mapping[str, Bool[Tensor, " B"]], valued: Bool[Tensor, " B"]
+) -> Bool[Tensor, " B"]:
     """The samples with a value that are outside any of the gates."""
     return torch.stack([torch.zeros_like(valued), *outside.values()]).any(0) & valued
 

@@ -12,7 +12,7 @@ WIDEST_GATE = 1e-2
 
 
 def gate_limit(ratio_bound: float | None, half_precision: bool) -> float:
-    """|ratio - 1| that the ratio gate lets pass: a tenth of the trust region, and not less than rounding."""
+    """The |ratio - 1| that the ratio gate lets pass: a tenth of the region, above rounding."""
     return max(min(0.1 * (ratio_bound or 0.0), WIDEST_GATE), 1e-5 if half_precision else 1e-6)
 
 
@@ -31,4 +31,5 @@ def first_pass_deviation(work: Pass) -> float:
             logp = work.terms(rows[indices], columns[indices])["logp"][:genuine]
             old = work.batch.logp_old[work.globally(rows[indices]), columns[indices]][:genuine]
             worst.append(((logp - old).exp() - 1).abs().max().item())
-    return torch.tensor(ranks.gather(worst), dtype=torch.float64).max().item()  # Python's max loses a NaN
+    # Python's max loses a NaN
+    return torch.tensor(ranks.gather(worst), dtype=torch.float64).max().item()

@@ -16,11 +16,13 @@ from ddpo.parallel import ranks
 Metrics = dict[str, float]
 
 MOST_KL_PAIRS = 4
-"""(sample, step) pairs on which the KL to the reference is measured each iteration: enough for a trend."""
+"""(sample, step) pairs on which the KL to the reference is measured each iteration: enough for a
+trend."""
 
 PAIRS_PER_KL_PAIR = 50
-"""One of them takes two forward rows, where each pair of the iteration takes about four (sampled once, and a
-forward and backward pass in the update). So measuring the KL costs about 1 % of an iteration."""
+"""One of them takes two forward rows, where each pair of the iteration takes about four (sampled
+once, and a forward and backward pass in the update). So measuring the KL costs about 1 % of an
+iteration."""
 
 
 def kl_pairs(images: int, columns: Sequence[int]) -> list[tuple[int, int]]:
@@ -72,7 +74,9 @@ class Measured:
         rows = ranks.gather([{name: value.item() for name, value in self.sums.items()}])
         rows = [row for row in rows if row]
         if not rows:
-            return dict.fromkeys(("ratio/mean", "ratio/max_dev", "clip_frac", "approx_kl"), math.nan)
+            return dict.fromkeys(
+                ("ratio/mean", "ratio/max_dev", "clip_frac", "approx_kl"), math.nan
+            )
         total = {name: sum(row[name] for row in rows) for name in rows[0]}
         return {
             "ratio/mean": total["ratio"] / total["pairs"],

@@ -14,21 +14,28 @@ class Subset:
 
     fraction   a random share of them, drawn anew each iteration (DanceGRPO: 0.6)
     window     [first, end) of the sampling order, 0 the noisiest (MixGRPO)
-    drop_last  so many steps at the end, whose small std makes log-probabilities steep
+    drop_last  this many steps at the end, whose small std makes log-probabilities steep
     """
 
     fraction: float = 1.0
     window: tuple[int, int] | None = None
     drop_last: int = 0
 
-    def __call__(self, stochastic: Bool[Tensor, " T"], noise: torch.Generator) -> Bool[Tensor, " T"]:
-        """Those of `stochastic` that are trained on; none where the window or drop_last leave none."""
+    def __call__(
+        self, stochastic: Bool[Tensor, " T"], noise: torch.Generator
+    ) -> Bool[Tensor, " T"]:
+        """The `stochastic` columns that are trained on.
+
+        There is none where the window or drop_last leave none.
+        """
         first, end = self.window or (0, len(stochastic))
         end = min(end, len(stochastic) - self.drop_last)
         places = [i for i in stochastic.nonzero().flatten().tolist() if first <= i < end]
         count = math.ceil(self.fraction * len(places) - 1e-9)
         chosen = torch.zeros_like(stochastic)
-        chosen[[places[i] for i in torch.randperm(len(places), generator=noise)[:count].tolist()]] = True
+        chosen[
+            [places[i] for i in torch.randperm(len(places), generator=noise)[:count].tolist()]
+        ] = True
         return chosen
 
 
@@ -46,8 +53,10 @@ class Columns:
     guidance_scale: float | None = None
 
 
-def extremes(reward: Float[Tensor, " B"], group: Int[Tensor, " B"], keep: int) -> Bool[Tensor, " B"]:
-    """The k best and k worst samples of each group: rewards are surest there (Shen & Zhang 2024)."""
+def extremes(
+    reward: Float[Tensor, " B"], group: Int[Tensor, " B"], keep: int
+) -> Bool[Tensor, " B"]:
+    """The k best and k worst samples of each group: the surest rewards (Shen & Zhang 2024)."""
     chosen = torch.zeros_like(reward, dtype=torch.bool)
     for g in group.unique():
         rows = (group == g).nonzero().flatten()

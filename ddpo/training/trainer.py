@@ -1,7 +1,7 @@
 """The loop: roll out, score, compare, update. It knows nothing of files and flags.
 
-An iteration is a function of the weights, the optimiser, the advantage's statistics and (seed, iteration):
-nothing random is carried from one to the next.
+An iteration is a function of the weights, the optimizer, the advantage's statistics and (seed,
+iteration): nothing random is carried from one to the next.
 """
 
 import math
@@ -40,7 +40,7 @@ from ddpo.training.terms.log_probs import LogProbs
 from ddpo.training.update import Pass, clip_gradients
 
 MAX_SKIPPED = 3
-"""Iterations in a row without one good optimiser step after which a run stops."""
+"""Iterations in a row without one good optimizer step after which a run stops."""
 
 
 class _Begun(NamedTuple):
@@ -83,7 +83,10 @@ class Trainer:
     _begun: _Begun | None = field(default=None, init=False)
 
     def iterate(self) -> Metrics:
-        """One iteration; its metrics. Raises Stopped, with the weights as before, when the run must end."""
+        """One iteration; its metrics.
+
+        Raises Stopped, with the weights as before, when the run must end.
+        """
         started = time.perf_counter()
         self._begun = _Begun(self.lr_scheduler.last_epoch, self.mixture.state())
         key = (Purpose.GLOBAL, self.seed, self.iteration, ranks.state().process_index)
@@ -103,27 +106,37 @@ class Trainer:
         self._begun = None
         times["time/total"] = time.perf_counter() - started
         return {
-            "iteration": self.iteration, "images_seen": self.images_seen,
-            **outcome, **updated, **guards, **times,
-            "images_per_s": len(prompts) / times["time/total"], "memory/peak_gb": peak_gb(self.policy.device),
-        }  # fmt: skip
+            "iteration": self.iteration,
+            "images_seen": self.images_seen,
+            **outcome,
+            **updated,
+            **guards,
+            **times,
+            "images_per_s": len(prompts) / times["time/total"],
+            "memory/peak_gb": peak_gb(self.policy.device),
+        }
 
     def draw(self) -> list[Prompt]:
         """This iteration's prompts, `samples_per_prompt` times each.
 
-        They are the next ones of an endless series of passes over the set, each pass in an order of its own.
-        A prompt that comes twice, where one pass ends and the next begins or in a set smaller than an
-        iteration, makes two groups.
+        They are the next ones of an endless series of passes over the set, each pass in an order of
+        its own. A prompt that comes twice, where one pass ends and the next begins or in a set
+        smaller than an iteration, makes two groups.
         """
         first, size = self.iteration * self.sizes.prompts_per_iteration, len(self.prompts)
         positions = range(first, first + self.sizes.prompts_per_iteration)
-        keys = {number: (Purpose.PROMPTS, self.seed, number) for number in {p // size for p in positions}}
-        orders = {n: torch.randperm(size, generator=generator(*key)).tolist() for n, key in keys.items()}
+        keys = {
+            number: (Purpose.PROMPTS, self.seed, number)
+            for number in {p // size for p in positions}
+        }
+        orders = {
+            n: torch.randperm(size, generator=generator(*key)).tolist() for n, key in keys.items()
+        }
         drawn = [self.prompts[orders[p // size][p % size]] for p in positions]
         return [prompt for prompt in drawn for _ in range(self.sizes.samples_per_prompt)]
 
     def rollout(self, prompts: list[Prompt]) -> tuple[Trajectory, Values, Metrics, Metrics]:
-        """This rank's trajectories (whole groups), every rank's rewards, the guards' means, seconds."""
+        """This rank's trajectories (whole groups), all ranks' rewards, guards' means, seconds."""
         state, started = ranks.state(), time.perf_counter()
         mine = self.sizes.samples(self.sizes.share(state.process_index, state.num_processes))
         parts, guards = [], dict.fromkeys(GUARDS, 0.0)
@@ -139,22 +152,34 @@ class Trainer:
             sampled = time.perf_counter()
             values = self.scorer.collect()
         times = {"time/sample": sampled - started, "time/reward": time.perf_counter() - sampled}
-        everyone = {name: torch.tensor(ranks.gather(column.tolist())) for name, column in values.items()}
+        everyone = {
+            name: torch.tensor(ranks.gather(column.tolist())) for name, column in values.items()
+        }
         totals = ranks.gather([guards])
         means = {f"guard/{name}": sum(row[name] for row in totals) for name in GUARDS}
         return join(parts), everyone, means, times
 
     def trajectories(self, prompts: list[Prompt], numbers: list[int]) -> Iterator[Trajectory]:
-        """Sampled by the policy, or recorded ones; with what the objective needs of the reference."""
+        """Sampled by the policy, or recorded ones.
+
+        With them goes what the objective needs of the reference.
+        """
         if self.pairs_folder is not None:
-            return offline.recorded(self.policy, prompts, self.pairs_folder, self.sampler.batch_size)
+            return offline.recorded(
+                self.policy, prompts, self.pairs_folder, self.sampler.batch_size
+            )
         keys = [(Purpose.NOISE, self.seed, self.iteration, number) for number in numbers]
         wanted = {"logp_ref": "logp_ref", "kl": "output_ref"}
         reference = [wanted[need] for need in self.objective.needs if need in wanted]
-        return sample(self.policy, self.sampler, prompts, keys, reference, self.columns.guidance_scale)
+        return sample(
+            self.policy, self.sampler, prompts, keys, reference, self.columns.guidance_scale
+        )
 
     def terms(self, trajectory: Trajectory, epoch: int) -> Terms:
-        """What the objective is a function of; each pass over the images has denoising errors of its own."""
+        """What the objective is a function of.
+
+        Each pass over the images has denoising errors of its own.
+        """
         own = self.columns.guidance_scale
         scale = self.sampler.guidance_scale if own is None else own
         sampler = replace(self.sampler, guidance_scale=scale)
@@ -163,16 +188,20 @@ class Trainer:
         groups = [self.sizes.group(sample) for sample in trajectory.samples]
         keys = [(Purpose.DENOISING, self.seed, self.iteration, epoch, group) for group in groups]
         reference = "errors_ref" in self.objective.needs
-        return DenoisingErrors(self.policy, sampler, trajectory, keys, self.columns.draws, reference)
+        return DenoisingErrors(
+            self.policy, sampler, trajectory, keys, self.columns.draws, reference
+        )
 
-    def outcome(self, prompts: list[Prompt], trajectory: Trajectory, values: Values) -> tuple[Batch, Metrics]:
+    def outcome(
+        self, prompts: list[Prompt], trajectory: Trajectory, values: Values
+    ) -> tuple[Batch, Metrics]:
         """The batch of all ranks, and what the rewards were."""
         group = torch.tensor([self.sizes.group(sample) for sample in range(len(prompts))])
         credit, metrics = self.mixture.credit(values, [prompt.key for prompt in prompts], group)
         return self.batch(trajectory, credit, group), metrics
 
     def batch(self, trajectory: Trajectory, credit: Credit, group: Int[Tensor, " B"]) -> Batch:
-        """What the samples of all ranks are credited with, and the matrices that the rollout has left."""
+        """What the samples of all ranks are credited with, and the matrices of the rollout."""
         device = self.policy.device
         columns, matrices = torch.ones(self.columns.draws, dtype=torch.bool, device=device), {}
         if not self.objective.denoising_errors:
@@ -196,7 +225,7 @@ class Trainer:
         )
 
     def gate(self, work: Pass) -> None:
-        """Before the first update: a step scored again must have the log-probability that was recorded."""
+        """Before the first update, a step scored again must have the recorded log-probability."""
         if self.gated:
             return
         limit = gate_limit(self.objective.ratio_bound, self.policy.half_precision)
@@ -209,14 +238,19 @@ class Trainer:
             )
 
     def update(self, work: Pass) -> Metrics:
-        """`epochs` passes of `minibatches` steps; one whose loss or gradient is not finite is left out."""
+        """`epochs` passes of `minibatches` steps.
+
+        A step whose loss or gradient is not finite is left out.
+        """
         parameters = list(self.policy.parameters().values())
         present = work.batch.present.tolist()
         losses, norms, skipped, lr = [], [], 0, 0.0
         for epoch in range(self.sizes.epochs):
             work.terms = self.terms(work.terms.trajectory, epoch)
             order = generator(Purpose.MINIBATCHES, self.seed, self.iteration, epoch)
-            for number, groups in enumerate(self.sizes.deal(order), 1 + epoch * self.sizes.minibatches):
+            for number, groups in enumerate(
+                self.sizes.deal(order), 1 + epoch * self.sizes.minibatches
+            ):
                 scored = [sample for sample in self.sizes.samples(groups) if present[sample]]
                 if not scored:  # nothing to learn from; AdamW would still move the weights
                     skipped += 1
@@ -238,13 +272,18 @@ class Trainer:
                 self.progress("update", number, self.sizes.updates)
         self._stop_if_broken(skipped, bool(losses))
         return {
-            "loss": sum(losses) / max(len(losses), 1), **work.measured.result(),
-            "grad_norm": sum(norms) / max(len(norms), 1), "lr": lr,
+            "loss": sum(losses) / max(len(losses), 1),
+            **work.measured.result(),
+            "grad_norm": sum(norms) / max(len(norms), 1),
+            "lr": lr,
             "skipped_steps": skipped,
-        }  # fmt: skip
+        }
 
     def _stop_if_broken(self, skipped: int, any_good: bool) -> None:
-        """After the first update ranks must hold equal weights; without a good step for long, stop."""
+        """After the first update ranks must hold equal weights.
+
+        Where no step has been good for long, the run stops.
+        """
         self.skipped_in_a_row = 0 if any_good else self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= MAX_SKIPPED:
             raise Stopped(
@@ -253,32 +292,36 @@ class Trainer:
             )
         if not self.gated:
             weights = self.policy.parameters()
-            different = [name for name, weight in weights.items() if not ranks.agree(weight.detach())]
+            different = [
+                name for name, weight in weights.items() if not ranks.agree(weight.detach())
+            ]
             if different:
                 raise Stopped(
-                    f"rank gate: after the first update {len(different)} of {len(weights)} trained weights "
-                    f"differ between ranks, the first is {different[0]}: "
-                    "look for another version of torch or of the code, or for a broken device, on one of them"
+                    f"rank gate: after the first update {len(different)} of {len(weights)} "
+                    f"trained weights differ between ranks, the first is {different[0]}: "
+                    "look for another version of torch or of the code, or for a broken device, "
+                    "on one of them"
                 )
             self.gated = True
 
     @torch.no_grad()
     def kl_to_reference(self, trajectory: Trajectory) -> float:
-        """Mean KL of a step to the reference per latent dimension, over a few pairs of samples and steps."""
+        """Mean KL of a step to the reference per latent dimension, over a few samples and steps."""
         columns = self.sampler.steps.stochastic.nonzero().flatten().tolist()
-        if not columns or trajectory.latents.shape[1] == 1:  # nothing was sampled, or without a density
+        # nothing was sampled, or without a density
+        if not columns or trajectory.latents.shape[1] == 1:
             return math.nan
         spread = kl_pairs(self.sizes.images, columns)
         mine = {sample: row for row, sample in enumerate(trajectory.samples)}
         pairs = [(mine[sample], column) for sample, column in spread if sample in mine]
-        found: list[float] = []
+        kls: list[float] = []
         if pairs:
             chosen = torch.tensor(pairs, device=self.policy.device)
             arguments = (self.policy, self.sampler, trajectory, *chosen.unbind(1))
             step = stored_steps(*arguments)
             with self.policy.weights("base"):
-                found = step.kl(stored_steps(*arguments)).tolist()
-        everyone = ranks.gather(found)
+                kls = step.kl(stored_steps(*arguments)).tolist()
+        everyone = ranks.gather(kls)
         return sum(everyone) / len(everyone)
 
     @property
@@ -297,7 +340,10 @@ class Trainer:
         return self.lr_scheduler.last_epoch == self._begun.steps
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next iteration depends on; all but `tensors`, by kind and name, is JSON."""
+        """Everything that the next iteration depends on.
+
+        All of it is JSON but `tensors`, by kind and name.
+        """
         parameters = self.policy.parameters()
         moments = checkpoint.optimizer_tensors(self.optimizer, parameters)
         tensors = {"parameters": dict(parameters), "optimizer": moments}
@@ -320,12 +366,15 @@ class Trainer:
         checkpoint.restore_optimizer(self.optimizer, parameters, tensors["optimizer"])
         self.mixture.restore(state["advantage"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        for group, lr in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+        for group, lr in zip(
+            self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True
+        ):
             group["lr"] = lr
         self.iteration, self.skipped_in_a_row = state["iteration"], state["skipped_in_a_row"]
         if self.ema is not None:
             for name, average in zip(parameters, self.ema.shadow_params, strict=True):
-                average.copy_(tensors["ema"][name])  # in place: it is the policy's snapshot "average", too
+                # in place: it is the policy's snapshot "average", too
+                average.copy_(tensors["ema"][name])
             self.ema.optimization_step = state["ema_steps"]
 
 

@@ -1,10 +1,11 @@
-"""One pass of optimiser steps over a rollout: the objective's derivative, streamed through the network.
+"""One pass of optimizer steps over a rollout: the derivative streamed through the network.
 
 Whatever the objective, its gradient is sum over pairs (i, t) of C[i, t] * grad M[i, t], M being the
-log-probabilities log p(x_{t-1}^i | x_t^i) or the denoising errors. A separable objective is evaluated
-directly on each chunk of pairs. A coupled one (which needs whole trajectories at once) first gets all of M
-for the optimiser step without gradients; its derivative C is then streamed: the memory of one chunk,
-whatever the number of steps and samples. Gradients of all chunks and ranks are summed.
+log-probabilities log p(x_{t-1}^i | x_t^i) or the denoising errors. A separable objective is
+evaluated directly on each chunk of pairs. A coupled one (which needs whole trajectories at once)
+first gets all of M for the optimizer step without gradients; its derivative C is then streamed: the
+memory of one chunk, whatever the number of steps and samples. Gradients of all chunks and ranks are
+summed.
 """
 
 import math
@@ -27,7 +28,7 @@ Chunk = tuple[Int[Tensor, " N"], Int[Tensor, " N"], int]
 
 @dataclass
 class Pass:
-    """What an optimiser step works on: this rank's trajectories, and their place in the global batch.
+    """What an optimizer step works on: this rank's trajectories in their place in the batch.
 
     terms  of this rank's trajectories; their row r is row `terms.trajectory.samples[r]` of `batch`
     batch  every rank's, on every rank: small matrices only
@@ -43,7 +44,7 @@ class Pass:
 
     @property
     def loss_scale(self) -> float:
-        """A power of two that lifts gradients (a pair has 1 / (pairs x D) of them) into the range of fp16."""
+        """A power of two that lifts gradients (1 / (pairs x D) each) into the range of fp16."""
         return 2.0**16 if self.terms.policy.half_precision else 1.0
 
     def chunks(self, samples: Sequence[int]) -> Iterator[Chunk]:
@@ -67,13 +68,16 @@ class Pass:
         columns: Int[Tensor, " N"],
         genuine: int,
     ) -> None:
-        """Ratios of the first `genuine` pairs of a chunk, whose `rows` are those of the global batch."""
+        """Ratios of a chunk's first `genuine` pairs; `rows` are those of the global batch."""
         if "logp" in terms:
             old = self.batch.logp_old[rows, columns]
             self.measured.add(terms["logp"][:genuine], old[:genuine])
 
     def backward(self, samples: Sequence[int]) -> float:
-        """Accumulate this rank's share of the gradient over `samples`; return its share of the loss."""
+        """Accumulate this rank's share of the gradient over `samples`.
+
+        Returns its share of the loss.
+        """
         return self._separable(samples) if self.objective.separable else self._coupled(samples)
 
     @ranks.together()
@@ -94,20 +98,24 @@ class Pass:
         return self._streamed(samples, self._matrices(samples)) / ranks.state().num_processes
 
     @ranks.together()
-    def _streamed(self, samples: Sequence[int], matrices: Mapping[str, Float[Tensor, "B T"]]) -> float:
+    def _streamed(
+        self, samples: Sequence[int], matrices: Mapping[str, Float[Tensor, "B T"]]
+    ) -> float:
         chosen = torch.tensor(list(samples), device=self.terms.policy.device)
         leaves = {name: matrix[chosen].requires_grad_() for name, matrix in matrices.items()}
         loss = self._loss(leaves, self.batch.rows(chosen))
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         coefficients = {name: torch.zeros_like(matrix) for name, matrix in matrices.items()}
-        for name, gradient in zip(leaves, found, strict=True):
+        for name, gradient in zip(leaves, gradients, strict=True):
             coefficients[name][chosen] = 0.0 if gradient is None else gradient
         level = self._level(coefficients.values())
         for rows, columns, genuine in self.chunks(samples):
             place, now = (self.globally(rows), columns), self.terms(rows, columns)
             weights = {name: coefficients[name][place] for name in now}
             shares = [
-                (weights[name] * value)[:genuine].sum() for name, value in now.items() if value.requires_grad
+                (weights[name] * value)[:genuine].sum()
+                for name, value in now.items()
+                if value.requires_grad
             ]
             (self.loss_scale / level * torch.stack(shares).sum()).backward()
             self.measure(now, *place, genuine)
@@ -117,7 +125,7 @@ class Pass:
         return loss.item()
 
     def _level(self, coefficients: Iterable[Float[Tensor, "B T"]]) -> float:
-        """A power of two: coefficients of any size (PRDP has 1 / beta) divided by it are of a mean's size."""
+        """A power of two by which coefficients (PRDP has 1 / beta) are divided to a mean's size."""
         largest = max(matrix.abs().max().item() for matrix in coefficients)
         if not self.terms.policy.half_precision or not 0 < largest < math.inf:
             return 1.0
@@ -125,17 +133,21 @@ class Pass:
 
     @property
     def _shape(self) -> tuple[int, int]:
-        """Of a matrix: the samples of all ranks, and the columns."""
+        """The shape of a matrix: the samples of all ranks, and the columns."""
         return len(self.batch.reward), len(self.batch.stochastic)
 
     @torch.no_grad()
     def _matrices(self, samples: Sequence[int]) -> dict[str, Float[Tensor, "B T"]]:
-        """All terms of `samples`, of all ranks; log-probabilities before any update are the recorded ones."""
+        """All terms of `samples`, of all ranks.
+
+        Log-probabilities before any update are the recorded ones.
+        """
         if not self.moved and self.terms.names == ("logp",):
             return {"logp": self.batch.logp_old.clone()}
         device = self.terms.policy.device
         matrices = {
-            name: torch.zeros(self._shape, dtype=torch.float64, device=device) for name in self.terms.names
+            name: torch.zeros(self._shape, dtype=torch.float64, device=device)
+            for name in self.terms.names
         }
         with ranks.together():
             for rows, columns, genuine in self.chunks(samples):
@@ -150,8 +162,10 @@ class Pass:
         return self.objective(terms[self.terms.argument], batch.with_matrices(**others))
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float, loss_scale: float = 1.0) -> float:
-    """Sum gradients over ranks, take `loss_scale` out of them, scale them to a norm of at most `limit`.
+def clip_gradients(
+    parameters: Sequence[nn.Parameter], limit: float, loss_scale: float = 1.0
+) -> float:
+    """Sum gradients over ranks, undo `loss_scale`, and scale them to a norm of at most `limit`.
 
     Returns the norm before.
     """

@@ -47,7 +47,8 @@ def test_batch_is_the_z_score() -> None:
 
 
 def test_group_units() -> None:
-    """Groups (1, 3) and (10, 20): deviations -1, 1, -5, 5 in units of the group's, the batch's, or none."""
+    """Groups (1, 3) and (10, 20): deviations -1, 1, -5, 5 in units of the group's, the batch's, or
+    none."""
     rewards = [1.0, 3.0, 10.0, 20.0]
     deviations = torch.tensor([-1.0, 1.0, -5.0, 5.0], dtype=torch.float64)
     own = torch.tensor([1.0, 1.0, 5.0, 5.0], dtype=torch.float64)
@@ -89,10 +90,8 @@ def test_per_prompt_compares_rare_prompts_with_the_batch() -> None:
 
 def test_per_prompt_survives_json() -> None:
     """What a checkpoint does with it; a smaller buffer keeps the newest."""
-    one, other = (
-        built("per_prompt", buffer_size=4, min_count=1),
-        built("per_prompt", buffer_size=4, min_count=1),
-    )
+    one = built("per_prompt", buffer_size=4, min_count=1)
+    other = built("per_prompt", buffer_size=4, min_count=1)
     call(one, [0.1, 0.2, 0.7, 1 / 3])
     other.load_state_dict(json.loads(json.dumps(one.state_dict())))
     again = [0.3, 1.1, -2.0, 1e-9]
@@ -106,12 +105,17 @@ def test_prompts_are_not_confused_by_their_tokens() -> None:
     """Case and what follows the 77th token count: a peer keyed its statistics by decoded tokens."""
     advantage = built("per_prompt", min_count=1)
     long = "a fox " * 60
-    advantage(torch.tensor([1.0, 2.0, 3.0]).double(), ["A fox", long + "1", long + "2"], torch.arange(3))
+    advantage(
+        torch.tensor([1.0, 2.0, 3.0]).double(), ["A fox", long + "1", long + "2"], torch.arange(3)
+    )
     assert advantage.state_dict() == {"A fox": [1.0], long + "1": [2.0], long + "2": [3.0]}
 
 
 EVERY = plugins.names("advantages")
-OPTIONS = {"per_prompt": [{"min_count": 1}, {"min_count": 3}], "group": [{"std": "global"}, {"std": "none"}]}
+OPTIONS = {
+    "per_prompt": [{"min_count": 1}, {"min_count": 3}],
+    "group": [{"std": "global"}, {"std": "none"}],
+}
 CASES = [(name, options) for name in EVERY for options in ({}, *OPTIONS.get(name, []))]
 KEYS = ["a fox", "a cat", "a fox", "an owl"]
 
@@ -164,7 +168,8 @@ def test_the_order_of_samples_does_not_matter(name: str, options: dict[str, Any]
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_the_memory_survives_json(name: str, options: dict[str, Any]) -> None:
-    """What a checkpoint does with it; and the memory that was given away is not written to later."""
+    """What a checkpoint does with it; and the memory that was given away is not written to
+    later."""
     one, other = built(name, **options), built(name, **options)
     of_groups(one, sixteen(0))
     state = one.state_dict()
@@ -218,7 +223,11 @@ def test_one_in_a_plugin_folder_is_found(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
-        ("column", "reward[:, None]", r"returned shape \(4, 1\) for 4 rewards; return one number for each"),
+        (
+            "column",
+            "reward[:, None]",
+            r"returned shape \(4, 1\) for 4 rewards; return one number for each",
+        ),
         ("scalar", "reward.mean()", r"returned shape \(\) for 4 rewards"),
         ("numbers", "reward.tolist()", "returned list for 4 rewards"),
         ("endless", "reward / 0", "returned 4 of 4 numbers that are not finite"),
@@ -235,7 +244,11 @@ def test_a_mistake_is_told_in_one_line(
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=12).filter(lambda values: len(values) % 2 == 0))
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=12).filter(
+        lambda values: len(values) % 2 == 0
+    )
+)
 def test_advantages_are_centred_and_at_most_unit(rewards: list[float]) -> None:
     """Mean 0 within what they compare, mean square at most 1 (the 1e-6 shrinks them)."""
     whole = call(built("batch"), rewards)

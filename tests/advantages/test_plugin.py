@@ -1,4 +1,5 @@
-"""An advantage from a plugin folder is listed, explained, planned, trained and resumed like ours."""
+"""An advantage from a plugin folder is listed, explained, planned, trained and resumed like
+ours."""
 
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def test_one_new_file_is_all_it_takes(
     (tmp_path / "mine" / "advantages").mkdir(parents=True)
     (tmp_path / "mine" / "advantages" / "above.py").write_text(SOURCE)
     flags = ["--advantage.name", "above", "--advantage.scale", "2", "--model.dtype", "fp32"]
-    argv = helpers.smoke(tmp_path / "whole", *flags, "--trainer.iterations", "2", "--checkpoint.every", "1")
+    argv = helpers.smoke(
+        tmp_path / "whole", *flags, "--trainer.iterations", "2", "--checkpoint.every", "1"
+    )
 
     assert main(["list", "advantages"]) == 0
     assert "above       A = r - the mean of all rewards so far" in capsys.readouterr().out
@@ -65,5 +68,9 @@ def test_one_new_file_is_all_it_takes(
     rows = [metrics.read(run / "metrics.jsonl") for run in (tmp_path / "whole", begun)]
     for name in ("reward/mean", "loss", "grad_norm", "kl_ref"):
         assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
-    states = [checkpoint.load(run / "checkpoints" / "000002")[1] for run in (tmp_path / "whole", begun)]
-    assert states[0]["advantage"] == states[1]["advantage"] and states[0]["advantage"]["count"] == 16
+    states = [
+        checkpoint.load(run / "checkpoints" / "000002")[1] for run in (tmp_path / "whole", begun)
+    ]
+    assert (
+        states[0]["advantage"] == states[1]["advantage"] and states[0]["advantage"]["count"] == 16
+    )

@@ -25,7 +25,9 @@ def measured(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(gpu_parts.OF_MODEL, "attention", fails)
-        patch.setattr(sys, "argv", ["gpu.py", "--tiny", "--out", str(file), "--parts", ",".join(PARTS)])
+        patch.setattr(
+            sys, "argv", ["gpu.py", "--tiny", "--out", str(file), "--parts", ",".join(PARTS)]
+        )
         gpu.main()
     return json.loads(file.read_text())
 

@@ -47,40 +47,70 @@ def options_of(name: str) -> list[str]:
 PLAIN: dict[str, tuple[Flags, dict[str, Flags]]] = {
     "sample": (
         ["run", "--prompt", "a fox"],
-        {"run_dir": [], "--prompt": ["--prompt", "an owl"], "--seed": ["--seed", "3"],
-         "--count": ["--count", "2"], "--checkpoint": ["--checkpoint", "000001"],
-         "--out": ["--out", "x.png"]},
+        {
+            "run_dir": [],
+            "--prompt": ["--prompt", "an owl"],
+            "--seed": ["--seed", "3"],
+            "--count": ["--count", "2"],
+            "--checkpoint": ["--checkpoint", "000001"],
+            "--out": ["--out", "x.png"],
+        },
     ),
     "grid": (
         ["run"],
-        {"run_dir": [], "--prompts": ["--prompts", "others.txt"], "--count": ["--count", "2"],
-         "--seed": ["--seed", "3"], "--out": ["--out", "x.png"]},
+        {
+            "run_dir": [],
+            "--prompts": ["--prompts", "others.txt"],
+            "--count": ["--count", "2"],
+            "--seed": ["--seed", "3"],
+            "--out": ["--out", "x.png"],
+        },
     ),
     "export": (
         ["run", "--to", "out", "--format", "kohya"],
-        {"run_dir": [], "--to": ["--to", "elsewhere"], "--format": ["--format", "merged"],
-         "--checkpoint": ["--checkpoint", "000001"]},
+        {
+            "run_dir": [],
+            "--to": ["--to", "elsewhere"],
+            "--format": ["--format", "merged"],
+            "--checkpoint": ["--checkpoint", "000001"],
+        },
     ),
     "score": (
         ["--reward", "own/rewards/mine.py", "a.png"],
-        {"images": ["b.png"], "--reward": ["--reward", "brightness"],
-         "--params": ["--params", '{"share": 2}'], "--dtype": ["--dtype", "bf16"],
-         "--prompt": ["--prompt", "a fox"], "--metadata": ["--metadata", '{"a": 1}']},
+        {
+            "images": ["b.png"],
+            "--reward": ["--reward", "brightness"],
+            "--params": ["--params", '{"share": 2}'],
+            "--dtype": ["--dtype", "bf16"],
+            "--prompt": ["--prompt", "a fox"],
+            "--metadata": ["--metadata", '{"a": 1}'],
+        },
     ),
     "check": (
         ["reward", "own/rewards/mine.py"],
-        {"kind": [], "name": [], "--params": ["--params", '{"share": 2}'], "--dtype": ["--dtype", "bf16"],
-         "--prompts": ["--prompts", "words.txt"]},
+        {
+            "kind": [],
+            "name": [],
+            "--params": ["--params", '{"share": 2}'],
+            "--dtype": ["--dtype", "bf16"],
+            "--prompts": ["--prompts", "words.txt"],
+        },
     ),
     "serve": (
         ["--reward", "own/rewards/mine.py", "--port", "0"],
-        {"--reward": ["--reward", "brightness"], "--params": ["--params", '{"share": 2}'],
-         "--dtype": ["--dtype", "bf16"], "--host": ["--host", "0.0.0.0"], "--port": ["--port", "48917"],
-         "--max-mb": ["--max-mb", "1"]},
+        {
+            "--reward": ["--reward", "brightness"],
+            "--params": ["--params", '{"share": 2}'],
+            "--dtype": ["--dtype", "bf16"],
+            "--host": ["--host", "0.0.0.0"],
+            "--port": ["--port", "48917"],
+            "--max-mb": ["--max-mb", "1"],
+        },
     ),
     "schema": ([], {}),
-}  # fmt: skip
-"""Command -> arguments, and for each option what is added to see a change: argparse takes the last."""
+}
+"""Command -> arguments, and for each option what is added to see a change: argparse takes the
+last."""
 
 
 @pytest.mark.parametrize("name", sorted({*COMMANDS} - {"train", "plan", "evaluate", "list"}))
@@ -113,42 +143,83 @@ def test_a_command_obeys(
     ("argv", "words"),
     [
         (["sample", "nowhere", "--prompt", "x"], "nowhere is not the folder of a run"),
-        (["sample", "run", "--prompt", "x", "--seed", "-1"], "--seed: must be at least 0 and below 2^64"),
-        (["sample", "run", "--prompt", "x", "--seed", "9" * 41], "--seed: must be at least 0 and below 2^64"),
+        (
+            ["sample", "run", "--prompt", "x", "--seed", "-1"],
+            "--seed: must be at least 0 and below 2^64",
+        ),
+        (
+            ["sample", "run", "--prompt", "x", "--seed", "9" * 41],
+            "--seed: must be at least 0 and below 2^64",
+        ),
         (["sample", "run", "--prompt", "x", "--count", "0"], "--count: must be at least 1, got 0"),
-        (["sample", "run", "--prompt", "x", "--checkpoint", "7"], "no checkpoint 7; there are: 000001"),
+        (
+            ["sample", "run", "--prompt", "x", "--checkpoint", "7"],
+            "no checkpoint 7; there are: 000001",
+        ),
         (["grid", "nowhere"], "nowhere is not the folder of a run"),
         (["grid", "run", "--seed", "1.5"], "--seed: expected an int, got '1.5'"),
-        (["export", "nowhere", "--to", "o", "--format", "kohya"], "nowhere is not the folder of a run"),
-        (["score", "--reward", "brightness", "--dtype", "bf16", "a.png"], "brightness is a function"),
+        (
+            ["export", "nowhere", "--to", "o", "--format", "kohya"],
+            "nowhere is not the folder of a run",
+        ),
+        (
+            ["score", "--reward", "brightness", "--dtype", "bf16", "a.png"],
+            "brightness is a function",
+        ),
         (["serve", "--reward", "brightness", "--dtype", "fp32"], "brightness is a function"),
         (["check", "prompts", "animals"], "invalid choice: 'prompts'"),
         (["check", "reward", "brightnes"], "did you mean brightness?"),
-        (["serve", "--reward", "brightness", "--max-mb", "nan"], "--max-mb: must be above 0 and finite"),
-        (["score", "--reward", "brightness", "--params", '{"a": 1, "a": 2}', "a.png"], "a stands twice"),
+        (
+            ["serve", "--reward", "brightness", "--max-mb", "nan"],
+            "--max-mb: must be above 0 and finite",
+        ),
+        (
+            ["score", "--reward", "brightness", "--params", '{"a": 1, "a": 2}', "a.png"],
+            "a stands twice",
+        ),
         (["list", "rewards", "--seed", "3"], "list: needs one of"),
         (["plan", "--config", "smoke", "--overwrite"], "--overwrite: no such option"),
-        (["plan", "--config", "smoke", "--processes", "0"], "--processes: needs a number of at least 1"),
-        (["train", "--config", "smoke", "--prompts.split", "test"], "prompts.split: is of a data set"),
-        (["train", "--config", "smoke", "--objective.draws", "2"], "objective.draws: ddpo works on"),
+        (
+            ["plan", "--config", "smoke", "--processes", "0"],
+            "--processes: needs a number of at least 1",
+        ),
+        (
+            ["train", "--config", "smoke", "--prompts.split", "test"],
+            "prompts.split: is of a data set",
+        ),
+        (
+            ["train", "--config", "smoke", "--objective.draws", "2"],
+            "objective.draws: ddpo works on",
+        ),
         (
             ["train", "--config", "smoke", "--objective.name", "rwr", "--objective.drop_last", "1"],
             "objective.drop_last: rwr works on denoising errors",
         ),
         (
-            ["train", "--config", "smoke", "--prompts.name", "animals", "--prompts.path", "words.txt"],
+            [
+                "train",
+                "--config",
+                "smoke",
+                "--prompts.name",
+                "animals",
+                "--prompts.path",
+                "words.txt",
+            ],
             "prompts: name and path are given; keep one",
         ),
     ],
-)  # fmt: skip
-def test_a_command_refuses(argv: Flags, words: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+)
+def test_a_command_refuses(
+    argv: Flags, words: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
 
 
 def stub(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
-    """In the place of networks, servers and files: what they were asked for is appended to `seen`."""
+    """In the place of networks, servers and files: what they were asked for is appended to
+    `seen`."""
     import uvicorn
 
     picture = Image.new("RGB", (8, 8))
@@ -157,7 +228,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
         def __init__(self, run_dir: str, *_: Any, **__: Any) -> None:
             seen.append(str(config.of_run(run_dir)))
 
-        def use(self, column: str) -> None:
+        def remember(self, column: str) -> None:
             seen.append(column)
 
         def sample(self, texts: list[str], seeds: list[int], column: str) -> list[Image.Image]:

@@ -16,12 +16,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Broken things to name on a command line."""
     folder = tmp_path_factory.mktemp("inputs")
     texts: dict[str, str | bytes] = {
-        "afile": "x", "empty.jsonl": "\n", "key.jsonl": '{"prompt": "a"}\n{"promt": "b"}\n',
-        "json.jsonl": '{"prompt": "a"}\n{"prompt": "b"\n', "bytes.txt": b"\xff\xfe", "twice.txt": "a\nb\na\n",
-        "syntax.py": "def f(:\n", "value.py": "value = 3\n", "bytes.yaml": b"\xff\xfe", "text.yaml": "a: [b",
+        "afile": "x",
+        "empty.jsonl": "\n",
+        "key.jsonl": '{"prompt": "a"}\n{"promt": "b"}\n',
+        "json.jsonl": '{"prompt": "a"}\n{"prompt": "b"\n',
+        "bytes.txt": b"\xff\xfe",
+        "twice.txt": "a\nb\na\n",
+        "syntax.py": "def f(:\n",
+        "value.py": "value = 3\n",
+        "bytes.yaml": b"\xff\xfe",
+        "text.yaml": "a: [b",
         "built.py": "class built:\n    def __init__(self, *, device, dtype):\n        [][0]\n",
         "unknown.yaml": "trainer: {lr: 1e-3, momentum: 0.9}\n",
-    }  # fmt: skip
+    }
     for name, text in texts.items():
         (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     model = folder / "model"
@@ -33,8 +40,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 MISTAKES = {
     "file as run_dir": (["--run_dir", "@/afile"], "run_dir: @/afile is a file; name a folder"),
-    "file above run_dir": (["--run_dir", "@/afile/x"], "run_dir: @/afile/x cannot be written to (Not a dir"),
-    "unwritable run_dir": (["--run_dir", "/proc/ddpo/x"], "run_dir: /proc/ddpo/x cannot be written to ("),
+    "file above run_dir": (
+        ["--run_dir", "@/afile/x"],
+        "run_dir: @/afile/x cannot be written to (Not a dir",
+    ),
+    "unwritable run_dir": (
+        ["--run_dir", "/proc/ddpo/x"],
+        "run_dir: /proc/ddpo/x cannot be written to (",
+    ),
     "no prompt": (["--prompts.path", "@/empty.jsonl"], "@/empty.jsonl holds no prompt"),
     "prompt key": (
         ["--prompts.path", "@/key.jsonl"],
@@ -96,7 +109,10 @@ MISTAKES = {
         ["--rewards", "[{name: '@/syntax.py:f'}]"],
         "syntax.py cannot be imported: SyntaxError",
     ),
-    "reward value": (["--rewards", "[{name: '@/value.py:value'}]"], "is 3; it must be a function or a class"),
+    "reward value": (
+        ["--rewards", "[{name: '@/value.py:value'}]"],
+        "is 3; it must be a function or a class",
+    ),
     "reward module": (
         ["--rewards", "[{name: 'no.such:f'}]"],
         "no.such cannot be imported: ModuleNotFoundError",
@@ -107,7 +123,10 @@ MISTAKES = {
     ),
     "tracker": (
         ["--log.trackers", "[wand]"],
-        "log.trackers.0: expected one of jsonl, tensorboard, wandb, got 'wand'; did you mean wandb?",
+        (
+            "log.trackers.0: expected one of jsonl, tensorboard, wandb, got 'wand'; "
+            "did you mean wandb?"
+        ),
     ),
     "config bytes": (["--config", "@/bytes.yaml"], "@/bytes.yaml is not UTF-8 text"),
     "config text": (["--config", "@/text.yaml"], "@/text.yaml, line 1: not valid YAML"),
@@ -124,9 +143,12 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_leave_nothing(
-    mistake: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    mistake: str,
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(plugins.VARIABLE, "")
     before, (argv, words) = sorted(inputs.rglob("*")), MISTAKES[mistake]
@@ -150,7 +172,10 @@ def test_a_misspelt_key_is_refused_in_every_section(capsys: pytest.CaptureFixtur
 def test_a_folder_that_is_no_run(
     command: list[str], inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder, reason in ((inputs, "it has no config.yaml"), (tmp_path / "no", "there is no such folder")):
+    for folder, reason in (
+        (inputs, "it has no config.yaml"),
+        (tmp_path / "no", "there is no such folder"),
+    ):
         assert main([*command, str(folder)]) == 2
         assert one_line(capsys) == f"{folder} is not the folder of a run: {reason}"
     assert list(tmp_path.iterdir()) == []
@@ -158,7 +183,10 @@ def test_a_folder_that_is_no_run(
 
 def test_a_command_without_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     for command, words in (
-        (["sample"], "sample: the following arguments are required: run_dir, --prompt; see ddpo sample"),
+        (
+            ["sample"],
+            "sample: the following arguments are required: run_dir, --prompt; see ddpo sample",
+        ),
         (
             ["grid", "x", "--seed", "one"],
             "grid: argument --seed: expected an int, got 'one'; see ddpo",

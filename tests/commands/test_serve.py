@@ -45,9 +45,12 @@ def bytes_of(count: int, size: tuple[int, int] = (24, 40), seed: int = 0) -> Ten
 
 
 def picky(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Depends on every pixel's place, on the prompt and on the metadata; says nothing of "nothing"."""
+    """Depends on every pixel's place, on the prompt and on the metadata; says nothing of
+    "nothing"."""
     weights = torch.linspace(-1, 1, images[0].numel()).view(images.shape[1:])
-    values = (images * weights).sum((1, 2, 3)) + torch.tensor([float(row.get("n", 0)) for row in metadata])
+    values = (images * weights).sum((1, 2, 3)) + torch.tensor(
+        [float(row.get("n", 0)) for row in metadata]
+    )
     quiet = torch.tensor([text == "nothing" for text in prompts])
     loud = torch.tensor([text == "much" for text in prompts])
     return (
@@ -103,7 +106,9 @@ def bomb(side: int) -> str:
     """A PNG of some hundred bytes that says it is this large."""
     header = struct.pack(">2I5B", side, side, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
-    packed = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    packed = (
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks
+    )
     return base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(packed)).decode()
 
 
@@ -119,8 +124,17 @@ def url() -> Iterator[str]:
 
 
 def test_remote_is_in_process() -> None:
-    """Scores to the last bit, whatever the requests' sizes, with text that JSON escapes; NaN stays NaN."""
-    prompts = ["a fox", 'a "quoted" \\ one', "nothing", "ein Vögelchen 🐦", "much", "line\nbreak", "x"]
+    """Scores to the last bit, whatever the requests' sizes, with text that JSON escapes; NaN stays
+    NaN."""
+    prompts = [
+        "a fox",
+        'a "quoted" \\ one',
+        "nothing",
+        "ein Vögelchen 🐦",
+        "much",
+        "line\nbreak",
+        "x",
+    ]
     metadata = [{"n": 0.1 * i, "word": '"}]', "list": [1, None]} for i in range(7)]
     images = bytes_of(7)
     expected = picky(images, prompts, metadata)
@@ -158,15 +172,19 @@ def test_the_version_names_the_source_and_the_server(url: str) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "range_"),
     [
-        ("batch_size", 0, "at least 1"), ("batch_size", -1, "at least 1"), ("retries", -1, "at least 0"),
+        ("batch_size", 0, "at least 1"),
+        ("batch_size", -1, "at least 1"),
+        ("retries", -1, "at least 0"),
         ("timeout_s", 0, "at least 0.001 and at most 86400"),
         ("timeout_s", float("nan"), "at least 0.001 and at most 86400 and finite"),
         ("timeout_s", float("inf"), "at least 0.001 and at most 86400 and finite"),
     ],
-)  # fmt: skip
+)
 def test_options_out_of_range(option: str, value: float, range_: str) -> None:
     """Before any server is asked."""
-    with pytest.raises(UserError, match=rf"^rewards\.0\.params\.{option}: must be {range_}, got {value}$"):
+    with pytest.raises(
+        UserError, match=rf"^rewards\.0\.params\.{option}: must be {range_}, got {value}$"
+    ):
         config.load({"rewards": [{"name": "remote", "params": {option: value}}]})
 
 
@@ -188,10 +206,14 @@ def test_a_reward_that_compares_gets_its_group_whole() -> None:
 
 def test_a_group_that_does_not_go_into_a_request_is_refused(scripted: Any) -> None:
     """Cut in two, its images would be compared with other ones than those of their group."""
-    url, kind = scripted((200, {"scores": [1.0] * 8, "version": "v1"}), health={**HEALTH, "groupwise": True})
+    url, kind = scripted(
+        (200, {"scores": [1.0] * 8, "version": "v1"}), health={**HEALTH, "groupwise": True}
+    )
     reward = client(url)
     assert reward(bytes_of(8), ["a"] * 8, [{}] * 8).tolist() == [1.0] * 8 and kind.asked == 1
-    with pytest.raises(UserError, match=f"^remote: 16 images in a group, {url} takes 8 a request; lower"):
+    with pytest.raises(
+        UserError, match=f"^remote: 16 images in a group, {url} takes 8 a request; lower"
+    ):
         reward(bytes_of(16), ["a"] * 16, [{}] * 16)
     assert kind.asked == 1
 
@@ -212,24 +234,38 @@ WRONG: list[tuple[Any, int, str]] = [
     (request(prompts=["a"]), 422, "prompts: 1 for 2 images"),
     (request(metadata=[{}, {}, {}]), 422, "metadata: 3 for 2 images"),
     (request(images=[], prompts=[], metadata=[]), 422, "images: 0; send 1 to 256"),
-    (request(images=[""] * 257, prompts=["a"] * 257, metadata=[{}] * 257), 422, "images: 257; send 1 to 256"),
+    (
+        request(images=[""] * 257, prompts=["a"] * 257, metadata=[{}] * 257),
+        422,
+        "images: 257; send 1 to 256",
+    ),
     (request(images=[png(), "%%%"]), 422, "images.1: not a PNG file in base64"),
     (request(images=[png(), png() + "é"]), 422, "images.1: not a PNG file in base64"),
     (request(images=[JPEG, JPEG]), 422, "images.0: not a PNG file in base64"),
     (request(images=[DAMAGED, DAMAGED]), 422, "images.0: "),
     (request(images=[png("RGBA"), png()]), 422, "images.0: of mode RGBA; send RGB"),
     (request(images=[png("I;16"), png()]), 422, "images.0: of mode I;16; send RGB"),
-    (request(images=[png(), png(size=(8, 9))]), 422, "images.1: (8, 9), the first (8, 8); send one size"),
+    (
+        request(images=[png(), png(size=(8, 9))]),
+        422,
+        "images.1: (8, 9), the first (8, 8); send one size",
+    ),
     (request(images=[bomb(150)] * 2), 413, "images: over 100,000 bytes unpacked"),
-    (request(images=[bomb(20_000)] * 2), 422, "images.0: not a PNG file in base64 (DecompressionBomb"),
+    (
+        request(images=[bomb(20_000)] * 2),
+        422,
+        "images.0: not a PNG file in base64 (DecompressionBomb",
+    ),
     (request(prompts=["a" * 100_000, "b"]), 413, "over 100,000 bytes; send fewer images"),
     (request(prompts=["raise", "b"]), 500, "reward moody raised ZeroDivisionError: of"),
     (request(prompts=["exit", "b"]), 500, "bye"),
     (request(prompts=["one", "b"]), 500, "reward moody returned shape () for 2 images"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("body", "status", "line"), WRONG, ids=[f"{w[1]}-{w[2][:30]}" for w in WRONG])
+@pytest.mark.parametrize(
+    ("body", "status", "line"), WRONG, ids=[f"{w[1]}-{w[2][:30]}" for w in WRONG]
+)
 def test_a_wrong_request_gets_one_line_and_leaves_it_serving(
     body: Any, status: int, line: str, url: str
 ) -> None:
@@ -239,8 +275,11 @@ def test_a_wrong_request_gets_one_line_and_leaves_it_serving(
     assert code == 200 and found["scores"] == [1.0, 1.0]
 
 
-def test_an_endless_body_is_refused_before_it_is_read(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what its header says, and as soon as it is known where there is none; nothing waits for the rest."""
+def test_an_endless_body_is_refused_before_it_is_read(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what its header says, and as soon as it is known where there is none; nothing waits for
+    the rest."""
     monkeypatch.setattr(server_module, "LINGER_S", 0.1)
     host, port = url.removeprefix("http://").split(":")
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
@@ -251,7 +290,8 @@ def test_an_endless_body_is_refused_before_it_is_read(url: str, monkeypatch: pyt
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n" + sent)
             assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:  # and one that breaks off
+    # and one that breaks off
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n{")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
@@ -381,7 +421,10 @@ def test_trouble_that_stays(
 @pytest.mark.parametrize(
     ("answer", "line"),
     [
-        ((422, {"detail": "images.0: of mode L"}), "refused the request: 422 .*images.0: of mode L"),
+        (
+            (422, {"detail": "images.0: of mode L"}),
+            "refused the request: 422 .*images.0: of mode L",
+        ),
         ((404, b"<html>\nno\n</html>"), "refused the request: 404 <html> no </html>"),
         ((302, b""), "refused the request: 302"),
         ((200, b"<html>"), "does not answer as `ddpo serve`"),
@@ -397,7 +440,8 @@ def test_trouble_that_stays(
     ],
 )
 def test_a_wrong_answer_is_never_a_score(answer: Any, line: str, scripted: Any) -> None:
-    """One that a repetition would not mend: an error at once, for the run to stop with its state saved."""
+    """One that a repetition would not mend: an error at once, for the run to stop with its state
+    saved."""
     url, kind = scripted(answer)
     with pytest.raises(UserError, match=line) as caught:
         client(url, retries=3)(bytes_of(2), ["a", "b"], [{}, {}])
@@ -423,7 +467,9 @@ def test_addresses_that_are_none(no_pause: list[float]) -> None:
     with pytest.raises(UserError, match=r"does not answer \(.*refused.*\); start `ddpo serve`"):
         client(f"http://127.0.0.1:{free}", retries=1)
     for bad in ("127.0.0.1:8000", "file:///etc/passwd", "", "http://", "http://[::1"):
-        with pytest.raises(UserError, match=r"remote\.url: .* is not an address as http://127\.0\.0\.1:8000"):
+        with pytest.raises(
+            UserError, match=r"remote\.url: .* is not an address as http://127\.0\.0\.1:8000"
+        ):
             client(bad)
 
 
@@ -431,7 +477,10 @@ def test_addresses_that_are_none(no_pause: list[float]) -> None:
     ("words", "line"),
     [
         (["--reward", "jpeg_compresibility"], "did you mean jpeg_compressibility?"),
-        (["--reward", "jpeg_compressibility", "--params", '{"qualty": 3}'], "did you mean quality?"),
+        (
+            ["--reward", "jpeg_compressibility", "--params", '{"qualty": 3}'],
+            "did you mean quality?",
+        ),
         (["--reward", "jpeg_compressibility", "--params", "{"], "is not JSON"),
         (["--reward", "jpeg_compressibility", "--port", "99999"], "--port 99999: "),
         (["--reward", "jpeg_compressibility", "--host", "999.1.1.1"], "--host 999.1.1.1 "),
@@ -446,7 +495,9 @@ def test_mistakes_on_the_command_line(
     assert line in said and len(said.splitlines()) == 1
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert frame.run(serve.main, ["--reward", "jpeg_compressibility"]) == 2
     assert "it comes with `pip install 'ddpo[server]'`" in capsys.readouterr().err
@@ -454,12 +505,24 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 def test_the_command_serves_and_stops() -> None:
     """From its first line to SIGTERM; a second server on the port is refused."""
-    words = [sys.executable, "-m", "ddpo", "serve", "--reward", "jpeg_compressibility", "--port", "0"]
+    words = [
+        sys.executable,
+        "-m",
+        "ddpo",
+        "serve",
+        "--reward",
+        "jpeg_compressibility",
+        "--port",
+        "0",
+    ]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(words, env=helpers.one_thread(), **pipes) as process:
         try:
             line = process.stdout.readline()
-            shown = r"serving jpeg_compressibility, version \w+, on http://127.0.0.1:(\d+) until Ctrl\+C\n"
+            shown = (
+                r"serving jpeg_compressibility, version \w+, "
+                r"on http://127.0.0.1:(\d+) until Ctrl\+C\n"
+            )
             found = re.fullmatch(shown, line)
             assert found, line
             case = conformance.Case(client(f"http://127.0.0.1:{found[1]}").score)
@@ -474,7 +537,9 @@ def test_the_command_serves_and_stops() -> None:
             process.kill()
 
 
-@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
+@pytest.mark.parametrize(
+    ("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)]
+)
 def test_only_loopback_goes_without_a_warning(
     host: str, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -26,7 +26,14 @@ class toy:
 TOY_OBJECTIVE = '''
 from typing import Literal
 
-def toy(logp, batch, *, clip_range: float = 1e-4, mode: Literal["a", "b"] = "a", target: float | None = None):
+def toy(
+    logp,
+    batch,
+    *,
+    clip_range: float = 1e-4,
+    mode: Literal["a", "b"] = "a",
+    target: float | None = None,
+):
     """A toy loss.
 
     `clip_range` is in units of logp. It has a `mode`.
@@ -46,7 +53,8 @@ class toy:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A plugin folder with a model, two objectives, a reward, and toy.yaml that uses them; we are there."""
+    """A plugin folder with a model, two objectives, a reward, and toy.yaml that uses them; we are
+    there."""
     files = {
         "models/toy.py": TOY_MODEL,
         "objectives/toy.py": TOY_OBJECTIVE,
@@ -80,7 +88,9 @@ def parse(*argv: str) -> Config:
 def test_a_file_and_every_default(folder: Path) -> None:
     found = parse()
     assert found.trainer.lr == 1e-5 and found.trainer.betas == (0.8, 0.9)
-    assert found.objective == Objective(name="toy", options={"clip_range": 1e-3, "mode": "a", "target": None})
+    assert found.objective == Objective(
+        name="toy", options={"clip_range": 1e-3, "mode": "a", "target": None}
+    )
     assert found.rewards == [Reward(name="toy", weight=2.0, params={"quality": 90, "names": []})]
     assert found.sampler.options == {"eta": 1.0}
     assert found.advantage.options == {"buffer_size": 32, "min_count": 16}
@@ -102,7 +112,11 @@ def test_a_file_and_every_default(folder: Path) -> None:
         (["--rewards.0.params.quality", "10"], "rewards.0.params.quality", 10),
         (["--model.gradient_checkpointing", "true"], "model.gradient_checkpointing", True),
         (["--run_dir", "2026"], "run_dir", "2026"),
-        (["--prompts.template", "{prompt}, a photo: good"], "prompts.template", "{prompt}, a photo: good"),
+        (
+            ["--prompts.template", "{prompt}, a photo: good"],
+            "prompts.template",
+            "{prompt}, a photo: good",
+        ),
         (["--lora.target_modules", "[to_q, to_v]"], "lora.target_modules", ["to_q", "to_v"]),
         (["--trainer.betas", "[0.5, 0.6]"], "trainer.betas", [0.5, 0.6]),
         (["--lora.rank", "1", "--lora.rank", "2"], "lora.rank", 2),
@@ -130,7 +144,10 @@ def test_the_list_of_rewards_is_replaced(folder: Path) -> None:
     toy = (folder / "rewards" / "toy.py").read_text()
     (folder / "rewards" / "own.py").write_text(toy.replace("toy", "own"))
     found = parse(
-        "--rewards", "[{name: toy}, {name: 'rewards/own.py:own'}]", "--rewards.1.params.quality", "3"
+        "--rewards",
+        "[{name: toy}, {name: 'rewards/own.py:own'}]",
+        "--rewards.1.params.quality",
+        "3",
     )
     assert [reward.params["quality"] for reward in found.rewards] == [95, 3]
 
@@ -142,12 +159,18 @@ def test_the_list_of_rewards_is_replaced(folder: Path) -> None:
             ["--objective.clip_rage", "1"],
             "objective.clip_rage: no such option of toy; did you mean clip_range?",
         ),
-        (["--trainer.itterations", "1"], "trainer.itterations: no such option; did you mean iterations?"),
+        (
+            ["--trainer.itterations", "1"],
+            "trainer.itterations: no such option; did you mean iterations?",
+        ),
         (["--trainer.lr", "abc"], "trainer.lr: expected a float, got 'abc'"),
         (["--trainer.lr", "null"], "trainer.lr: expected a float, got null"),
         (["--lora.rank", "1.5"], "lora.rank: expected an int, got '1.5'"),
         (["--lora.alpha", "x"], "lora.alpha: expected a float or null, got 'x'"),
-        (["--model.dtype", "fp8"], "model.dtype: expected one of auto, fp32, bf16, fp16, got 'fp8'"),
+        (
+            ["--model.dtype", "fp8"],
+            "model.dtype: expected one of auto, fp32, bf16, fp16, got 'fp8'",
+        ),
         (["--objective.mode", "c"], "objective.mode: expected one of a, b, got 'c'"),
         (["--model.loras", "a"], "model.loras: expected a list of text, as [a, b], got 'a'"),
         (["--trainer.betas", "[1]"], "trainer.betas.0: must be at least 0 and below 1, got 1"),
@@ -155,11 +178,20 @@ def test_the_list_of_rewards_is_replaced(folder: Path) -> None:
         (["--overwite"], "--overwite: no such option; did you mean overwrite?"),
         (["--trainer.lr"], "--trainer.lr: needs a value"),
         (["--trainer.lr.x", "1"], "trainer.lr.x: no such option"),
-        (["toy.yaml"], "toy.yaml: an argument without a name; write --config FILE or --section.key value"),
-        (["--objective.name", "othr"], "objective.name: nothing is called 'othr'; did you mean other?"),
+        (
+            ["toy.yaml"],
+            "toy.yaml: an argument without a name; write --config FILE or --section.key value",
+        ),
+        (
+            ["--objective.name", "othr"],
+            "objective.name: nothing is called 'othr'; did you mean other?",
+        ),
         (["--objective.name", "other"], "objective.beta: needs a value, a float"),
         (["--sampler.name", "ddmi"], "sampler.name: nothing is called 'ddmi'; did you mean ddpm?"),
-        (["--advantage.name", "grop"], "advantage.name: nothing is called 'grop'; did you mean group?"),
+        (
+            ["--advantage.name", "grop"],
+            "advantage.name: nothing is called 'grop'; did you mean group?",
+        ),
         (
             ["--rewards.0.params.qualty", "1"],
             "rewards.0.params.qualty: no such option of toy; did you mean quality?",
@@ -175,7 +207,10 @@ def test_the_list_of_rewards_is_replaced(folder: Path) -> None:
         (["--lora.rank", "8.0"], "lora.rank: expected an int, got '8.0'"),
         (["--trainer.lr", ""], "trainer.lr: expected a float, got ''"),
         (["--trainer.lr", ".nan"], "trainer.lr: must be above 0 and finite, got nan"),
-        (["--trainer.betas", "[true, 0.2]"], "trainer.betas: expected [float, float], got '[true, 0.2]'"),
+        (
+            ["--trainer.betas", "[true, 0.2]"],
+            "trainer.betas: expected [float, float], got '[true, 0.2]'",
+        ),
         (["--trainer.betas", "[0.5]"], "trainer.betas: expected [float, float], got [0.5]"),
         (["--trainer.betas", "0.5"], "trainer.betas: expected [float, float], got 0.5"),
         (
@@ -192,7 +227,10 @@ def test_the_list_of_rewards_is_replaced(folder: Path) -> None:
         (["--rewards", "[3]"], "rewards.0: expected options, as {key: value}, got 3"),
         (["--rewards", "null"], "rewards: expected a list, as [{name: ...}], got null"),
         (["--rewards.0.params", "3"], "rewards.0.params: expected options, as {key: value}, got 3"),
-        (["--rewards.0.params.names", "[[a]]"], "rewards.0.params.names.0: expected text, got ['a']"),
+        (
+            ["--rewards.0.params.names", "[[a]]"],
+            "rewards.0.params.names.0: expected text, got ['a']",
+        ),
         (["--objective", "{name: 3}"], "objective.name: expected text, got 3"),
         (["--objective.name", "null"], "objective.name: expected text, got null"),
         (["--run_dir", " "], "run_dir: must be text that is not blank, got ' '"),
@@ -220,7 +258,10 @@ def test_words_of_refusal(folder: Path, argv: list[str], line: str) -> None:
         ("run_dir: 2026-01-01", "run_dir: expected text, got datetime.date(2026, 1, 1)"),
         ("rewards: {0: {name: toy}}", "rewards: expected a list, as [{name: ...}], got {"),
         ("objective: {name: [1]}", "objective.name: expected text, got [1]"),
-        ("rewards: [{name: jpeg_compressibility, parms: {}}]", "rewards.0.parms: no such option; did you"),
+        (
+            "rewards: [{name: jpeg_compressibility, parms: {}}]",
+            "rewards.0.parms: no such option; did you",
+        ),
         ("trainer: 3", "trainer: expected options, as {key: value}, got 3"),
         ("trainer: {lr: [}", "x.yaml, line 1: not valid YAML"),
         ("- a", "x.yaml: expected options, as {key: value}, got ['a']"),
@@ -236,13 +277,22 @@ def test_words_about_a_file(folder: Path, text: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("seed: 1\nrun_dir: a\nseed: 2", "x.yaml, line 3: seed stands twice, first in line 1; keep one"),
+        (
+            "seed: 1\nrun_dir: a\nseed: 2",
+            "x.yaml, line 3: seed stands twice, first in line 1; keep one",
+        ),
         (
             "trainer: {lr: 1}\nema: {decay: 0}\ntrainer: {lr: 2}",
             "line 3: trainer stands twice, first in line 1",
         ),
-        ("trainer:\n  lr: 1\n  epochs: 2\n  lr: 1", "line 4: trainer.lr stands twice, first in line 2"),
-        ("rewards: [{name: toy}, {name: toy, params: {a: 1, 'a': 2}}]", "rewards.1.params.a stands twice"),
+        (
+            "trainer:\n  lr: 1\n  epochs: 2\n  lr: 1",
+            "line 4: trainer.lr stands twice, first in line 2",
+        ),
+        (
+            "rewards: [{name: toy}, {name: toy, params: {a: 1, 'a': 2}}]",
+            "rewards.1.params.a stands twice",
+        ),
     ],
 )
 def test_a_key_that_stands_twice_is_refused(folder: Path, text: str, words: str) -> None:
@@ -255,8 +305,14 @@ def test_a_key_that_stands_twice_is_refused(folder: Path, text: str, words: str)
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["--rewards", "[{name: toy, name: b}]"], "--rewards, line 1: rewards.0.name stands twice, "),
-        (["--objective", "{name: toy, name: toy}"], "--objective, line 1: objective.name stands twice, "),
+        (
+            ["--rewards", "[{name: toy, name: b}]"],
+            "--rewards, line 1: rewards.0.name stands twice, ",
+        ),
+        (
+            ["--objective", "{name: toy, name: toy}"],
+            "--objective, line 1: objective.name stands twice, ",
+        ),
         (["--rewards.0.params", "{quality: 1, quality: 2}"], "--rewards.0.params, line 1: "),
         (["--trainer.betas", "{a: 1, a: 2}"], "trainer.betas, line 1: a stands twice, "),
         (["--plugins", "[{a: 1, a: 2}]"], "--plugins, line 1: plugins.0.a stands twice, "),
@@ -265,7 +321,10 @@ def test_a_key_that_stands_twice_is_refused(folder: Path, text: str, words: str)
         (["--seed", "9" * 41], f"seed: must be at least 0 and below 2^64, got {'9' * 41}"),
         (["--seed", str(2**64)], "seed: must be at least 0 and below 2^64"),
         (["--seed", "-1"], "seed: must be at least 0 and below 2^64, got -1"),
-        (["--prompts", "{name: animals, path: a.txt}"], "prompts: name and path are given; keep one"),
+        (
+            ["--prompts", "{name: animals, path: a.txt}"],
+            "prompts: name and path are given; keep one",
+        ),
     ],
 )
 def test_words_about_the_command_line(folder: Path, argv: list[str], line: str) -> None:
@@ -287,7 +346,9 @@ def test_the_largest_seed_is_taken_by_every_generator() -> None:
 
     largest = parse_seed(str(2**64 - 1))
     torch.manual_seed(largest)
-    assert generator(1, largest, 0, 0).initial_seed() != generator(1, largest - 1, 0, 0).initial_seed()
+    assert (
+        generator(1, largest, 0, 0).initial_seed() != generator(1, largest - 1, 0, 0).initial_seed()
+    )
 
 
 def parse_seed(text: str) -> int:
@@ -325,7 +386,10 @@ def test_a_path_of_prompts_takes_the_place_of_the_name(folder: Path) -> None:
         ({"trainer": {"epochs": 0}}, "trainer.epochs: must be at least 1, got 0"),
         ({"trainer": {"lr": 0}}, "trainer.lr: must be above 0"),
         ({"trainer": {"lr": ".inf"}}, "trainer.lr: must be above 0"),
-        ({"trainer": {"betas": [0.9, 1]}}, "trainer.betas.1: must be at least 0 and below 1, got 1"),
+        (
+            {"trainer": {"betas": [0.9, 1]}},
+            "trainer.betas.1: must be at least 0 and below 1, got 1",
+        ),
         ({"sampler": {"num_steps": 0}}, "sampler.num_steps: must be at least 1"),
         ({"lora": {"alpha": 0}}, "lora.alpha: must be above 0"),
         ({"lora": {"rank": 0}}, "lora.rank: must be at least 1"),
@@ -334,20 +398,41 @@ def test_a_path_of_prompts_takes_the_place_of_the_name(folder: Path) -> None:
         ({"seed": -1}, "seed: must be at least 0"),
         ({"run_dir": " "}, "run_dir"),
         ({"rewards": []}, "rewards: needs at least one"),
-        ({"rewards": [{"name": "toy", "weight": float("nan")}]}, "rewards.0.weight: must be finite"),
+        (
+            {"rewards": [{"name": "toy", "weight": float("nan")}]},
+            "rewards.0.weight: must be finite",
+        ),
         ({"rewards": [{"name": "toy", "weight": 0}]}, "all weights are 0"),
         ({"rewards": [{"name": "toy"}, {"name": "toy"}]}, "rewards.1.name: toy is there twice"),
-        ({"rewards": [{"name": "toy"}, {"name": "rewards/toy.py"}]}, "rewards.1.name: toy is there twice"),
-        ({"eval_rewards": [{"name": "toy"}]}, "eval_rewards.0.name: toy is there twice; give it once, or"),
         (
-            {"rewards": [{"name": "toy", "label": "a"}], "eval_rewards": [{"name": "toy", "label": "a"}]},
+            {"rewards": [{"name": "toy"}, {"name": "rewards/toy.py"}]},
+            "rewards.1.name: toy is there twice",
+        ),
+        (
+            {"eval_rewards": [{"name": "toy"}]},
+            "eval_rewards.0.name: toy is there twice; give it once, or",
+        ),
+        (
+            {
+                "rewards": [{"name": "toy", "label": "a"}],
+                "eval_rewards": [{"name": "toy", "label": "a"}],
+            },
             "eval_rewards.0.label: a is there twice",
         ),
-        ({"rewards": [{"name": "toy", "label": "std"}]}, "rewards.0.label: std is a name that metrics need"),
-        ({"rewards": [{"name": "toy", "label": "saturation"}]}, "rewards.0.label: saturation is a name"),
+        (
+            {"rewards": [{"name": "toy", "label": "std"}]},
+            "rewards.0.label: std is a name that metrics need",
+        ),
+        (
+            {"rewards": [{"name": "toy", "label": "saturation"}]},
+            "rewards.0.label: saturation is a name",
+        ),
         ({"rewards": [{"name": "toy", "max": float("inf")}]}, "rewards.0.max: must be finite"),
         ({"rewards": [{"name": "toy", "min": 2, "max": 1}]}, "rewards.0.min: 2.0 is above max 1.0"),
-        ({"eval_rewards": [{"name": "toy", "max": 1}]}, "eval_rewards.0.max: a judge gates nothing"),
+        (
+            {"eval_rewards": [{"name": "toy", "max": 1}]},
+            "eval_rewards.0.max: a judge gates nothing",
+        ),
         ({"trainer": {"max_missing": 1}}, "trainer.max_missing: must be at least 0 and below 1"),
         (
             {
@@ -378,16 +463,40 @@ def test_check(folder: Path, change: dict[str, Any], words: str) -> None:
         ("objective", {"name": "dpok", "kl_coef": -0.1}, "kl_coef: must be at least 0, got -0.1"),
         ("objective", {"name": "dpok", "reward_weight": 0}, "reward_weight: must be above 0"),
         ("objective", {"name": "prdp", "beta": 0}, "beta: must be above 0"),
-        ("objective", {"name": "p3o", "max_weight": 0.5}, "max_weight: must be at least 1, got 0.5"),
+        (
+            "objective",
+            {"name": "p3o", "max_weight": 0.5},
+            "max_weight: must be at least 1, got 0.5",
+        ),
         ("objective", {"name": "rwr", "beta": 0}, ""),
-        ("objective", {"name": "rwr", "percentile": 1}, "percentile: must be at least 0 and below 1"),
+        (
+            "objective",
+            {"name": "rwr", "percentile": 1},
+            "percentile: must be at least 0 and below 1",
+        ),
         ("objective", {"name": "rwr", "percentile": "0.9"}, ""),
         ("objective", {"name": "d3po", "beta": float("nan")}, "beta: must be above 0"),
         ("objective", {"name": "dpo", "beta": -1}, "beta: must be above 0"),
-        ("objective", {"name": "ddpo", "timestep_window": [-1, 3]}, "timestep_window.0: must be at least 0"),
-        ("objective", {"name": "ddpo", "timestep_window": [2, 0]}, "timestep_window.1: must be at least 1"),
-        ("advantage", {"name": "per_prompt", "buffer_size": 0}, "buffer_size: must be at least 1, got 0"),
-        ("advantage", {"name": "per_prompt", "min_count": 0}, "min_count: must be at least 1, got 0"),
+        (
+            "objective",
+            {"name": "ddpo", "timestep_window": [-1, 3]},
+            "timestep_window.0: must be at least 0",
+        ),
+        (
+            "objective",
+            {"name": "ddpo", "timestep_window": [2, 0]},
+            "timestep_window.1: must be at least 1",
+        ),
+        (
+            "advantage",
+            {"name": "per_prompt", "buffer_size": 0},
+            "buffer_size: must be at least 1, got 0",
+        ),
+        (
+            "advantage",
+            {"name": "per_prompt", "min_count": 0},
+            "min_count: must be at least 1, got 0",
+        ),
         ("objective", {"name": "ranged", "strength": 2}, "strength: must be below 1, got 2"),
     ],
 )
@@ -396,8 +505,11 @@ def test_ranges_stand_where_an_option_is_declared(
 ) -> None:
     """Of bundled objectives and advantages, and of one's own."""
     (folder / "objectives/ranged.py").write_text(
-        "from typing import Annotated\nfrom pydantic import Field\nLow = Annotated[int, Field(lt=1)]\n"
-        "def ranged(logp, batch, *, strength: Low = 0):\n    return logp.mean()\n"
+        "from typing import Annotated\n"
+        "from pydantic import Field\n"
+        "Low = Annotated[int, Field(lt=1)]\n"
+        "def ranged(logp, batch, *, strength: Low = 0):\n"
+        "    return logp.mean()\n"
     )
     base = yaml.safe_load((folder / "toy.yaml").read_text())
     if not words:
@@ -414,19 +526,25 @@ def test_help_says_the_range(folder: Path, capsys: pytest.CaptureFixture[str]) -
     said = " ".join(capsys.readouterr().out.split())
     assert "clip_range_high` is the upper end where" in said
     assert "null: the same; above 0 (a float or null, default: null)" in said
-    assert "gradient and of its square; at least 0 and below 1 ([float, float], default: [0.8" in said
+    assert (
+        "gradient and of its square; at least 0 and below 1 ([float, float], default: [0.8" in said
+    )
 
 
 def test_labels_tell_two_of_a_kind_apart(folder: Path) -> None:
     base = yaml.safe_load((folder / "toy.yaml").read_text())
     entries = [{"name": "toy", "label": "first"}, {"name": "toy", "params": {"quality": 3}}]
-    found = config.load(base | {"rewards": entries, "eval_rewards": [{"name": "toy", "label": "judge"}]})
+    found = config.load(
+        base | {"rewards": entries, "eval_rewards": [{"name": "toy", "label": "judge"}]}
+    )
     checks.check(found)
     every = build.reward_list([*found.rewards, *found.eval_rewards], torch.device("cpu"), "fp32")
     assert [reward.name for reward in every] == ["first", "toy", "judge"]
 
 
-def test_a_tracker_that_is_not_installed_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"wandb is not installed; pip install 'ddpo\[wandb\]'"):
@@ -450,7 +568,9 @@ def test_python_and_yaml_agree(folder: Path) -> None:
     assert built.objective.options == {"beta": 0.5}, "loading must not change what it is given"
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     lr=st.floats(1e-12, 1e12),
     seed=st.integers(0, 2**63),
@@ -483,7 +603,9 @@ def test_round_trip(
 def test_changed(folder: Path) -> None:
     old = parse()
     assert config.changed(old, parse()) == []
-    new = parse("--trainer.lr", "1", "--objective.mode", "b", "--lora", "null", "--rewards.0.weight", "3")
+    new = parse(
+        "--trainer.lr", "1", "--objective.mode", "b", "--lora", "null", "--rewards.0.weight", "3"
+    )
     assert config.changed(old, new) == ["lora", "rewards", "objective.mode", "trainer.lr"]
     assert config.changed(old, parse("--sampler.name", "ddpm")) == [
         "sampler.name",
@@ -492,9 +614,13 @@ def test_changed(folder: Path) -> None:
     ]
 
 
-def test_help_shows_the_options_of_the_named_things(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_the_options_of_the_named_things(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
-        config.parse(["--config", "toy.yaml", "--trainer.lr", "0.25", "--help"], flags=["--overwrite"])
+        config.parse(
+            ["--config", "toy.yaml", "--trainer.lr", "0.25", "--help"], flags=["--overwrite"]
+        )
     shown = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
     assert "[--overwrite]" in shown
@@ -508,7 +634,17 @@ def test_help_shows_the_options_of_the_named_things(folder: Path, capsys: pytest
 
 
 def test_every_value_has_a_help_text() -> None:
-    sections = [Config, config.Model, Lora, Sampler, Prompts, Reward, Objective, config.Advantage, Trainer]
+    sections = [
+        Config,
+        config.Model,
+        Lora,
+        Sampler,
+        Prompts,
+        Reward,
+        Objective,
+        config.Advantage,
+        Trainer,
+    ]
     sections += [config.Ema, config.Checkpoint, config.Evaluation, config.Log]
     fields = [(cls, name, info) for cls in sections for name, info in cls.model_fields.items()]
     own = {*config.Config.model_fields} - {"seed", "run_dir", "plugins"} | {"options", "params"}
@@ -519,13 +655,19 @@ def test_every_value_has_a_help_text() -> None:
 def test_a_bundled_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "configs").mkdir()
     (folder / "configs/demo.yaml").write_text((folder / "toy.yaml").read_text())
-    monkeypatch.setattr(plugins, "folders", lambda kind, found=plugins.folders: (
-        [str(folder / "configs")] if kind == "configs" else found(kind)
-    ))  # fmt: skip
+    monkeypatch.setattr(
+        plugins,
+        "folders",
+        lambda kind, found=plugins.folders: (
+            [str(folder / "configs")] if kind == "configs" else found(kind)
+        ),
+    )
     assert config.load("demo") == config.load("toy.yaml")
     with pytest.raises(UserError, match="--config: nothing is called 'dem'; did you mean demo"):
         config.parse(["--config", "dem"])
-    with pytest.raises(UserError, match="--config: needs a YAML file, or the name of a bundled one: demo"):
+    with pytest.raises(
+        UserError, match="--config: needs a YAML file, or the name of a bundled one: demo"
+    ):
         config.parse([])
 
 
@@ -555,7 +697,10 @@ atexit.register(lambda: print("torch was imported" if "torch" in sys.modules els
         (["import ddpo.config"], ""),
         (["import ddpo"], ""),
         (["runpy.run_module('ddpo', run_name='__main__')", "--help"], "evaluate"),
-        (["runpy.run_module('ddpo', run_name='__main__')", "list", "rewards"], "jpeg_compressibility"),
+        (
+            ["runpy.run_module('ddpo', run_name='__main__')", "list", "rewards"],
+            "jpeg_compressibility",
+        ),
         (["runpy.run_module('ddpo', run_name='__main__')", "list", "objectives"], "ddpo"),
         (["runpy.run_module('ddpo', run_name='__main__')", "list", "metrics"], "ratio/max_dev"),
         (["runpy.run_module('ddpo', run_name='__main__')", "list", "prompts"], "animals"),
@@ -571,7 +716,10 @@ def test_looking_around_costs_nothing(argv: list[str], shown: str) -> None:
 
 def test_an_unknown_command() -> None:
     done, _ = quietly("runpy.run_module('ddpo', run_name='__main__')", "trian")
-    assert (done.returncode, done.stderr) == (2, "ddpo: trian: no such command; did you mean train?\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "ddpo: trian: no such command; did you mean train?\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -580,7 +728,11 @@ def test_an_unknown_command() -> None:
         (UserError("a: b"), 2, "ddpo: a: b\n"),
         (Stopped("go on"), 3, "ddpo: go on\n"),
         (KeyboardInterrupt(), 3, "ddpo: interrupted; "),
-        (KeyError("x"), 1, "ddpo: internal error: KeyError: 'x'; run again with --debug for the traceback\n"),
+        (
+            KeyError("x"),
+            1,
+            "ddpo: internal error: KeyError: 'x'; run again with --debug for the traceback\n",
+        ),
     ],
 )
 def test_exit_codes(
@@ -635,7 +787,9 @@ def test_what_is_given_from_python_is_checked_at_once() -> None:
         Config(trainr={})
     built = Config(objective={"name": "grpo", "clip_range": 2e-3})
     assert built.objective == Objective(name="grpo", options={"clip_range": 2e-3})
-    with pytest.raises(UserError, match=r"^objective\.clip_rage: no such option of grpo; did you mean"):
+    with pytest.raises(
+        UserError, match=r"^objective\.clip_rage: no such option of grpo; did you mean"
+    ):
         config.load(Config(objective={"name": "grpo", "clip_rage": 2e-3}))
 
 

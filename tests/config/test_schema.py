@@ -46,30 +46,56 @@ def test_our_configurations_are_valid(file: Path, bundled: Draft202012Validator)
 def test_an_editor_finds_the_schema(file: Path) -> None:
     """By a comment that is not the file's summary."""
     lines = file.read_text(encoding="utf-8").splitlines()
-    (place,) = [i for i, line in enumerate(lines) if line.startswith("# yaml-language-server: $schema=")]
+    (place,) = [
+        i for i, line in enumerate(lines) if line.startswith("# yaml-language-server: $schema=")
+    ]
     assert (file.parent / lines[place].partition("=")[2]).is_file()
     summary = dict(plugins.summaries("configs"))[file.stem]
     assert place > 0 and summary and "$schema" not in summary
 
 
 BROKEN = [
-    "trainr: {lr: 1.0}", "trainer: {itterations: 3}", "trainer: {lr: fast}", "trainer: {lr: 0}",
-    "trainer: {epochs: 1.5}", "trainer: {epochs: true}", "trainer: {betas: [0.9]}",
-    "trainer: {betas: [0.9, 1.0]}", "trainer: [1]", "trainer: {max_missing: 1}", "lora: {rank: 0}",
-    "lora: 3", "lora: {alpha: x}", "model: {dtype: fp8}", "model: {loras: a}",
-    "model: {gradient_checkpointing: 1}", "sampler: {name: ddmi}", "sampler: {name: ddim, variance: large}",
-    "sampler: {name: ddpm, variance: huge}", "objective: {name: othr}",
-    "objective: {name: ddpo, clip_rage: 1.0}", "objective: {clip_rage: 1.0}",
-    "objective: {name: prdp, beta: 0}", "objective: {options: {}}",
-    "objective: {timestep_window: [-1, 3]}", "advantage: {name: group, std: grop}",
-    "advantage: {name: batch, min_count: 3}", "rewards: {name: jpeg_compressibility}",
-    "rewards: [{weight: 1.0}]", "rewards: [{name: jpeg_compressibilty}]",
+    "trainr: {lr: 1.0}",
+    "trainer: {itterations: 3}",
+    "trainer: {lr: fast}",
+    "trainer: {lr: 0}",
+    "trainer: {epochs: 1.5}",
+    "trainer: {epochs: true}",
+    "trainer: {betas: [0.9]}",
+    "trainer: {betas: [0.9, 1.0]}",
+    "trainer: [1]",
+    "trainer: {max_missing: 1}",
+    "lora: {rank: 0}",
+    "lora: 3",
+    "lora: {alpha: x}",
+    "model: {dtype: fp8}",
+    "model: {loras: a}",
+    "model: {gradient_checkpointing: 1}",
+    "sampler: {name: ddmi}",
+    "sampler: {name: ddim, variance: large}",
+    "sampler: {name: ddpm, variance: huge}",
+    "objective: {name: othr}",
+    "objective: {name: ddpo, clip_rage: 1.0}",
+    "objective: {clip_rage: 1.0}",
+    "objective: {name: prdp, beta: 0}",
+    "objective: {options: {}}",
+    "objective: {timestep_window: [-1, 3]}",
+    "advantage: {name: group, std: grop}",
+    "advantage: {name: batch, min_count: 3}",
+    "rewards: {name: jpeg_compressibility}",
+    "rewards: [{weight: 1.0}]",
+    "rewards: [{name: jpeg_compressibilty}]",
     "rewards: [{name: jpeg_compressibility, qualty: 3}]",
     "rewards: [{name: jpeg_compressibility, params: {qualty: 3}}]",
     "rewards: [{name: jpeg_compressibility, params: {quality: 101}}]",
-    "eval_rewards: [{name: vlm_judge, params: {judge: x}}]", "log: {trackers: [wand]}",
-    "seed: -1", "seed: 18446744073709551616", "run_dir: ' '", "plugins: mine", "run_dir: null",
-]  # fmt: skip
+    "eval_rewards: [{name: vlm_judge, params: {judge: x}}]",
+    "log: {trackers: [wand]}",
+    "seed: -1",
+    "seed: 18446744073709551616",
+    "run_dir: ' '",
+    "plugins: mine",
+    "run_dir: null",
+]
 
 
 @pytest.mark.parametrize("text", BROKEN)
@@ -83,10 +109,14 @@ def test_what_is_refused_is_underlined(text: str, bundled: Draft202012Validator)
 @pytest.mark.parametrize(
     "text",
     [
-        "{}", "lora: null", "trainer: {lr: 1}", "rewards: [{name: 'mine.py:f', params: {a: 1}}]",
-        "objective: {name: 'package.module:loss', anything: 3}", "prompts: {path: mine.txt}",
+        "{}",
+        "lora: null",
+        "trainer: {lr: 1}",
+        "rewards: [{name: 'mine.py:f', params: {a: 1}}]",
+        "objective: {name: 'package.module:loss', anything: 3}",
+        "prompts: {path: mine.txt}",
     ],
-)  # fmt: skip
+)
 def test_what_is_right_is_not(text: str, bundled: Draft202012Validator) -> None:
     assert bundled.is_valid(yaml.safe_load(text))
 

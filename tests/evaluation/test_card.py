@@ -30,7 +30,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert frame.run(train.main, argv) == 0
     before = (folder / "evaluated" / "README.md").read_text()
-    assert "It has not been evaluated. `ddpo evaluate evaluated`" in before and "evaluation/" not in before
+    assert (
+        "It has not been evaluated. `ddpo evaluate evaluated`" in before
+        and "evaluation/" not in before
+    )
     judge.judge(config.load(folder / "evaluated" / "config.yaml"))
     argv = helpers.smoke(folder / "whole", *flags, "--sampler.name", "ddpm")
     at = argv.index("--lora.rank")
@@ -52,10 +55,8 @@ def copy(run: Path, to: Path, **changes: Any) -> Path:
 
 def test_its_numbers_and_pictures_are_those_of_the_evaluation(runs: Path) -> None:
     folder = runs / "evaluated"
-    text, results = (
-        (folder / "README.md").read_text(),
-        json.loads((folder / "evaluation/results.json").read_text()),
-    )
+    text = (folder / "README.md").read_text()
+    results = json.loads((folder / "evaluation/results.json").read_text())
     for name, scores in results["sets"].items():
         entry = scores["jpeg_compressibility"]
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
@@ -80,41 +81,54 @@ def test_what_the_hub_reads(runs: Path, tmp_path: Path) -> None:
     data = ModelCard.load(runs / "evaluated" / "README.md").data
     assert data.base_model is None and data.pipeline_tag == "text-to-image" and "lora" in data.tags
     assert [(result.dataset_name, result.metric_type) for result in data.eval_results] == [
-        ("animals", "jpeg_compressibility"), ("animals_heldout", "jpeg_compressibility")
-    ]  # fmt: skip
+        ("animals", "jpeg_compressibility"),
+        ("animals_heldout", "jpeg_compressibility"),
+    ]
     assert all((runs / "evaluated" / widget["output"]["url"]).is_file() for widget in data.widget)
 
     hub = copy(runs / "evaluated", tmp_path / "hub", model__pretrained="somebody/some-model")
     data = ModelCard.load(hub).data
     assert (data.base_model, data.base_model_relation) == ("somebody/some-model", "adapter")
     assert 'from_pretrained("somebody/some-model"' in hub.read_text()
-    data = ModelCard.load(copy(runs / "whole", tmp_path / "whole", model__pretrained="some/model")).data
-    assert data.base_model_relation == "finetune" and "lora" not in data.tags and data.eval_results is None
+    data = ModelCard.load(
+        copy(runs / "whole", tmp_path / "whole", model__pretrained="some/model")
+    ).data
+    assert (
+        data.base_model_relation == "finetune"
+        and "lora" not in data.tags
+        and data.eval_results is None
+    )
 
 
 def test_what_it_says_of_other_runs(runs: Path, tmp_path: Path) -> None:
     toy = copy(runs / "evaluated", tmp_path / "toy", model__pretrained="emoji").read_text()
     assert "**A toy.**" in toy and "EMBEDDED" in toy and '"emoji"' not in toy
-    more = copy(runs / "evaluated", tmp_path / "more", trainer__iterations=5, ema__decay=0.9).read_text()
+    more = copy(
+        runs / "evaluated", tmp_path / "more", trainer__iterations=5, ema__decay=0.9
+    ).read_text()
     assert "**This is of an earlier state, 2 iterations**" in more and "the running average" in more
     whole = (runs / "whole" / "README.md").read_text()
-    assert "The whole UNet was trained; `lora/unet` holds it" in whole and "holds a LoRA" not in whole
+    assert (
+        "The whole UNet was trained; `lora/unet` holds it" in whole and "holds a LoRA" not in whole
+    )
 
 
 @pytest.mark.parametrize("name", ["evaluated", "whole"])
-def test_its_code_gives_our_pictures(name: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_code_gives_our_pictures(
+    name: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (runs / name / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(runs / name)
     found: dict[str, Any] = {}
     exec(code, found)
-    if (
-        name == "whole"
-    ):  # by ddpm diffusers draws noise in the last step too, so that only the weights compare
+    # by ddpm diffusers draws noise in the last step too, so that only the weights compare
+    if name == "whole":
         ours = ddpo.load(runs / name)
         theirs = dict(found["pipeline"].unet.named_parameters())
         with ours.policy.weights(ours.remember()):
             assert all(
-                np.array_equal(p.detach(), theirs[n].detach()) for n, p in ours.policy.unet.named_parameters()
+                np.array_equal(p.detach(), theirs[n].detach())
+                for n, p in ours.policy.unet.named_parameters()
             )
         return
     pipeline, (ours,) = found["pipeline"], ddpo.load(runs / name).sample(["a cat"], [7])

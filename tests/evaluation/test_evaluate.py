@@ -1,4 +1,5 @@
-"""ddpo evaluate: an option is obeyed, and results.json says with what the pictures were made, or refused."""
+"""ddpo evaluate: an option is obeyed, and results.json says with what the pictures were made, or
+refused."""
 
 import io
 import json
@@ -29,19 +30,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 OBEYED: dict[str, Flags] = {
-    "sampler.name": ["ddpm"], "sampler.num_steps": ["2"], "sampler.guidance_scale": ["4"],
-    "sampler.batch_size": ["3"], "sampler.eta": ["0"], "sampler.negative_prompt": ["a cat"],
+    "sampler.name": ["ddpm"],
+    "sampler.num_steps": ["2"],
+    "sampler.guidance_scale": ["4"],
+    "sampler.batch_size": ["3"],
+    "sampler.eta": ["0"],
+    "sampler.negative_prompt": ["a cat"],
     "evaluation.prompts": ["activities_heldout"],
-    "evaluation.samples_per_prompt": ["2"], "evaluation.num_prompts": ["1"], "evaluation.seed": ["1000"],
-    "eval_rewards": ["[{name: brightness, label: light}]"], "model.dtype": ["bf16"],
+    "evaluation.samples_per_prompt": ["2"],
+    "evaluation.num_prompts": ["1"],
+    "evaluation.seed": ["1000"],
+    "eval_rewards": ["[{name: brightness, label: light}]"],
+    "model.dtype": ["bf16"],
     "trainer.reward_timeout_s": ["7"],
-    "plugins": ["[own]", "--eval_rewards", "[{name: mine}]"], "--checkpoint": ["000001"],
-}  # fmt: skip
+    "plugins": ["[own]", "--eval_rewards", "[{name: mine}]"],
+    "--checkpoint": ["000001"],
+}
 
 
 @pytest.fixture(scope="module")
 def evaluated(folder: Path) -> Callable[[Flags], tuple[dict[str, Any], Any]]:
-    """results.json, and the pictures with all that they are made with, of `ddpo evaluate run FLAGS`."""
+    """results.json, and the pictures with all that they are made with, of
+    `ddpo evaluate run FLAGS`."""
 
     @cache
     def evaluated(flags: tuple[str, ...]) -> Any:
@@ -66,7 +76,11 @@ def evaluated(folder: Path) -> Callable[[Flags], tuple[dict[str, Any], Any]]:
 
 def test_every_option_of_an_evaluation_is_in_the_table(folder: Path) -> None:
     known = {option.split(".0.")[0] for option in OBEYED}
-    settable = {place for place in places(config.load("run/config.yaml")) if within(place, evaluate.SETTABLE)}
+    settable = {
+        place
+        for place in places(config.load("run/config.yaml"))
+        if within(place, evaluate.SETTABLE)
+    }
     assert settable <= known and {"eval_rewards", "--checkpoint"} <= known
 
 
@@ -97,11 +111,15 @@ def test_how_the_work_is_cut_changes_no_picture(evaluated: Any) -> None:
     for option in ("sampler.batch_size", "trainer.reward_timeout_s"):
         _, (_, pictures, _) = evaluated([f"--{option}", *OBEYED[option]])
         for name in plain.keys() | pictures.keys():
-            one, two = (np.asarray(Image.open(io.BytesIO(each[name])), int) for each in (plain, pictures))
+            one, two = (
+                np.asarray(Image.open(io.BytesIO(each[name])), int) for each in (plain, pictures)
+            )
             assert np.abs(one - two).max() <= 1
 
 
-def test_an_evaluation_refuses_all_else_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_refuses_all_else_by_name(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = config.load("run/config.yaml")
     others = [place for place in places(settings) if not within(place, evaluate.SETTABLE)]
     assert {"seed", "trainer.lr", "run_dir", "rewards.0.weight", "prompts.name"} <= {*others}
@@ -122,7 +140,10 @@ def test_an_evaluation_refuses_all_else_by_name(folder: Path, capsys: pytest.Cap
         (["--checkpoint", "bst"], "run has no checkpoint bst; there are: 000001, 000002"),
         (["--sampler.num_steps", "0"], "sampler.num_steps: must be at least 1"),
         (["--sampler.num_stesp", "2"], "did you mean num_steps?"),
-        (["--eval_rewards", "[{name: jpeg_compressibility}]"], "jpeg_compressibility is there twice"),
+        (
+            ["--eval_rewards", "[{name: jpeg_compressibility}]"],
+            "jpeg_compressibility is there twice",
+        ),
         (["--eval_rewards", "[{name: brightness, weight: 2}]"], "judges are not summed"),
         (["--evaluation.seed", "-1"], "evaluation.seed: must be at least 0 and below 2^64"),
         (["other"], "needs the folder of one run, got run and other"),

@@ -9,7 +9,9 @@ from ddpo.evaluation import table
 
 def noise(size: tuple[int, int], seed: int) -> Image.Image:
     width, height = size
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def places(page: Image.Image, picture: Image.Image) -> list[tuple[int, int]]:
@@ -17,12 +19,18 @@ def places(page: Image.Image, picture: Image.Image) -> list[tuple[int, int]]:
     big, small = np.asarray(page), np.asarray(picture)
     height, width = small.shape[:2]
     corners = np.argwhere((big == small[0, 0]).all(-1))
-    return [(int(x), int(y)) for y, x in corners if np.array_equal(big[y : y + height, x : x + width], small)]
+    return [
+        (int(x), int(y))
+        for y, x in corners
+        if np.array_equal(big[y : y + height, x : x + width], small)
+    ]
 
 
 def test_pictures_stand_in_rows_and_columns_unchanged() -> None:
     cells = [[noise((150, 130), 10 * r + c) for c in range(3)] for r in range(2)]
-    page = table.table(cells, ["a fox", "a cat"], ["base", "000010", "tuned"], [["0.1", "0.2", "0.3"]] * 2)
+    page = table.table(
+        cells, ["a fox", "a cat"], ["base", "000010", "tuned"], [["0.1", "0.2", "0.3"]] * 2
+    )
     found = [[places(page, cell) for cell in row] for row in cells]
     assert all(len(where) == 1 for row in found for where in row)
     xs = [[where[0][0] for where in row] for row in found]
@@ -39,7 +47,10 @@ def test_pictures_are_shown_at_a_readable_size(side: int, shown: int) -> None:
     page = table.table([[Image.new("RGB", (side, side), "#ff0000")]], [""], [""])
     red = np.argwhere((np.asarray(page) == (255, 0, 0)).all(-1))
     assert (red.max(0) - red.min(0) + 1).tolist() == [shown, shown]
-    assert page.size == (shown + 2 * table.MARGIN,) * 2 or page.height - shown - 2 * table.MARGIN <= table.GAP
+    assert (
+        page.size == (shown + 2 * table.MARGIN,) * 2
+        or page.height - shown - 2 * table.MARGIN <= table.GAP
+    )
 
 
 def test_scale_is_the_factor_of_enlargement() -> None:
@@ -68,7 +79,8 @@ def test_labels_and_captions_are_written_where_they_belong() -> None:
 
 
 def test_pictures_of_several_shapes_are_centered_and_no_caption_covers_them() -> None:
-    """Each is whole, in the middle of its cell; the captions stand in one line below the row's tallest."""
+    """Each is whole, in the middle of its cell; the captions stand in one line below the row's
+    tallest."""
     shapes = [(128, 60), (128, 128), (90, 128)]
     cells = [[noise(shape, i) for i, shape in enumerate(shapes)]]
     page, bare = (
@@ -107,7 +119,9 @@ def test_long_prompts_make_their_row_taller() -> None:
 
 def test_what_the_font_lacks_is_spelt_otherwise() -> None:
     cell = Image.new("RGB", (128, 128))
-    assert table.table([[cell]], ["un café −3"], ["x"]) == table.table([[cell]], ["un cafe -3"], ["x"])
+    assert table.table([[cell]], ["un café −3"], ["x"]) == table.table(
+        [[cell]], ["un cafe -3"], ["x"]
+    )
 
 
 def test_labels_that_do_not_match_are_refused() -> None:

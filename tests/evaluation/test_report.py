@@ -48,15 +48,26 @@ def write_training(folder: Path, iterations: int = 40) -> None:
     lines = []
     for i in range(1, iterations + 1):
         done = 1 - math.exp(-i / 15)
-        lines.append({
-            "iteration": i, "images_seen": 256 * i, "reward/mean": -3.2 + 0.6 * done + 0.02 * rng.normal(),
-            "reward/std": 0.5 - 0.2 * done, f"reward/{JPEG}": -3.2 + 0.6 * done, "ratio/mean": 1.0,
-            "ratio/max_dev": abs(0.004 + 0.001 * rng.normal()), "clip_frac": abs(0.15 + 0.03 * rng.normal()),
-            "approx_kl": abs(2e-6 + 3e-7 * rng.normal()), "kl_ref": None, "grad_norm": 0.3,
-            "guard/brightness": 0.5 + 0.02 * done, "guard/saturation": 0.45 + 0.02 * rng.normal(),
-            "guard/edge_density": 0.5 * (1 - 0.8 * done), "guard/color_entropy": 4.4 - 2.5 * done,
-            "time/total": 4.2,
-        })  # fmt: skip
+        lines.append(
+            {
+                "iteration": i,
+                "images_seen": 256 * i,
+                "reward/mean": -3.2 + 0.6 * done + 0.02 * rng.normal(),
+                "reward/std": 0.5 - 0.2 * done,
+                f"reward/{JPEG}": -3.2 + 0.6 * done,
+                "ratio/mean": 1.0,
+                "ratio/max_dev": abs(0.004 + 0.001 * rng.normal()),
+                "clip_frac": abs(0.15 + 0.03 * rng.normal()),
+                "approx_kl": abs(2e-6 + 3e-7 * rng.normal()),
+                "kl_ref": None,
+                "grad_norm": 0.3,
+                "guard/brightness": 0.5 + 0.02 * done,
+                "guard/saturation": 0.45 + 0.02 * rng.normal(),
+                "guard/edge_density": 0.5 * (1 - 0.8 * done),
+                "guard/color_entropy": 4.4 - 2.5 * done,
+                "time/total": 4.2,
+            }
+        )
     write_json_lines(folder / "metrics.jsonl", lines)
     (folder / "samples").mkdir()
     for i in range(0, iterations + 1, 10):
@@ -67,7 +78,8 @@ def write_training(folder: Path, iterations: int = 40) -> None:
 
 
 def write_evaluation(folder: Path) -> None:
-    """Two seeds of 20 training prompts and of 8 held-out ones; the judge falls on the held-out prompts."""
+    """Two seeds of 20 training prompts and of 8 held-out ones; the judge falls on the held-out
+    prompts."""
     rng = np.random.default_rng(1)
     (folder / "evaluation" / "images").mkdir(parents=True)
     activities = (None, "riding a bike", "playing chess", "washing dishes")
@@ -77,7 +89,9 @@ def write_evaluation(folder: Path) -> None:
             prompt = caption(list(animals)[seed // 2], activities[seed // 2 % 4])
             for column in ("base", "tuned"):
                 tuned, file = column == "tuned", f"images/{name}_{seed:05d}_{column}.png"
-                picture = draw(prompt, seed, "plain" if tuned else ("mosaic", "confetti", "checks")[seed % 3])
+                picture = draw(
+                    prompt, seed, "plain" if tuned else ("mosaic", "confetti", "checks")[seed % 3]
+                )
                 picture.save(folder / "evaluation" / file)
                 scores: dict[str, float | None] = {
                     JPEG: -3.2 + 0.6 * tuned + 0.3 * rng.normal(),
@@ -91,20 +105,25 @@ def write_evaluation(folder: Path) -> None:
     for name in ("animals_heldout", "animals"):  # not in the order in which the page shows them
         for score in samples[0]["scores"]:
             base, tuned = (
-                np.array([s["scores"][score] for s in samples if (s["set"], s["column"]) == key], float)
+                np.array(
+                    [s["scores"][score] for s in samples if (s["set"], s["column"]) == key], float
+                )
                 for key in ((name, "base"), (name, "tuned"))
             )
             sets.setdefault(name, {})[score] = {
-                "base": stats.summary(base), "tuned": stats.summary(tuned),
-                "difference": stats.paired(base, tuned), "win_rate": stats.win_rate(base, tuned),
-            }  # fmt: skip
+                "base": stats.summary(base),
+                "tuned": stats.summary(tuned),
+                "difference": stats.paired(base, tuned),
+                "win_rate": stats.win_rate(base, tuned),
+            }
     write_json_lines(folder / "evaluation" / "samples.jsonl", samples)
     results = {"sets": sets, "versions": {"ddpo": "0.1.0"}, "config": {"samples_per_prompt": 2}}
     (folder / "evaluation" / "results.json").write_text(json.dumps(results))
 
 
 class Page(HTMLParser):
-    """What a reader sees of a page: its words, table rows, links and sources; checks that elements nest."""
+    """What a reader sees of a page: its words, table rows, links and sources; checks that elements
+    nest."""
 
     VOID = ("meta", "img", "br", "link", "input")
 
@@ -153,9 +172,11 @@ def run_dir(finished: Path, tmp_path: Path) -> Path:
 
 def test_sentence_has_the_documented_form() -> None:
     entry = {
-        "base": {"mean": -3.2, "se": 0.05, "n": 90}, "tuned": {"mean": -2.61, "se": 0.04, "n": 90},
-        "difference": {"mean": 0.59, "low": 0.52, "high": 0.66}, "win_rate": 0.87,
-    }  # fmt: skip
+        "base": {"mean": -3.2, "se": 0.05, "n": 90},
+        "tuned": {"mean": -2.61, "se": 0.04, "n": 90},
+        "difference": {"mean": 0.59, "low": 0.52, "high": 0.66},
+        "win_rate": 0.87,
+    }
     assert evidence.sentence("animals", JPEG, entry) == (
         "jpeg_compressibility on animals: -3.20 -> -2.61 "
         "(+0.59, 95 % interval 0.52 to 0.66; better on 87 % of matched seeds)"
@@ -165,17 +186,22 @@ def test_sentence_has_the_documented_form() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
-        (0.1, 0.2, "rose"), (-0.2, -0.1, "fell"), (-0.1, 0.1, "no clear change"),
-        (0.0, 0.1, "no clear change"), (None, None, "no clear change"),
+        (0.1, 0.2, "rose"),
+        (-0.2, -0.1, "fell"),
+        (-0.1, 0.1, "no clear change"),
+        (0.0, 0.1, "no clear change"),
+        (None, None, "no clear change"),
         (math.nan, math.nan, "no clear change"),
     ],
-)  # fmt: skip
+)
 def test_verdict_asks_the_interval(low: float | None, high: float | None, expected: str) -> None:
     assert evidence.verdict({"mean": 0.0, "low": low, "high": high}) == expected
 
 
 def test_selection_is_evenly_spaced_with_the_lowest_seed() -> None:
-    matches = [evidence.Match(s, f"p{i}", seed) for i in range(10) for seed in (7, 3) for s in ("a", "b")]
+    matches = [
+        evidence.Match(s, f"p{i}", seed) for i in range(10) for seed in (7, 3) for s in ("a", "b")
+    ]
     chosen = evidence.select(matches, "a", 4)
     assert [(m.set, m.prompt, m.seed) for m in chosen] == [("a", f"p{i}", 3) for i in (0, 2, 5, 7)]
     assert [m.prompt for m in evidence.select(matches, "b", 99)] == [f"p{i}" for i in range(10)]
@@ -194,7 +220,9 @@ def test_page_tells_what_the_results_say(finished: Path) -> None:
     ]
     for row in rows:
         entry = results["sets"][row[0]][row[1]]
-        numbers = [float(cell.replace("−", "-")) for cell in row if re.fullmatch(r"[−+]?[\d.]+", cell)]
+        numbers = [
+            float(cell.replace("−", "-")) for cell in row if re.fullmatch(r"[−+]?[\d.]+", cell)
+        ]
         expected = [
             entry["base"]["mean"],
             entry["tuned"]["mean"],
@@ -217,7 +245,11 @@ def test_page_flags_the_falling_judge_and_the_guards(finished: Path) -> None:
 def test_a_gain_that_stays_on_the_training_prompts_is_flagged(run_dir: Path) -> None:
     file = run_dir / "evaluation" / "results.json"
     results = json.loads(file.read_text())
-    results["sets"]["animals_heldout"][JPEG]["difference"] = {"mean": 0.01, "low": -0.1, "high": 0.12}
+    results["sets"]["animals_heldout"][JPEG]["difference"] = {
+        "mean": 0.01,
+        "low": -0.1,
+        "high": 0.12,
+    }
     file.write_text(json.dumps(results))
     assert f"{JPEG} on animals_heldout no clear change" in Page(report.write(run_dir)).text
 
@@ -240,13 +272,17 @@ def test_gallery_is_sortable_by_the_trained_reward(finished: Path) -> None:
 def test_before_after_shows_the_pictures(finished: Path) -> None:
     run = evidence.read(finished)
     page = np.asarray(figures.before_after(run))
-    assert np.array_equal(page, np.asarray(Image.open(finished / "evaluation" / "before_after.png")))
+    assert np.array_equal(
+        page, np.asarray(Image.open(finished / "evaluation" / "before_after.png"))
+    )
     for match in (
         *evidence.select(run.matches, "animals", 8),
         *evidence.select(run.matches, "animals_heldout", 4),
     ):
         for file in match.images.values():
-            picture = Image.open(finished / "evaluation" / file).resize((128, 128), Image.Resampling.LANCZOS)
+            picture = Image.open(finished / "evaluation" / file).resize(
+                (128, 128), Image.Resampling.LANCZOS
+            )
             window = np.asarray(picture)
             corners = np.argwhere((page[:-128, :-128] == window[0, 0]).all(-1))
             assert any(np.array_equal(page[y : y + 128, x : x + 128], window) for y, x in corners)
@@ -257,7 +293,9 @@ def test_everything_is_escaped(run_dir: Path) -> None:
     for name in ("config.yaml", "evaluation/results.json", "evaluation/samples.jsonl"):
         content = (run_dir / name).read_text()
         quoted = json.dumps(evil)[1:-1]
-        content = content.replace("name: animals\n", f"name: '{evil.replace(chr(39), chr(39) * 2)}'\n")
+        content = content.replace(
+            "name: animals\n", f"name: '{evil.replace(chr(39), chr(39) * 2)}'\n"
+        )
         content = content.replace('"animals"', f'"{quoted}"').replace("a cat", quoted)
         (run_dir / name).write_text(content)
     before = Page(run_dir / "index.html").tags

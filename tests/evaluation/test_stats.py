@@ -42,7 +42,8 @@ def test_interval_of_a_normal_sample_is_the_normal_interval(n: int) -> None:
 
 
 def test_interval_of_two_valued_differences_is_the_binomial_interval() -> None:
-    # 40 differences, 10 of them 1: a resampled mean is Binomial(40, 1/4) / 40, and its quantiles are known
+    # 40 differences, 10 of them 1: a resampled mean is Binomial(40, 1/4) / 40, and its quantiles
+    # are known
     n, p = 40, 0.25
     mass = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
     low, high = (next(k for k in range(n + 1) if sum(mass[: k + 1]) >= q) for q in (0.025, 0.975))
@@ -54,7 +55,9 @@ def test_interval_covers_the_truth_as_often_as_it_says(monkeypatch: pytest.Monke
     monkeypatch.setattr(stats, "RESAMPLES", 400)
     rng, trials, n = np.random.default_rng(1), 600, 50
     samples = rng.exponential(1.0, (trials, n))
-    covered = sum(r["low"] <= 1.0 <= r["high"] for r in (stats.paired(np.zeros(n), x) for x in samples))
+    covered = sum(
+        r["low"] <= 1.0 <= r["high"] for r in (stats.paired(np.zeros(n), x) for x in samples)
+    )
     assert 0.89 <= covered / trials <= 0.97  # skewed differences: a little under 95 %
 
 

@@ -1,4 +1,5 @@
-"""The emoji world: its scenes, and the committed models, loaded by plain diffusers and transformers."""
+"""The emoji world: its scenes, and the committed models, loaded by plain diffusers and
+transformers."""
 
 import io
 import random
@@ -22,7 +23,8 @@ WEIGHTS = FOLDER / "weights"
 
 
 def test_a_scene_is_a_function_of_caption_and_seed() -> None:
-    first, again = scenes.draw("a fox riding a bike", 7), scenes.draw("a photo of a fox riding a bike", 7)
+    first = scenes.draw("a fox riding a bike", 7)
+    again = scenes.draw("a photo of a fox riding a bike", 7)
     assert first.size == (64, 64)
     assert first.mode == "RGB"
     assert first.tobytes() == again.tobytes()
@@ -85,16 +87,23 @@ def test_plain_scenes_leave_room_for_compression() -> None:
 
 def test_prompt_sets_are_those_of_the_scenes() -> None:
     def asked(name: str) -> set[tuple[str, str | None]]:
-        return {(prompt.metadata["animal"], prompt.metadata.get("activity")) for prompt in prompts.load(name)}
+        return {
+            (prompt.metadata["animal"], prompt.metadata.get("activity"))
+            for prompt in prompts.load(name)
+        }
 
     assert asked("animals") == {(animal, None) for animal in scenes.ANIMALS}
     assert asked("animals_heldout") == {(animal, None) for animal in scenes.HELDOUT_ANIMALS}
     assert asked("activities_heldout") == scenes.HELDOUT_COMBINATIONS
-    combinations = {(animal, activity) for animal in scenes.ANIMALS for activity in scenes.ACTIVITIES}
+    combinations = {
+        (animal, activity) for animal in scenes.ANIMALS for activity in scenes.ACTIVITIES
+    }
     assert asked("activities") == combinations - scenes.HELDOUT_COMBINATIONS
     for name in ("animals", "animals_heldout", "activities", "activities_heldout"):
         for prompt in prompts.load(name):
-            assert prompt.text == scenes.caption(prompt.metadata["animal"], prompt.metadata.get("activity"))
+            assert prompt.text == scenes.caption(
+                prompt.metadata["animal"], prompt.metadata.get("activity")
+            )
 
 
 def test_the_weights_are_small() -> None:
@@ -108,7 +117,9 @@ def test_the_weights_are_small() -> None:
 def test_the_judge_is_right_on_held_out_scenes() -> None:
     judge = rewards.build("emoji_recognition")
     wanted = list(prompts.load("activities"))[::3] + list(prompts.load("animals"))
-    pictures = from_pil([scenes.draw(prompt.text, 20_000_000 + i) for i, prompt in enumerate(wanted)])
+    pictures = from_pil(
+        [scenes.draw(prompt.text, 20_000_000 + i) for i, prompt in enumerate(wanted)]
+    )
     texts, metadata = [prompt.text for prompt in wanted], [prompt.metadata for prompt in wanted]
     assert judge(pictures, texts, metadata).mean() >= 0.93
     assert judge(pictures, texts[::-1], metadata[::-1]).mean() <= 0.1
@@ -120,9 +131,13 @@ def test_plain_diffusers_needs_no_dtype_and_draws_our_picture() -> None:
     plain = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline")
     plain.set_progress_bar_config(disable=True)
     theirs = plain(
-        ["a fox"], num_inference_steps=4, guidance_scale=3.0, eta=1.0, output_type="pt",
+        ["a fox"],
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        eta=1.0,
+        output_type="pt",
         generator=[generator(Purpose.EVALUATION, 0)],
-    ).images  # fmt: skip
+    ).images
     policy = StableDiffusion("emoji", lora=helpers.adapter())
     steps = helpers.sampler(policy)
     (ours,) = sample(policy, steps, ["a fox"], [(Purpose.EVALUATION, 0)])
@@ -141,5 +156,8 @@ def test_the_base_draws_what_it_is_asked_for_in_plain_diffusers() -> None:
         texts, num_inference_steps=10, guidance_scale=3.0, eta=1.0, generator=generators
     ).images
     assert pictures[0].size == (64, 64)
-    right = rewards.build("emoji_recognition")(from_pil(pictures), texts, [p.metadata for p in wanted])
-    assert right.mean() >= 0.6  # 15 pictures; the measured rate over hundreds is in the model's card
+    right = rewards.build("emoji_recognition")(
+        from_pil(pictures), texts, [p.metadata for p in wanted]
+    )
+    # 15 pictures; the measured rate over hundreds is in the model's card
+    assert right.mean() >= 0.6

@@ -1,4 +1,5 @@
-"""The emoji world's CLIP and aesthetic head: loaded by open_clip offline, right on scenes drawn here."""
+"""The emoji world's CLIP and aesthetic head: loaded by open_clip offline, right on scenes drawn
+here."""
 
 import json
 import random
@@ -39,7 +40,12 @@ def drawn(count: int, first: int = FIRST) -> Tensor:
 def test_it_is_small() -> None:
     sizes = {file.name: file.stat().st_size for file in FOLDER.iterdir()}
     assert sum(sizes.values()) <= 8e6
-    needed = {"open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json", "captions.jsonl"}
+    needed = {
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+        "tokenizer.json",
+        "captions.jsonl",
+    }
     assert needed | {"aesthetic.safetensors"} <= {*sizes}
 
 
@@ -105,7 +111,8 @@ def test_the_formula_by_hand() -> None:
 
 
 def test_the_head_rates_as_the_formula_does() -> None:
-    """Through open_clip's own preprocessing, and layers written out: linear maps, as in LAION's predictor."""
+    """Through open_clip's own preprocessing, and layers written out: linear maps, as in LAION's
+    predictor."""
     model, _ = open_clip.create_model_from_pretrained(f"local-dir:{FOLDER}")
     layers = load_file(FOLDER / "aesthetic.safetensors")
     names = [f"layers.{i}.{kind}" for i in (0, 2, 4, 6, 7) for kind in ("bias", "weight")]

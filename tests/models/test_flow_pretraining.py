@@ -26,10 +26,16 @@ def test_captions_are_encoded_as_the_pipeline_encodes_them() -> None:
     words = tokenizer()
     encoders = [flow.text_encoder(words), flow.text_encoder(words)]
     pipeline = StableDiffusion3Pipeline(
-        flow.transformer(), flow.scheduler(), flow_autoencoder.build(),
-        encoders[0], words, encoders[1], words,
-        text_encoder_3=None, tokenizer_3=None,  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
+        flow.transformer(),
+        flow.scheduler(),
+        flow_autoencoder.build(),
+        encoders[0],
+        words,
+        encoders[1],
+        words,
+        text_encoder_3=None,
+        tokenizer_3=None,  # pyright: ignore[reportArgumentType]
+    )
     texts = ["a fox", "an ant riding a bike", ""]
     tokens = words(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     hidden, pooled = flow.encode(list(encoders), tokens)
@@ -46,7 +52,9 @@ def test_the_last_step_of_ten_is_no_shorter_than_the_others() -> None:
     assert torch.allclose(schedule.sigmas.diff(), torch.full((10,), -0.1), atol=1e-6)
 
 
-def test_the_album_holds_the_scenes_of_the_series(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_album_holds_the_scenes_of_the_series(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(album, "SHARD", 3)
     files = album.album(6, tmp_path, processes=1)
     drawn = torch.from_numpy(np.concatenate([np.load(file) for file in files]))

@@ -1,4 +1,5 @@
-"""The committed flow model: plain diffusers loads it, and it draws what it is asked for, sharply."""
+"""The committed flow model: plain diffusers loads it, and it draws what it is asked for,
+sharply."""
 
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,32 @@ def test_the_folder_is_small_and_in_half_precision() -> None:
     assert sum(file.stat().st_size for file in files) <= 16e6
     weights = [file for file in files if file.suffix == ".safetensors"]
     assert len(weights) == 4
-    assert {value.dtype for file in weights for value in load_file(file).values()} == {torch.float16}
+    assert {value.dtype for file in weights for value in load_file(file).values()} == {
+        torch.float16
+    }
 
 
 def test_plain_diffusers_needs_no_dtype_and_draws_what_it_is_asked_for() -> None:
     """The files are fp16, and without a dtype all parts must be loaded in the same one."""
-    pipeline: Any = StableDiffusion3Pipeline.from_pretrained(FLOW, text_encoder_3=None, tokenizer_3=None)
+    pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
+        FLOW, text_encoder_3=None, tokenizer_3=None
+    )
     pipeline.set_progress_bar_config(disable=True)
     parts = [pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2]
     assert {part.dtype for part in parts} == {torch.float32}
     judge = rewards.build("emoji_recognition", device=torch.device("cpu"))
-    for options in ({"max_sequence_length": 0}, {}):  # none of T5's tokens, or the 256 of the default
+    # none of T5's tokens, or the 256 of the default
+    for options in (
+        {"max_sequence_length": 0},
+        {},
+    ):
         drawn = pipeline(
-            ["a fox", "a zebra"], num_inference_steps=10, guidance_scale=3.0, **options,
+            ["a fox", "a zebra"],
+            num_inference_steps=10,
+            guidance_scale=3.0,
+            **options,
             generator=[torch.Generator().manual_seed(i) for i in range(2)],
-        ).images  # fmt: skip
+        ).images
         metadata = [{"animal": "fox"}, {"animal": "zebra"}]
         assert judge(from_pil(drawn), ["", ""], metadata).mean() == 1
 
@@ -64,7 +76,9 @@ def test_the_decoder_is_trained_alone(tmp_path: Path) -> None:
     flow_autoencoder.build().save_pretrained(tmp_path / "flow" / "vae")
     stage = flow_autoencoder.DecoderTraining(torch.device("cpu"), tmp_path, tmp_path)
     stage.loss(0).backward()
-    moved = {name.split(".")[0] for name, p in stage.module.named_parameters() if p.grad is not None}
+    moved = {
+        name.split(".")[0] for name, p in stage.module.named_parameters() if p.grad is not None
+    }
     assert moved == {"decoder", "post_quant_conv"}
 
 

@@ -20,7 +20,9 @@ def refuse(dtype: Precision) -> None:
 
 
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp16")])
-def test_a_gpu_takes_half_precision(has_bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_takes_half_precision(
+    has_bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     assert _precision.choose(torch.device("cuda"), refuse) == expected  # pyright: ignore[reportArgumentType]
 
@@ -79,7 +81,9 @@ def test_a_run_keeps_what_auto_took(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert session.settings.model.dtype == "bf16" and session.trainer.policy.half_precision
 
 
-def test_all_ranks_take_the_first_ones_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_ranks_take_the_first_ones_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = Session.__new__(Session)
     session.settings = helpers.settings(tmp_path, model__dtype="auto")
     monkeypatch.setattr("ddpo.parallel.ranks.gather", lambda items: ["bf16", *items])
@@ -92,7 +96,9 @@ def test_a_plan_of_auto_says_both(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "in bf16 on a GPU and fp32 on a CPU, 1 process" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("dtype", "attention"), [("fp32", AttnProcessor2_0), ("bf16", AttnProcessor)])
+@pytest.mark.parametrize(
+    ("dtype", "attention"), [("fp32", AttnProcessor2_0), ("bf16", AttnProcessor)]
+)
 def test_attention_of_a_precision_on_a_cpu(dtype: str, attention: type) -> None:
     processors = helpers.policy(dtype=dtype).unet.attn_processors.values()
     assert {type(processor) for processor in processors} == {attention}

@@ -52,7 +52,10 @@ def plain(pipeline: StableDiffusionPipeline, guidance_scale: float) -> Tensor:
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 3.0])
 def test_predict_is_guidance_as_in_diffusers(guidance_scale: float) -> None:
     torch.testing.assert_close(
-        predict(helpers.policy(), guidance_scale), plain(tiny(), guidance_scale), rtol=1e-4, atol=1e-5
+        predict(helpers.policy(), guidance_scale),
+        plain(tiny(), guidance_scale),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -68,7 +71,9 @@ def encoded(policy: StableDiffusion) -> list[int]:
     """A list that grows by the number of texts of each call of the text encoder."""
     seen: list[int] = []
     policy.text_encoder.register_forward_pre_hook(
-        lambda module, arguments, options: seen.append(len((arguments or [options["input_ids"]])[0])),
+        lambda module, arguments, options: seen.append(
+            len((arguments or [options["input_ids"]])[0])
+        ),
         with_kwargs=True,
     )
     return seen
@@ -118,7 +123,9 @@ def test_the_negative_prompt_takes_the_place_of_the_empty_one() -> None:
             policy.predict(*inputs(), policy.condition(p), 1.0)
             for p in (prompts, helpers.as_prompts(["moss"] * 3))
         ]
-    torch.testing.assert_close(ours, unguided[1] + 3 * (unguided[0] - unguided[1]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        ours, unguided[1] + 3 * (unguided[0] - unguided[1]), rtol=1e-4, atol=1e-5
+    )
     assert (ours - predict(policy)).abs().max() > 1e-3
 
 
@@ -135,14 +142,17 @@ def test_the_cache_of_embeddings_is_bounded() -> None:
     assert cache(["ccc"])[0, 0, 0] == 3 and cache.bytes == 32, "bb was used least recently"
     cache(["a", "ccc"])
     assert calls == [["a", "bb"], ["ccc"]]
-    assert cache(["a", "bb", "ccc", "dddd"])[:, 0, 0].tolist() == [1, 2, 3, 4], "more than it can keep"
+    assert cache(["a", "bb", "ccc", "dddd"])[:, 0, 0].tolist() == [1, 2, 3, 4], (
+        "more than it can keep"
+    )
     assert calls[2:] == [["bb", "dddd"]] and cache.bytes <= 40
 
 
 def test_a_prompt_that_is_too_long_is_told(caplog: pytest.LogCaptureFixture) -> None:
     policy = helpers.policy()
     with caplog.at_level(logging.WARNING, logger="ddpo"):
-        policy.condition([Prompt("x" * 22)])  # with the two special tokens, 24: the tokenizer's limit
+        # with the two special tokens, 24: the tokenizer's limit
+        policy.condition([Prompt("x" * 22)])
         assert not [record for record in caplog.records if record.name == "ddpo"]
         policy.condition([Prompt("x" * 23)])
         policy.condition([Prompt("x" * 23)])
@@ -169,9 +179,14 @@ def test_only_the_adapter_is_trained_and_it_is_fp32(dtype: str) -> None:
 
 def test_no_module_is_in_training_mode() -> None:
     """Not even in the adapter: its dropout would change the ratio."""
-    for options in ({"lora": helpers.adapter(lora_dropout=0.5), "train_text_encoder": True}, {"lora": None}):
+    for options in (
+        {"lora": helpers.adapter(lora_dropout=0.5), "train_text_encoder": True},
+        {"lora": None},
+    ):
         policy = helpers.policy(moved=0.1, **options)
-        modules = [m for root in (policy.unet, policy.vae, policy.text_encoder) for m in root.modules()]
+        modules = [
+            m for root in (policy.unet, policy.vae, policy.text_encoder) for m in root.modules()
+        ]
         assert not any(module.training for module in modules)
         assert torch.equal(predict(policy), predict(policy))
 
@@ -229,7 +244,10 @@ def test_weights_by_name() -> None:
     for parameter in parameters.values():
         parameter.data += 0.1
     torch.testing.assert_close(predict(policy), inside)
-    with pytest.raises(UserError, match=r"no weights are called '00002'.*000020"), policy.weights("00002"):
+    with (
+        pytest.raises(UserError, match=r"no weights are called '00002'.*000020"),
+        policy.weights("00002"),
+    ):
         pass
 
 
@@ -244,7 +262,9 @@ def test_the_text_encoder_is_trained_and_switched_off_too() -> None:
     assert all(policy.parameters()[name].grad is not None for name in own)
     for name in policy.parameters().keys() - own:
         policy.parameters()[name].data.zero_()
-    assert (predict(policy) - base).abs().max() > 1e-4, "the text encoder's adapter alone changes the picture"
+    assert (predict(policy) - base).abs().max() > 1e-4, (
+        "the text encoder's adapter alone changes the picture"
+    )
     with policy.weights("base"):
         assert torch.equal(predict(policy), base)
 
@@ -298,7 +318,9 @@ def test_a_saved_lora_of_the_text_encoder(tmp_path: Path, targets: list[str]) ->
     saved = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     names = [name for name in saved if name.startswith("text_encoder")]
     matrices = product(("q_proj", "k_proj", "v_proj", "out_proj"), "AB")
-    assert sorted(names) == sorted(f"{layer}{name}.lora_{matrix}.weight" for name, matrix in matrices)
+    assert sorted(names) == sorted(
+        f"{layer}{name}.lora_{matrix}.weight" for name, matrix in matrices
+    )
 
 
 def test_a_whole_unet_is_saved_for_diffusers(tmp_path: Path) -> None:
@@ -311,7 +333,9 @@ def test_a_whole_unet_is_saved_for_diffusers(tmp_path: Path) -> None:
 
 def test_what_is_no_model_or_no_lora_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    with pytest.raises(UserError, match=r"model\.pretrained: .*is no folder of a StableDiffusionPipeline"):
+    with pytest.raises(
+        UserError, match=r"model\.pretrained: .*is no folder of a StableDiffusionPipeline"
+    ):
         StableDiffusion(str(tmp_path / "model"))
     with pytest.raises(UserError, match=r"model\.loras"):
         helpers.policy(loras=[str(tmp_path / "nowhere")])
@@ -327,7 +351,9 @@ def test_a_reward_has_a_gradient_with_respect_to_the_latents() -> None:
     (gradient,) = torch.autograd.grad(value, latents)
     step = 1e-2 * gradient / gradient.norm()
     with torch.no_grad():
-        ends = [reward(policy.decode(latents + s * step), ["", ""], [{}, {}]).sum() for s in (1, -1)]
+        ends = [
+            reward(policy.decode(latents + s * step), ["", ""], [{}, {}]).sum() for s in (1, -1)
+        ]
     assert (ends[0] - ends[1]).item() == pytest.approx(2 * (gradient * step).sum().item(), rel=0.02)
 
 

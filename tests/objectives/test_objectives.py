@@ -1,4 +1,5 @@
-"""Objectives: DDPO by hand in every clipping case, and what every objective that is found must hold to."""
+"""Objectives: DDPO by hand in every clipping case, and what every objective that is found must hold
+to."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -24,17 +25,24 @@ FITS_ITS_OWN = ("rwr",)
 def batch(
     logp_old: Tensor, advantage: Tensor, stochastic: list[bool] | None = None, groups: int = 2
 ) -> Batch:
-    reward, group = 3 * advantage + 1, torch.arange(len(advantage)) // max(len(advantage) // groups, 1)
+    reward = 3 * advantage + 1
+    group = torch.arange(len(advantage)) // max(len(advantage) // groups, 1)
     matrices = {
-        "logp_old": logp_old, "logp_ref": logp_old - 0.01, "kl": torch.full_like(logp_old, 0.02),
+        "logp_old": logp_old,
+        "logp_ref": logp_old - 0.01,
+        "kl": torch.full_like(logp_old, 0.02),
         "errors_ref": logp_old + 0.01,
-    }  # fmt: skip
+    }
     return Batch(
-        advantage=advantage, reward=reward, group=group,
+        advantage=advantage,
+        reward=reward,
+        group=group,
         present=torch.ones(len(reward), dtype=torch.bool),
-        stochastic=torch.tensor(stochastic or [True] * logp_old.shape[1]), matrices=matrices,
-        all_reward=reward, all_group=group,
-    )  # fmt: skip
+        stochastic=torch.tensor(stochastic or [True] * logp_old.shape[1]),
+        matrices=matrices,
+        all_reward=reward,
+        all_group=group,
+    )
 
 
 def plain(name: str) -> Objective:
@@ -60,7 +68,8 @@ def loss_and_gradient(objective: Objective, logp: Tensor, given: Batch) -> tuple
 
 
 CASES = [
-    # advantage, ratio, loss, d loss / d log-ratio, with a clip range of 0.1: only what would overshoot is cut
+    # advantage, ratio, loss, d loss / d log-ratio, with a clip range of 0.1: only what would
+    # overshoot is cut
     (2.0, 1.05, -2.1, -2.1),  # inside
     (2.0, 0.95, -1.9, -1.9),
     (2.0, 1.3, -2.2, 0.0),  # better than it was and already far enough: flat at -A (1 + eps)
@@ -84,7 +93,8 @@ def test_ddpo_by_hand(advantage: float, ratio: float, loss: float, slope: float)
 
 
 def test_ddpo_is_the_mean_over_samples_and_stochastic_steps() -> None:
-    """All nine cases at once, each on one of two steps; a third step without density holds nonsense."""
+    """All nine cases at once, each on one of two steps; a third step without density holds
+    nonsense."""
     advantage = torch.tensor([case[0] for case in CASES], dtype=torch.float64)
     ratio = torch.tensor([[case[1], 1.0] for case in CASES], dtype=torch.float64)
     old = torch.full((len(CASES), 3), -0.7, dtype=torch.float64)
@@ -105,7 +115,9 @@ def test_ddpo_sf_by_hand() -> None:
     old = torch.zeros(2, 2, dtype=torch.float64)
     logp = torch.tensor([[-1.0, -3.0], [2.0, 4.0]], dtype=torch.float64)
     loss, gradient = loss_and_gradient(
-        objectives.build("ddpo_sf"), logp, batch(old, torch.tensor([1.0, -2.0], dtype=torch.float64))
+        objectives.build("ddpo_sf"),
+        logp,
+        batch(old, torch.tensor([1.0, -2.0], dtype=torch.float64)),
     )
     assert loss == pytest.approx((4 + 12) / 4) and gradient.tolist() == [[-0.25, -0.25], [0.5, 0.5]]
 
@@ -113,9 +125,13 @@ def test_ddpo_sf_by_hand() -> None:
 def test_at_the_old_policy_is_and_sf_have_one_gradient() -> None:
     _, given = random_batch()
     at_old = given.logp_old
-    one, other = (loss_and_gradient(objectives.build(name), at_old, given)[1] for name in ("ddpo", "ddpo_sf"))
+    one, other = (
+        loss_and_gradient(objectives.build(name), at_old, given)[1] for name in ("ddpo", "ddpo_sf")
+    )
     torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
-    torch.testing.assert_close(other, (-given.advantage[:, None] / 40).expand(8, 5), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        other, (-given.advantage[:, None] / 40).expand(8, 5), rtol=1e-12, atol=0
+    )
 
 
 def test_the_default_clip_range_is_the_papers() -> None:
@@ -169,7 +185,8 @@ def test_steps_without_a_density_have_no_part(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_better_samples_become_more_likely(name: str) -> None:
-    """At the old policy: every step of a group's best sample goes up beside its worst; errors go down."""
+    """At the old policy: every step of a group's best sample goes up beside its worst; errors go
+    down."""
     _, given = random_batch()
     gradient = loss_and_gradient(objectives.build(name), given.logp_old, given)[1]
     up = gradient if name in ON_ERRORS else -gradient
@@ -181,7 +198,8 @@ def test_better_samples_become_more_likely(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in EVERY if objectives.build(name).separable])
 def test_what_is_declared_separable_is(name: str) -> None:
-    """No pair sees another (second derivatives across pairs are 0), and chunks add up by their sizes."""
+    """No pair sees another (second derivatives across pairs are 0), and chunks add up by their
+    sizes."""
     objective = objectives.build(name)
     logp, given = random_batch(4, 3)
     hessian = torch.autograd.functional.hessian(
@@ -230,10 +248,22 @@ def reads(name: str) -> Callable[[Tensor, Batch], Tensor]:
 @pytest.mark.parametrize(
     ("name", "denoising_errors", "message"),
     [
-        ("logp_ref", False, r'reads batch\.logp_ref, .*; declare it: @declare\(needs=\("logp_ref",\)\)'),
+        (
+            "logp_ref",
+            False,
+            r'reads batch\.logp_ref, .*; declare it: @declare\(needs=\("logp_ref",\)\)',
+        ),
         ("kl", False, r'reads batch\.kl, .*; declare it: @declare\(needs=\("kl",\)\)'),
-        ("errors_ref", True, r'reads batch\.errors_ref, .*; declare it: @declare\(needs=\("errors_ref",\)\)'),
-        ("logp_old", True, r"reads batch\.logp_old, which denoising errors do not have; .*errors_ref"),
+        (
+            "errors_ref",
+            True,
+            r'reads batch\.errors_ref, .*; declare it: @declare\(needs=\("errors_ref",\)\)',
+        ),
+        (
+            "logp_old",
+            True,
+            r"reads batch\.logp_old, which denoising errors do not have; .*errors_ref",
+        ),
         (
             "errors_ref",
             False,
@@ -251,7 +281,9 @@ def test_a_missing_matrix_names_the_objective_and_the_remedy(
     with pytest.raises(UserError, match=f"objective own {message}") as told:
         objective(logp, replace(given, matrices=left))
     assert "\n" not in str(told.value)
-    report = Objective("own", plain("ddpo_sf").function, {}, report=lambda batch: {"x": batch.kl.mean()})
+    report = Objective(
+        "own", plain("ddpo_sf").function, {}, report=lambda batch: {"x": batch.kl.mean()}
+    )
     with pytest.raises(UserError, match=r"objective own reads batch\.kl"):
         report.metrics(replace(given, matrices={}))
 
@@ -289,8 +321,14 @@ def test_the_trust_region_is_declared(name: str) -> None:
             'trust_region="clip_rang"',
             "own.py declares trust_region='clip_rang', .*; did you mean clip_range?",
         ),
-        ('needs=("logp_reff",)', "own.py needs 'logp_reff', .* log-probabilities; did you mean logp_ref?"),
-        ('needs=("kl",), denoising_errors=True', "own.py needs 'kl', .* denoising errors; known: errors_ref"),
+        (
+            'needs=("logp_reff",)',
+            "own.py needs 'logp_reff', .* log-probabilities; did you mean logp_ref?",
+        ),
+        (
+            'needs=("kl",), denoising_errors=True',
+            "own.py needs 'kl', .* denoising errors; known: errors_ref",
+        ),
     ],
 )
 def test_a_declaration_that_means_nothing_is_refused(

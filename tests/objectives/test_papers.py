@@ -12,7 +12,8 @@ from ddpo.errors import UserError
 from ddpo.objectives import Batch, Objective
 
 STEPS, BETA, SLOPE = 3, 0.7, 1.3
-DECAY = torch.tensor([0.9, 0.8, 0.7], dtype=torch.float64)  # x_{t-1} ~ N(decay_t x_t + shift_t, std_t^2)
+# x_{t-1} ~ N(decay_t x_t + shift_t, std_t^2)
+DECAY = torch.tensor([0.9, 0.8, 0.7], dtype=torch.float64)
 STD = torch.tensor([0.5, 0.4, 0.3], dtype=torch.float64)
 OFF = 1e9
 """A clip range that never acts."""
@@ -37,10 +38,10 @@ def log_probs(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def tilted() -> Tensor:
-    """Shifts of pi_ref exp(r / beta) / Z for r = slope x_0: std_t^2 slope / beta times the later decays.
+    """Shifts of pi_ref exp(r / beta) / Z for r = slope x_0: std_t^2 slope / beta x later decays.
 
-    E[exp(slope x_0 / beta) | x_t] is exp(slope x_t / beta times the product of the decays to come), up to
-    a factor.
+    E[exp(slope x_0 / beta) | x_t] is exp(slope x_t / beta times the product of the decays to come),
+    up to a factor.
     """
     later = torch.stack([DECAY[t + 1 :].prod() for t in range(STEPS)])
     return STD.square() * SLOPE / BETA * later
@@ -49,11 +50,15 @@ def tilted() -> Tensor:
 def outcomes(logp_old: Tensor, logp_ref: Tensor, reward: Tensor, groups: int = 1) -> Batch:
     group = torch.arange(len(reward)) * groups // len(reward)
     return Batch(
-        advantage=reward - reward.mean(), reward=reward, group=group,
+        advantage=reward - reward.mean(),
+        reward=reward,
+        group=group,
         present=torch.ones(len(reward), dtype=torch.bool),
         stochastic=torch.ones(logp_old.shape[1], dtype=torch.bool),
-        matrices={"logp_old": logp_old, "logp_ref": logp_ref}, all_reward=reward, all_group=group,
-    )  # fmt: skip
+        matrices={"logp_old": logp_old, "logp_ref": logp_ref},
+        all_reward=reward,
+        all_group=group,
+    )
 
 
 def gradient(objective: Objective, logp: Tensor, batch: Batch) -> Tensor:
@@ -61,7 +66,9 @@ def gradient(objective: Objective, logp: Tensor, batch: Batch) -> Tensor:
     return torch.autograd.grad(objective(leaf, batch), leaf)[0]
 
 
-def noisy(rows: int = 8, steps: int = 4, groups: int = 2, spread: float = 0.01) -> tuple[Tensor, Batch]:
+def noisy(
+    rows: int = 8, steps: int = 4, groups: int = 2, spread: float = 0.01
+) -> tuple[Tensor, Batch]:
     """Present log-probabilities near the old ones, which are near the reference's."""
     old = random(rows, steps)
     batch = outcomes(old, old + spread * random(rows, steps, seed=1), random(rows, seed=2), groups)
@@ -74,7 +81,11 @@ def rdp_error(logp: Tensor, batch: Batch, beta: float) -> tuple[Tensor, Tensor, 
     rhat = (logp - batch.logp_ref).mean(1)
     pairs = [(a, b) for a in range(len(rhat)) for b in range(a) if batch.group[a] == batch.group[b]]
     first, second = torch.tensor(pairs).T
-    return rhat[first] - rhat[second] - (batch.reward[first] - batch.reward[second]) / beta, first, second
+    return (
+        rhat[first] - rhat[second] - (batch.reward[first] - batch.reward[second]) / beta,
+        first,
+        second,
+    )
 
 
 # PRDP
@@ -98,7 +109,9 @@ def test_descending_prdp_reaches_the_optimum() -> None:
     x, shift = chain(64), torch.zeros(STEPS, dtype=torch.float64, requires_grad=True)
     batch = outcomes(log_probs(x, 0 * STD), log_probs(x, 0 * STD), SLOPE * x[:, -1])
     prdp = objectives.build("prdp", beta=BETA, clip_range=OFF, sum_steps=True)
-    optimizer = torch.optim.LBFGS([shift], line_search_fn="strong_wolfe", max_iter=100, tolerance_grad=1e-12)
+    optimizer = torch.optim.LBFGS(
+        [shift], line_search_fn="strong_wolfe", max_iter=100, tolerance_grad=1e-12
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -111,7 +124,8 @@ def test_descending_prdp_reaches_the_optimum() -> None:
 
 
 def test_prdp_by_loops() -> None:
-    """Without clipping: the mean over pairs of the squared error, and its derivative in the paper's form."""
+    """Without clipping: the mean over pairs of the squared error, and its derivative in the paper's
+    form."""
     logp, batch = noisy()
     error, first, second = rdp_error(logp, batch, 0.3)
     prdp = objectives.build("prdp", beta=0.3, clip_range=OFF)
@@ -124,10 +138,12 @@ def test_prdp_by_loops() -> None:
 
 
 def test_prdp_clips_step_by_step_and_takes_the_worse() -> None:
-    """Two images, two steps, means: rhat of the better moved by +0.3 and +0.1 from 0, at a clip of 0.2.
+    """Two images, two steps, means: rhat of the better moved by +0.3 and +0.1 from 0, at a clip of
+    0.2.
 
-    Below the target, clipping shrinks the difference and is the worse loss: only the step inside has a
-    gradient. Above the target the unclipped loss is the worse one: both steps are pulled back.
+    Below the target, clipping shrinks the difference and is the worse loss: only the step inside
+    has a gradient. Above the target the unclipped loss is the worse one: both steps are pulled
+    back.
     """
     zero = torch.zeros(2, 2, dtype=torch.float64)
     logp = torch.tensor([[0.3, 0.1], [0.0, 0.0]], dtype=torch.float64)
@@ -136,7 +152,9 @@ def test_prdp_clips_step_by_step_and_takes_the_worse() -> None:
         prdp = objectives.build("prdp", beta=1.0, clip_range=0.2)
         assert prdp(logp, batch).item() == pytest.approx((rhat - difference) ** 2)
         slope = 2 * (rhat - difference) / 2
-        expected = torch.tensor([[slope * m for m in moving], [-slope, -slope]], dtype=torch.float64)
+        expected = torch.tensor(
+            [[slope * m for m in moving], [-slope, -slope]], dtype=torch.float64
+        )
         torch.testing.assert_close(gradient(prdp, logp, batch), expected)
         mirrored = -logp.flip(0)  # the worse moved down, to the lower ends of its clips
         assert prdp(mirrored, batch).item() == pytest.approx((rhat - difference) ** 2)
@@ -146,7 +164,9 @@ def test_prdp_clips_step_by_step_and_takes_the_worse() -> None:
 def test_prdp_clips_around_the_old_policy_not_the_reference() -> None:
     """A policy far from the reference that has not moved since the rollout is not clipped."""
     old = random(4, 3)
-    batch = outcomes(old, old - 5, torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64), groups=2)
+    batch = outcomes(
+        old, old - 5, torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64), groups=2
+    )
     expected = gradient(objectives.build("prdp", beta=0.1, clip_range=OFF), old, batch)
     torch.testing.assert_close(gradient(objectives.build("prdp", beta=0.1), old, batch), expected)
     moved = old + 2 * batch.reward[:, None] - 1  # towards a target far away, beyond the clip: flat
@@ -162,14 +182,19 @@ def test_prdp_ties() -> None:
     assert objectives.build("prdp")(logp, batch).item() == 0
     error, _, _ = rdp_error(logp, batch, 1.0)
     kept = objectives.build("prdp", clip_range=OFF, keep_ties=True)
-    assert kept(logp, batch).item() == pytest.approx(error.square().mean().item()) and len(error) == 6
+    assert (
+        kept(logp, batch).item() == pytest.approx(error.square().mean().item()) and len(error) == 6
+    )
 
 
 # P3O
 
 
 def test_p3o_coefficient_is_minus_beta_times_the_rdp_error() -> None:
-    """Clip and weight off: grad P3O = 1/2 mean -q grad d with q = -beta e: beta / 4 of PRDP's gradient."""
+    """Clip and weight off: grad P3O = 1/2 mean -q grad d with q = -beta e.
+
+    That is beta / 4 of PRDP's gradient.
+    """
     logp, batch = noisy()
     beta = 0.3
     p3o = objectives.build("p3o", kl_coef=beta, clip_range=OFF, max_weight=1.0)
@@ -186,7 +211,8 @@ def test_p3o_coefficient_is_minus_beta_times_the_rdp_error() -> None:
 
 @pytest.mark.parametrize("joint", [True, False])
 def test_p3o_draws_equal_rewards_together(joint: bool) -> None:
-    """A tie has nothing to gain but the KL: what has risen above the reference falls beside the other."""
+    """A tie has nothing to gain but the KL: what has risen above the reference falls beside the
+    other."""
     old = torch.zeros(2, 2, dtype=torch.float64)
     logp = torch.tensor([[0.3, 0.1], [0.0, 0.0]], dtype=torch.float64)
     batch = outcomes(old, old, torch.ones(2, dtype=torch.float64))
@@ -200,7 +226,9 @@ def test_all_pairs_are_the_group_mean_baseline(joint: bool) -> None:
     logp, batch = noisy(6, 4, 1)
     p3o = objectives.build("p3o", kl_coef=0.0, clip_range=OFF, max_weight=1.0, joint=joint)
     baseline = advantages.build("group", std="none")(batch.reward, [""] * 6, batch.group)
-    policy_gradient = gradient(objectives.build("ddpo_sf"), logp, replace(batch, advantage=baseline))
+    policy_gradient = gradient(
+        objectives.build("ddpo_sf"), logp, replace(batch, advantage=baseline)
+    )
     pairs, samples = 15, 6  # P3O: half a mean over pairs; the policy gradient: a mean over samples
     torch.testing.assert_close(
         2 * pairs * gradient(p3o, batch.logp_old, batch), samples * samples * policy_gradient
@@ -209,7 +237,8 @@ def test_all_pairs_are_the_group_mean_baseline(joint: bool) -> None:
 
 def test_p3o_by_hand() -> None:
     """One pair, one step: q, weight, and both clips."""
-    old, ref = torch.zeros(2, 1, dtype=torch.float64), torch.tensor([[-0.1], [0.2]], dtype=torch.float64)
+    old = torch.zeros(2, 1, dtype=torch.float64)
+    ref = torch.tensor([[-0.1], [0.2]], dtype=torch.float64)
     logp = torch.tensor([[0.3], [-0.1]], dtype=torch.float64)
     batch = outcomes(old, ref, torch.tensor([2.0, 0.5], dtype=torch.float64))
     difference, before = 0.4 - (-0.3), 0.1 - (-0.2)
@@ -221,7 +250,8 @@ def test_p3o_by_hand() -> None:
     first, second = -q * weight * (0.1 + 0.25), q * weight * -0.3  # only the first left its range
     assert separate(logp, batch).item() == pytest.approx(0.5 * (first + second))
     torch.testing.assert_close(
-        gradient(separate, logp, batch), torch.tensor([[0.0], [0.5 * q * weight]], dtype=torch.float64)
+        gradient(separate, logp, batch),
+        torch.tensor([[0.0], [0.5 * q * weight]], dtype=torch.float64),
     )
     bounded = objectives.build("p3o", kl_coef=0.5, clip_range=OFF, max_weight=1.1)
     assert bounded(logp, batch).item() == pytest.approx(0.5 * -q * 1.1 * difference)
@@ -239,21 +269,27 @@ def test_grpo_is_ddpo_where_both_clips_are_one() -> None:
     logp, batch = noisy(spread=0.1)
     for clip in (0.01, 0.1):
         one, other = (objectives.build(name, clip_range=clip) for name in ("grpo", "ddpo"))
-        torch.testing.assert_close(gradient(one, logp, batch), gradient(other, logp, batch), rtol=0, atol=0)
+        torch.testing.assert_close(
+            gradient(one, logp, batch), gradient(other, logp, batch), rtol=0, atol=0
+        )
 
 
 def test_grpo_clips_higher() -> None:
     """A ratio of 1.15 at a positive advantage: beyond 1.1, within 1.2."""
     old = torch.zeros(1, 1, dtype=torch.float64)
     logp = torch.full_like(old, math.log(1.15))
-    batch = replace(outcomes(old, old, torch.ones(1, dtype=torch.float64)), advantage=torch.ones(1).double())
+    batch = replace(
+        outcomes(old, old, torch.ones(1, dtype=torch.float64)), advantage=torch.ones(1).double()
+    )
     assert gradient(objectives.build("grpo", clip_range=0.1), logp, batch).item() == 0
     higher = gradient(objectives.build("grpo", clip_range=0.1, clip_range_high=0.2), logp, batch)
     assert higher.item() == pytest.approx(-1.15)
     low = replace(batch, advantage=-batch.advantage)
     for ratio, slope in ((0.85, 0.0), (0.95, 0.95), (1.5, 1.5)):
         found = gradient(
-            objectives.build("grpo", clip_range=0.1, clip_range_high=0.2), old + math.log(ratio), low
+            objectives.build("grpo", clip_range=0.1, clip_range_high=0.2),
+            old + math.log(ratio),
+            low,
         )
         assert found.item() == pytest.approx(slope)
 
@@ -279,7 +315,9 @@ def test_kl_weight_adds_the_mean_kl(name: str) -> None:
     batch = replace(batch, stochastic=torch.tensor([True, True, True, False]))
     batch = batch.with_matrices(kl=random(8, 4).abs())
     plain, weighted = objectives.build(name), objectives.build(name, kl_weight=0.3)
-    assert "kl" in weighted.needs and "kl" not in plain.needs and weighted.separable == plain.separable
+    assert (
+        "kl" in weighted.needs and "kl" not in plain.needs and weighted.separable == plain.separable
+    )
     extra = 0.3 * batch.kl[:, :3].mean()
     assert weighted(logp, batch).item() == pytest.approx(plain(logp, batch).item() + extra.item())
 
@@ -304,7 +342,9 @@ def test_rwr_weights_are_a_softmax() -> None:
     scaled = weights(7 * reward + 5, group, beta=0.7, standardize=True)
     for g in range(3):
         z = (reward[group == g] - reward[group == g].mean()) / reward[group == g].std(correction=0)
-        torch.testing.assert_close(scaled[group == g], 4 * torch.softmax(0.7 * z, 0), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            scaled[group == g], 4 * torch.softmax(0.7 * z, 0), rtol=1e-5, atol=0
+        )
     assert weights(torch.full((4,), 3.0).double(), torch.zeros(4).long()).tolist() == [1.0] * 4
     assert weights(reward * 1e4, group).isfinite().all(), "no overflow"
 
@@ -312,10 +352,15 @@ def test_rwr_weights_are_a_softmax() -> None:
 def test_sparse_rwr_keeps_the_best() -> None:
     reward, group = torch.arange(20, dtype=torch.float64).roll(7), torch.arange(20) // 10
     whole = weights(reward, group, percentile=0.9, per_prompt=False)
-    assert sorted(reward[whole > 0].tolist()) == [18, 19] and whole[whole > 0].tolist() == [10.0] * 2
+    assert (
+        sorted(reward[whole > 0].tolist()) == [18, 19] and whole[whole > 0].tolist() == [10.0] * 2
+    )
     own = weights(reward, group, percentile=0.9)
     for g in (0, 1):
-        assert own[group == g].argmax() == reward[group == g].argmax() and (own[group == g] > 0).sum() == 1
+        assert (
+            own[group == g].argmax() == reward[group == g].argmax()
+            and (own[group == g] > 0).sum() == 1
+        )
     tied = weights(torch.ones(4).double(), torch.zeros(4).long(), percentile=0.9)
     assert tied.tolist() == [1.0] * 4, "ties at the threshold are all kept"
 
@@ -354,11 +399,14 @@ def quantiles() -> Tensor:
 
 
 def slope_of_the_mean(objective: Objective, x: Tensor, mean: float, batch: Batch) -> float:
-    """d loss / d mean, the matrix being exact log-likelihoods or twice the negative ones less a constant."""
+    """d loss / d mean, the matrix being exact log-likelihoods or twice the negative ones less a
+    constant."""
     center = torch.tensor(mean, dtype=torch.float64, requires_grad=True)
     errors = ((x - center) / WIDTH).square()[:, None]
     matrix = (
-        errors if objective.denoising_errors else -0.5 * errors - math.log(WIDTH * math.sqrt(2 * math.pi))
+        errors
+        if objective.denoising_errors
+        else -0.5 * errors - math.log(WIDTH * math.sqrt(2 * math.pi))
     )
     if "kl" in batch.matrices:
         batch = batch.with_matrices(kl=(0.5 * ((center - MEAN) / WIDTH).square()).expand(COUNT, 1))
@@ -366,13 +414,16 @@ def slope_of_the_mean(objective: Objective, x: Tensor, mean: float, batch: Batch
 
 
 def at_the_reference(x: Tensor, reward: Tensor) -> Batch:
-    logp = (-0.5 * ((x - MEAN) / WIDTH).square() - math.log(WIDTH * math.sqrt(2 * math.pi)))[:, None]
+    logp = (-0.5 * ((x - MEAN) / WIDTH).square() - math.log(WIDTH * math.sqrt(2 * math.pi)))[
+        :, None
+    ]
     kl = torch.zeros(COUNT, 1, dtype=torch.float64)
     return outcomes(logp, logp, reward).with_matrices(kl=kl)
 
 
 def test_small_steps_agree() -> None:
-    """From the reference, all three move along the covariance of reward and score, in known proportions."""
+    """From the reference, all three move along the covariance of reward and score, in known
+    proportions."""
     x = quantiles()
     reward = x.sin() + 0.3 * x.square()
     batch, beta = at_the_reference(x, reward), 1e-4
@@ -380,14 +431,17 @@ def test_small_steps_agree() -> None:
     score = (x - MEAN) / WIDTH**2
     assert policy_gradient == pytest.approx(-((reward - reward.mean()) * score).mean().item())
     rwr = objectives.build("rwr", beta=beta, per_prompt=False)
-    assert slope_of_the_mean(rwr, x, MEAN, batch) / (2 * beta) == pytest.approx(policy_gradient, rel=1e-3)
+    assert slope_of_the_mean(rwr, x, MEAN, batch) / (2 * beta) == pytest.approx(
+        policy_gradient, rel=1e-3
+    )
     prdp = objectives.build("prdp", beta=3.0, clip_range=OFF)
     in_pairs = slope_of_the_mean(prdp, x, MEAN, batch) * 3.0 / 4 * (COUNT - 1) / COUNT
     assert in_pairs == pytest.approx(policy_gradient, rel=1e-6)
 
 
 def test_their_optimum_is_one() -> None:
-    """Linear reward: pi_ref exp(r / beta) / Z is N(MEAN + WIDTH^2 slope / beta, WIDTH^2), for all three."""
+    """Linear reward: pi_ref exp(r / beta) / Z is N(MEAN + WIDTH^2 slope / beta, WIDTH^2), for all
+    three."""
     x = quantiles()
     batch, optimum = at_the_reference(x, SLOPE * x), MEAN + WIDTH**2 * SLOPE / BETA
     prdp = objectives.build("prdp", beta=BETA, clip_range=OFF)
@@ -396,7 +450,9 @@ def test_their_optimum_is_one() -> None:
     assert slope_of_the_mean(rwr, x, optimum, batch) == pytest.approx(0, abs=0.02)
     at_optimum = x + optimum - MEAN  # on-policy samples there
     regularised = objectives.build("ddpo_sf", kl_weight=BETA)
-    found = slope_of_the_mean(regularised, at_optimum, optimum, replace(batch, reward=SLOPE * at_optimum))
+    found = slope_of_the_mean(
+        regularised, at_optimum, optimum, replace(batch, reward=SLOPE * at_optimum)
+    )
     assert found == pytest.approx(0, abs=1e-9)
     for objective in (prdp, rwr):
         assert abs(slope_of_the_mean(objective, x, MEAN, batch)) > 1
@@ -406,7 +462,8 @@ def test_their_optimum_is_one() -> None:
 
 
 def test_d3po_by_hand() -> None:
-    """Two images, two steps, the second beyond the clip; at ratios of 1 every step pulls with beta / 2."""
+    """Two images, two steps, the second beyond the clip; at ratios of 1 every step pulls with
+    beta / 2."""
     zero = torch.zeros(2, 2, dtype=torch.float64)
     batch = outcomes(random(2, 2), zero, torch.tensor([0.0, 1.0], dtype=torch.float64))
     d3po = objectives.build("d3po", beta=2.0, clip_range=0.1)
@@ -416,8 +473,12 @@ def test_d3po_by_hand() -> None:
     assert d3po(logp, batch).item() == pytest.approx(expected)
     found = gradient(d3po, logp, batch)
     pull = 2 / (1 + math.exp(2 * margins[0])) / 2
-    torch.testing.assert_close(found, torch.tensor([[pull, 0.0], [-pull, 0.0]], dtype=torch.float64))
-    torch.testing.assert_close(gradient(d3po, zero, batch), torch.tensor([[0.5, 0.5], [-0.5, -0.5]]).double())
+    torch.testing.assert_close(
+        found, torch.tensor([[pull, 0.0], [-pull, 0.0]], dtype=torch.float64)
+    )
+    torch.testing.assert_close(
+        gradient(d3po, zero, batch), torch.tensor([[0.5, 0.5], [-0.5, -0.5]]).double()
+    )
 
 
 def test_dpo_by_hand() -> None:
@@ -459,7 +520,8 @@ def test_a_shift_of_rewards_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ddpo", "grpo", "prdp", "d3po"])
 def test_blocks(name: str) -> None:
-    """Of 1 step: nothing changes. Of all steps: one ratio a trajectory. The last block may be shorter."""
+    """Of 1 step: nothing changes. Of all steps: one ratio a trajectory. The last block may be
+    shorter."""
     logp, batch = noisy(steps=5)
     one = objectives.build(name, block_size=1)
     torch.testing.assert_close(

@@ -1,4 +1,5 @@
-"""What happens to one rank happens to all: they end together, with one line, and only rank 0 speaks."""
+"""What happens to one rank happens to all: they end together, with one line, and only rank 0
+speaks."""
 
 import json
 import os
@@ -40,7 +41,8 @@ def defect(*args):
     raise KeyError("oops")
 
 
-def apart(parameters, *rest):  # its own step, from the true gradient and a little more in one number
+def apart(parameters, *rest):
+    # its own step, from the true gradient and a little more in one number
     norm = clip(parameters, *rest)
     parameters[-1].grad.view(-1)[0] += 1.0
     return norm
@@ -112,18 +114,33 @@ def test_shares_are_blocks_that_differ_by_at_most_one(count: int, world: int) ->
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]], float]:
-    """Six runs on two ranks, each of them spoilt on rank 1: the folder, the lines on stderr, seconds."""
+    """Six runs on two ranks, each of them spoilt on rank 1: the folder, the lines on stderr,
+    seconds."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "driver.py").write_text(DRIVER)
     (folder / "fragile.py").write_text(REWARD)
     argv = helpers.smoke(
-        folder, "--rewards", f"[{{name: '{folder / 'fragile.py'}:fragile'}}]", "--checkpoint.every", "10"
+        folder,
+        "--rewards",
+        f"[{{name: '{folder / 'fragile.py'}:fragile'}}]",
+        "--checkpoint.every",
+        "10",
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+    ]
     done = subprocess.run(
         [*torchrun, str(folder / "driver.py"), str(folder), *argv],
-        env=helpers.one_thread(), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        env=helpers.one_thread(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     seconds = time.time() - float((folder / "died").read_text())
     assert done.returncode != 0
     lines: dict[str, list[str]] = {}
@@ -160,12 +177,15 @@ def test_what_they_leave(ended: tuple[Path, dict[str, list[str]], float]) -> Non
     folder, lines, seconds = ended
     assert seconds < 60, "a rank that dies stops the others within a minute"
     assert not (folder / "mistake").exists() and not (folder / "missing").exists()
-    place = f"({folder / 'fragile.py'}, line 9) (state saved; go on with --resume {folder / 'reward'})"
+    place = (
+        f"({folder / 'fragile.py'}, line 9) (state saved; go on with --resume {folder / 'reward'})"
+    )
     assert lines["reward"][0].endswith(place)
     assert [path.name for path in (folder / "reward" / "checkpoints").iterdir()] == ["000001"]
     state = json.loads((folder / "reward" / "checkpoints" / "000001" / "state.json").read_text())
     assert (
-        state["iteration"] == 1 and len((folder / "reward" / "metrics.jsonl").read_text().splitlines()) == 1
+        state["iteration"] == 1
+        and len((folder / "reward" / "metrics.jsonl").read_text().splitlines()) == 1
     )
     assert "the weights had begun to move; --resume" in lines["apart"][0]
     assert not (folder / "apart" / "checkpoints").exists()
@@ -214,24 +234,46 @@ reward, judge = Sleepy("reward"), Sleepy("judge")
 
 
 def test_no_rank_runs_out_of_time_while_another_is_busy(tmp_path: Path) -> None:
-    """Rank 0 is slow with the first pictures, and slow at judging: twice the timeout of the process group.
+    """Rank 0 is slow with the first pictures, and slow at judging: twice the timeout of the process
+    group.
 
-    The pictures are 3: one on rank 0, two on rank 1; then 4 images of the rollout, then 2 of 4 judged.
+    The pictures are 3: one on rank 0, two on rank 1; then 4 images of the rollout, then 2 of 4
+    judged.
     """
     (tmp_path / "driver.py").write_text(SLOW)
     (tmp_path / "slow.py").write_text(SLEEPY)
     argv = helpers.smoke(
-        tmp_path / "run", "--rewards", "[{name: 'slow:reward'}]", "--eval_rewards", "[{name: 'slow:judge'}]",
-        "--log.images", "3", "--evaluation.every", "1", "--evaluation.num_prompts", "4",
-        "--trainer.iterations", "1",
-    )  # fmt: skip
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+        tmp_path / "run",
+        "--rewards",
+        "[{name: 'slow:reward'}]",
+        "--eval_rewards",
+        "[{name: 'slow:judge'}]",
+        "--log.images",
+        "3",
+        "--evaluation.every",
+        "1",
+        "--evaluation.num_prompts",
+        "4",
+        "--trainer.iterations",
+        "1",
+    )
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+    ]
     environment = helpers.one_thread()
     environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
     done = subprocess.run(
         [*torchrun, str(tmp_path / "driver.py"), str(tmp_path), *argv],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert found == [[0, [1, 4, 2], [2]], [0, [2, 4, 2], [2]]]

@@ -13,7 +13,9 @@ def test_counts() -> None:
 
 def test_samples_are_numbered_group_after_group() -> None:
     assert SIZES.samples([2, 0]) == [8, 9, 10, 11, 0, 1, 2, 3]
-    assert [SIZES.group(sample) for sample in SIZES.samples(range(6))] == [i // 4 for i in range(24)]
+    assert [SIZES.group(sample) for sample in SIZES.samples(range(6))] == [
+        i // 4 for i in range(24)
+    ]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 5])

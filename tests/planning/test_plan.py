@@ -1,4 +1,5 @@
-"""What `ddpo plan` says is what a run then does: calls counted at the UNet, bytes at the process."""
+"""What `ddpo plan` says is what a run then does: calls counted at the UNet, bytes at the
+process."""
 
 import json
 import re
@@ -60,14 +61,26 @@ def coupled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ],
 )
 def test_the_calls_are_counted(
-    objective: str, sampler: str, guidance: float, changes: dict[str, Any], coupled: str, tmp_path: Path
+    objective: str,
+    sampler: str,
+    guidance: float,
+    changes: dict[str, Any],
+    coupled: str,
+    tmp_path: Path,
 ) -> None:
-    """Ragged chunks, minibatches, passes, a step without a density (ddpm's last), pictures, an evaluation."""
+    """Ragged chunks, minibatches, passes, a step without a density (ddpm's last), pictures, an
+    evaluation."""
     every = {"log__every": 1, "evaluation__every": 1, "trainer__iterations": 1}
     settings = helpers.settings(
-        tmp_path / "run", objective__name=objective, sampler__name=sampler, plugins=[coupled],
-        sampler__guidance_scale=guidance, log__images=3, evaluation__num_prompts=3, **every | changes,
-    )  # fmt: skip
+        tmp_path / "run",
+        objective__name=objective,
+        sampler__name=sampler,
+        plugins=[coupled],
+        sampler__guidance_scale=guidance,
+        log__images=3,
+        evaluation__num_prompts=3,
+        **every | changes,
+    )
     done: Counter[tuple[int, bool]] = Counter()
 
     def count(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -92,7 +105,8 @@ def test_the_calls_are_counted(
 
 
 def test_two_processes_by_hand(tmp_path: Path) -> None:
-    """Each has 2 of 4 groups of 2 images, and one of each minibatch's 2 groups: 6 pairs in 2 calls of 4."""
+    """Each has 2 of 4 groups of 2 images, and one of each minibatch's 2 groups: 6 pairs in 2 calls
+    of 4."""
     sizes = {"sampler__batch_size": 3, "trainer__micro_batch": 4, "log__images": 0}
     settings = helpers.settings(tmp_path, **sizes)
     assert calls.calls(planning.plan(settings, 2), 0) == {
@@ -107,9 +121,13 @@ def test_an_evaluation_shares_whole_prompts(tmp_path: Path) -> None:
     """3 prompts of 2 images: one process has 1 prompt, in 1 call of 2 a step, the other 2, in 2."""
     sizes = {"sampler__batch_size": 2, "evaluation__every": 1, "evaluation__num_prompts": 3}
     settings = helpers.settings(tmp_path, evaluation__samples_per_prompt=2, **sizes)
-    assert calls.calls(planning.plan(settings, 2), 0)[calls.Call("evaluation", 2, True)] == (1 + 2) * 3
+    assert (
+        calls.calls(planning.plan(settings, 2), 0)[calls.Call("evaluation", 2, True)] == (1 + 2) * 3
+    )
     settings.sampler.batch_size = 3  # the images alone would be 3 and 3
-    assert calls.calls(planning.plan(settings, 2), 0)[calls.Call("evaluation", 3, True)] == (1 + 2) * 3
+    assert (
+        calls.calls(planning.plan(settings, 2), 0)[calls.Call("evaluation", 3, True)] == (1 + 2) * 3
+    )
 
 
 def test_pictures_are_shared(tmp_path: Path) -> None:
@@ -134,13 +152,22 @@ def test_padding_by_hand(tmp_path: Path) -> None:
     assert _paddings(settings, 2) == updates | {"sampler.batch_size": (1 - 30 / 32, [30])}
     settings.sampler.batch_size, settings.trainer.micro_batch = 10, 15
     assert _paddings(settings, 2) == {}
-    assert _paddings(settings, 5) == {"sampler.batch_size": (1 - 60 / 70, [5])}, "2 or 3 prompts a process"
+    assert _paddings(settings, 5) == {"sampler.batch_size": (1 - 60 / 70, [5])}, (
+        "2 or 3 prompts a process"
+    )
     settings.trainer.micro_batch = 30  # 1 or 2 prompts of 6 a process: not always two
     assert _paddings(settings, 5)["trainer.micro_batch"][1] == [15]
 
 
 def test_what_is_said_of_padding(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--config", "smoke", "--trainer.prompts_per_iteration", "16", "--sampler.batch_size", "64"]
+    words = [
+        "--config",
+        "smoke",
+        "--trainer.prompts_per_iteration",
+        "16",
+        "--sampler.batch_size",
+        "64",
+    ]
     words += ["--trainer.micro_batch", "8"]
     for flags in (["--processes", "2"], ["--processes", "2", "--sampler.batch_size", "32"]):
         assert frame.run(plan.main, [*words, *flags]) == 0
@@ -169,13 +196,17 @@ PROCESSES = {"rwr_sd15": 8}
 
 @pytest.fixture(scope="module")
 def counted() -> dict[str, int]:
-    """Memory of each kind of call that was counted before: several of our configurations share theirs."""
+    """Memory of each kind of call that was counted before: several of our configurations share
+    theirs."""
     return {}
 
 
 @pytest.mark.parametrize("name", plugins.names("configs"))
 def test_every_configuration_of_ours(
-    name: str, counted: dict[str, int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    counted: dict[str, int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wanted = config.load(name)
     sizes = wanted.sampler, wanted.trainer.micro_batch, wanted.objective.guidance_scale
@@ -193,7 +224,9 @@ def test_every_configuration_of_ours(
     assert "peak on a CPU" in said.out and said.err == ""
     if wanted.model.pretrained != "emoji":
         (peak,) = re.findall(r"peak on a GPU +([\d.]+) GB", said.out)
-        assert float(peak) < 0.9 * CARD_GB, "the driver, torch's cache and a small reward want the rest"
+        assert float(peak) < 0.9 * CARD_GB, (
+            "the driver, torch's cache and a small reward want the rest"
+        )
 
 
 def test_what_is_said_of_stable_diffusion(capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,14 +246,22 @@ def test_what_is_said_of_stable_diffusion(capsys: pytest.CaptureFixture[str]) ->
     ("words", "line"),
     [
         (["--trainer.minibatches", "3"], "take 2 or 4, or prompts_per_iteration 6"),
-        (["--processes", "5"], "trainer.prompts_per_iteration: 4 leaves some of the 5 processes without a"),
+        (
+            ["--processes", "5"],
+            "trainer.prompts_per_iteration: 4 leaves some of the 5 processes without a",
+        ),
         (["--processes"], "--processes: needs a number of at least 1, got nothing"),
         (["--advantage.name", "group", "--trainer.samples_per_prompt", "1"], "take 2 or more"),
         (["--sampler.eta", "0"], "sampler.eta: 0.0 makes every step deterministic"),
-        (["--model.pretrained", str(Path(__file__).parent)], "is no folder of a StableDiffusionPipeline"),
+        (
+            ["--model.pretrained", str(Path(__file__).parent)],
+            "is no folder of a StableDiffusionPipeline",
+        ),
     ],
 )
-def test_the_impossible_is_refused(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_impossible_is_refused(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert frame.run(plan.main, ["--config", "smoke", *words]) == 2
     said = capsys.readouterr()
     assert said.out == "" and line in said.err and len(said.err.splitlines()) == 1
@@ -228,7 +269,9 @@ def test_the_impossible_is_refused(words: list[str], line: str, capsys: pytest.C
 
 def test_sizes_of_stable_diffusion_1() -> None:
     """Published: 859.5, 123.1 and 83.7 million; diffusers' LoRA of rank 4 has 797,184."""
-    pipeline = StableDiffusion.outline("stable-diffusion-v1-5/stable-diffusion-v1-5", "bf16", whole=False)
+    pipeline = StableDiffusion.outline(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5", "bf16", whole=False
+    )
     modules = [pipeline.unet, pipeline.text_encoder, pipeline.vae]
     counts = [sum(parameter.numel() for parameter in module.parameters()) for module in modules]
     assert counts == [859_520_964, 123_060_480, 83_653_863]
@@ -238,7 +281,8 @@ def test_sizes_of_stable_diffusion_1() -> None:
 
 
 def test_live_bytes_of_a_chain() -> None:
-    """Matrices of 1 MB: a layer needs its input and output; backward, three saved results and a gradient."""
+    """Matrices of 1 MB: a layer needs its input and output; backward, three saved results and a
+    gradient."""
     weight, x = torch.zeros(500, 500), torch.zeros(500, 500)
     assert memory.peak_bytes(lambda: ((x @ weight) @ weight) @ weight) == 2_000_000
     kept: list[torch.Tensor] = []
@@ -274,8 +318,11 @@ def test_memory_is_within_a_quarter(tmp_path: Path) -> None:
     one_call = ["--trainer.micro_batch", "64", "--trainer.minibatches", "1", "--log.images", "0"]
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *words, *one_call],
-        env=helpers.one_thread(), capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        env=helpers.one_thread(),
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stderr
     measured, planned = json.loads(done.stdout.splitlines()[-1])
     assert 0.75 < planned / measured < 1.25

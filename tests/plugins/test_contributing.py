@@ -1,4 +1,5 @@
-"""The files that CONTRIBUTING.md shows are complete, and the commands under them work as they stand."""
+"""The files that CONTRIBUTING.md shows are complete, and the commands under them work as they
+stand."""
 
 import re
 import shlex
@@ -11,7 +12,9 @@ from ddpo.__main__ import main
 from ddpo.records import metrics
 
 TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"^`(mine/\S+\.py)`\n\n```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE))
+FILES = dict(
+    re.findall(r"^`(mine/\S+\.py)`\n\n```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+)
 JOINED = TEXT.replace("\\\n", " ")
 COMMANDS = [line.strip() for line in JOINED.splitlines() if re.match(r" {4}ddpo .*mine", line)]
 

@@ -1,4 +1,5 @@
-"""A sampler, an advantage and a model family of a user: one file each, and everything works with them."""
+"""A sampler, an advantage and a model family of a user: one file each, and everything works with
+them."""
 
 import json
 import textwrap
@@ -21,7 +22,10 @@ SAMPLER = '''
 
 
     def halfway(schedule: NoiseSchedule, num_steps: int, *, noise: PositiveFloat = 0.1) -> Steps:
-        """Steps evenly through all timesteps; `noise` is the std of each step over the noise after it."""
+        """Steps evenly through all timesteps.
+
+        `noise` is the std of each step over the noise after it.
+        """
         timesteps = torch.linspace(len(schedule) - 1, 1, num_steps).long()
         following = torch.cat([timesteps[1:], timesteps.new_zeros(1)])
         signal, sigma = schedule.levels(following)
@@ -76,10 +80,11 @@ MODEL = '''
         latent_shape, half_precision = (3, 16, 16), False
 
         def __init__(
-            self, pretrained, device, dtype, loras, lora, train_text_encoder, gradient_checkpointing, *,
-            width: int = 16,
+            self, pretrained, device, dtype, loras, lora, train_text_encoder,
+            gradient_checkpointing, *, width: int = 16,
         ):
-            self.device, self.image_size, self.latent_shape = torch.device(device), width, (3, width, width)
+            self.device, self.image_size = torch.device(device), width
+            self.latent_shape = (3, width, width)
             torch.manual_seed(0)
             self.network, self.shift = nn.Conv2d(3, 3, 3, padding=1), nn.Parameter(torch.zeros(3))
             self.modules, self.snapshots = [self.network], {}
@@ -135,12 +140,15 @@ MODEL = '''
 
         def read_back(self, file_format, folder, pretrained, trial):
             weights = load_file(folder / "mine.safetensors")
-            other = lengths(pretrained, "cpu", "fp32", [], None, False, False, width=self.image_size)
+            plain = ("cpu", "fp32", [], None, False, False)
+            other = lengths(pretrained, *plain, width=self.image_size)
             other.snapshots["read"] = weights
             from ddpo import samplers
             from ddpo.rollout.sample import Sampler, sample
             steps = samplers.build("ddim", other.schedule, trial.num_steps, eta=trial.eta)
-            sampler = Sampler(steps, trial.guidance_scale, len(trial.prompts), trial.negative_prompt)
+            sampler = Sampler(
+                steps, trial.guidance_scale, len(trial.prompts), trial.negative_prompt
+            )
             with torch.no_grad(), other.weights("read"):
                 (part,) = sample(other, sampler, trial.prompts, trial.keys)
             return part.images, weights
@@ -168,15 +176,42 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def flags(folder: Path, run: Path) -> list[str]:
     return [
-        "--config", "smoke", "--plugins", f"[{folder}]", "--run_dir", str(run), "--model.name", "lengths",
-        "--sampler.name", "halfway", "--advantage.name", "running", "--lora", "null", "--model.width", "20",
-        "--sampler.noise", "0.3", "--advantage.decay", "0.75", "--sampler.num_steps", "3",
-        "--trainer.iterations", "2", "--checkpoint.every", "1", "--eval_rewards", "[]",
-        "--trainer.lr", "1e-3",
-    ]  # fmt: skip
+        "--config",
+        "smoke",
+        "--plugins",
+        f"[{folder}]",
+        "--run_dir",
+        str(run),
+        "--model.name",
+        "lengths",
+        "--sampler.name",
+        "halfway",
+        "--advantage.name",
+        "running",
+        "--lora",
+        "null",
+        "--model.width",
+        "20",
+        "--sampler.noise",
+        "0.3",
+        "--advantage.decay",
+        "0.75",
+        "--sampler.num_steps",
+        "3",
+        "--trainer.iterations",
+        "2",
+        "--checkpoint.every",
+        "1",
+        "--eval_rewards",
+        "[]",
+        "--trainer.lr",
+        "1e-3",
+    ]
 
 
-def test_listed(mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_listed(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("DDPO_PLUGINS", str(mine))
     for kind, line in (
         ("samplers", "halfway     Steps evenly through all timesteps"),
@@ -193,11 +228,18 @@ def test_explained_by_help(mine: Path, tmp_path: Path, capsys: pytest.CaptureFix
         main(["train", *flags(mine, tmp_path / "run"), "--help"])
     assert not ended.value.code
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("--sampler.noise", "the std of each step over", "--advantage.decay", "--model.width"):
+    for words in (
+        "--sampler.noise",
+        "the std of each step over",
+        "--advantage.decay",
+        "--model.width",
+    ):
         assert words in text
 
 
-def test_planned_with_its_memory(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_planned_with_its_memory(
+    mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plan", *flags(mine, tmp_path / "run")]) == 0
     text = capsys.readouterr().out
     assert "peak on a GPU" in text and "unknown" not in text and not (tmp_path / "run").exists()
@@ -210,7 +252,9 @@ def test_trained_resumed_evaluated_exported(
     assert main(["train", *flags(mine, straight), "--trainer.iterations", "3"]) == 0
     assert main(["train", *flags(mine, run)]) == 0
     assert main(["train", "--resume", str(run), "--trainer.iterations", "3"]) == 0
-    one, other = (load_file(each / "checkpoints/000003/parameters.safetensors") for each in (straight, run))
+    one, other = (
+        load_file(each / "checkpoints/000003/parameters.safetensors") for each in (straight, run)
+    )
     assert all(torch.equal(one[key], other[key]) for key in one), "the advantage's state too"
     rows = metrics.read(run / "metrics.jsonl")
     assert [row["iteration"] for row in rows] == [1, 2, 3]
@@ -219,7 +263,9 @@ def test_trained_resumed_evaluated_exported(
     assert results["config"]["sampler"]["noise"] == 0.3
     capsys.readouterr()
     assert main(["export", str(run), "--to", str(tmp_path / "x"), "--format", "kohya"]) == 2
-    assert capsys.readouterr().err.splitlines() == ["ddpo: --format: kohya: lengths is exported as mine"]
+    assert capsys.readouterr().err.splitlines() == [
+        "ddpo: --format: kohya: lengths is exported as mine"
+    ]
     assert main(["export", str(run), "--to", str(tmp_path / "x"), "--format", "mine"]) == 0
     weights = load_file(tmp_path / "x" / "mine.safetensors")
     assert all(torch.equal(weights[key], one[key]) for key in one)

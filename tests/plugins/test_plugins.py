@@ -1,4 +1,5 @@
-"""Things are found by name, in our folders, a user's, a package, by path; or one line says why not."""
+"""Things are found by name, in our folders, a user's, a package, by path; or one line says why
+not."""
 
 import os
 import shutil
@@ -28,7 +29,9 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for kind in plugins.USER_KINDS:
         package = sys.modules.get(f"ddpo.{kind}")
         if package is not None:
-            package.__path__ = [folder for folder in package.__path__ if Path(folder).is_relative_to(ROOT)]
+            package.__path__ = [
+                folder for folder in package.__path__ if Path(folder).is_relative_to(ROOT)
+            ]
 
 
 def write(file: Path, text: str) -> Path:
@@ -62,7 +65,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def python(code: str, cwd: Path, **env: str) -> str:
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -88,9 +93,8 @@ def test_a_file_added_after_the_folder(tmp_path: Path) -> None:
     plugins.load("rewards", "constant_b")
     looked = (tmp_path / "rewards").stat()
     write(tmp_path / "rewards" / "constant_c.py", reward("constant_c", 2.0))
-    os.utime(
-        tmp_path / "rewards", ns=(looked.st_atime_ns, looked.st_mtime_ns)
-    )  # as on a disk with coarse times
+    # as on a disk with coarse times
+    os.utime(tmp_path / "rewards", ns=(looked.st_atime_ns, looked.st_mtime_ns))
     assert call(plugins.load("rewards", "constant_c")) == 2.0
 
 
@@ -120,20 +124,33 @@ def test_our_own_root_as_a_users_folder_doubles_nothing() -> None:
     assert os.environ[plugins.VARIABLE] == str(ROOT)
     os.environ[plugins.VARIABLE] = str(ROOT / "tests" / "..")
     assert plugins.folders("rewards") == [str(ROOT / "rewards")]
-    assert plugins.find("rewards", "jpeg_compressibility") == ROOT / "rewards" / "jpeg_compressibility.py"
+    assert (
+        plugins.find("rewards", "jpeg_compressibility")
+        == ROOT / "rewards" / "jpeg_compressibility.py"
+    )
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plugins: .*nowhere: no such folder"):
         plugins.add_folder(tmp_path / "nowhere")
     (tmp_path / "rewards").mkdir()
-    with pytest.raises(UserError, match=r"none of the folders rewards/.* give the folder that holds them"):
+    with pytest.raises(
+        UserError, match=r"none of the folders rewards/.* give the folder that holds them"
+    ):
         plugins.add_folder(tmp_path / "rewards")
     assert os.environ[plugins.VARIABLE] == ""
 
 
 def test_prompts_may_have_four_suffixes(tmp_path: Path) -> None:
-    for name in ("set_a.txt", "set_b.jsonl", "set_c.csv", "set_d.py", "_set_e.txt", "set_f.md", ".set_g.txt"):
+    for name in (
+        "set_a.txt",
+        "set_b.jsonl",
+        "set_c.csv",
+        "set_d.py",
+        "_set_e.txt",
+        "set_f.md",
+        ".set_g.txt",
+    ):
         write(tmp_path / "prompts" / name, "a fox\n")
     plugins.add_folder(tmp_path)
     found = [name for name in plugins.names("prompts") if "set_" in name]
@@ -141,11 +158,16 @@ def test_prompts_may_have_four_suffixes(tmp_path: Path) -> None:
     assert plugins.load("prompts", "set_c") == tmp_path / "prompts" / "set_c.csv"
 
 
-def test_objectives_and_models_live_inside_the_package_and_configs_are_only_ours(tmp_path: Path) -> None:
+def test_objectives_and_models_live_inside_the_package_and_configs_are_only_ours(
+    tmp_path: Path,
+) -> None:
     write(tmp_path / "configs" / "mine.yaml", "seed: 1\n")
     write(tmp_path / "objectives" / "mine.py", "")
     plugins.add_folder(tmp_path)
-    assert plugins.folders("objectives") == [str(ROOT / "ddpo" / "objectives"), str(tmp_path / "objectives")]
+    assert plugins.folders("objectives") == [
+        str(ROOT / "ddpo" / "objectives"),
+        str(tmp_path / "objectives"),
+    ]
     assert plugins.folders("models") == [str(ROOT / "ddpo" / "models"), str(tmp_path / "models")]
     assert plugins.folders("configs") == [str(ROOT / "configs")]
 
@@ -166,13 +188,17 @@ def test_in_a_wheel_the_files_are_bundled(tmp_path: Path) -> None:
 def test_an_installed_package(installed: Path) -> None:
     assert "fakereward" in plugins.names("rewards")
     assert "fakereward" not in plugins.names("prompts")
-    assert ("fakereward", "fakelib.scores:score, installed with fakelib") in plugins.summaries("rewards")
+    assert ("fakereward", "fakelib.scores:score, installed with fakelib") in plugins.summaries(
+        "rewards"
+    )
     assert "fakelib" not in sys.modules  # listing imports nothing
     assert call(plugins.load("rewards", "fakereward")) == 7.0
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
-    mine = write(tmp_path / "rewards" / "jpeg_compressibility.py", reward("jpeg_compressibility", 1.0))
+    mine = write(
+        tmp_path / "rewards" / "jpeg_compressibility.py", reward("jpeg_compressibility", 1.0)
+    )
     plugins.add_folder(tmp_path)
     with pytest.raises(UserError) as caught:
         plugins.load("rewards", "jpeg_compressibility")
@@ -199,7 +225,9 @@ def test_one_prompt_set_in_two_formats_is_refused(tmp_path: Path) -> None:
 def test_a_misspelt_name_gets_the_nearest() -> None:
     with pytest.raises(UserError) as caught:
         plugins.load("rewards", "jpeg_compresibility")
-    expected = "rewards: nothing is called 'jpeg_compresibility'; did you mean jpeg_compressibility?"
+    expected = (
+        "rewards: nothing is called 'jpeg_compresibility'; did you mean jpeg_compressibility?"
+    )
     assert str(caught.value) == expected
 
 
@@ -254,7 +282,9 @@ def test_a_broken_plugin_is_one_line(tmp_path: Path) -> None:
     write(tmp_path / "rewards" / "breaks.py", "import no_such_library\n")
     write(tmp_path / "rewards" / "empty_one.py", "")
     plugins.add_folder(tmp_path)
-    with pytest.raises(UserError, match=r"breaks\.py cannot be imported: .*no_such_library") as caught:
+    with pytest.raises(
+        UserError, match=r"breaks\.py cannot be imported: .*no_such_library"
+    ) as caught:
         plugins.load("rewards", "breaks")
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
     with pytest.raises(UserError, match=r"empty_one\.py defines no 'empty_one'; known: none"):
@@ -270,7 +300,11 @@ def test_summaries_import_nothing(tmp_path: Path) -> None:
     write(tmp_path / "prompts" / "sum_e.txt", "a fox\n\na cat\n")
     plugins.add_folder(tmp_path)
     lines = dict(plugins.summaries("rewards"))
-    assert [lines[f"sum_{letter}"] for letter in "abc"] == ["What a does.", "Only the module.", "A class."]
+    assert [lines[f"sum_{letter}"] for letter in "abc"] == [
+        "What a does.",
+        "Only the module.",
+        "A class.",
+    ]
     assert lines["sum_d"] == "cannot be read: invalid syntax, line 2"
     assert dict(plugins.summaries("prompts"))["sum_e"] == "2 lines, first: a fox"
     assert "-" not in lines and sorted(lines) == plugins.names("rewards")

@@ -1,4 +1,5 @@
-"""A cached value is the reward's own for that image, prompt, options, version; what failed is not kept."""
+"""A cached value is the reward's own for that image, prompt, options, version; what failed is not
+kept."""
 
 import math
 import multiprocessing
@@ -54,7 +55,9 @@ def asked(spec: str) -> list[int]:
     return found
 
 
-def scored(reward: Reward, images: Tensor = IMAGES, prompt: str = "a fox", **metadata: Any) -> list[float]:
+def scored(
+    reward: Reward, images: Tensor = IMAGES, prompt: str = "a fox", **metadata: Any
+) -> list[float]:
     rows: list[Mapping[str, Any]] = [metadata] * len(images)
     return reward(images, [prompt] * len(images), rows).tolist()
 
@@ -93,7 +96,9 @@ def test_whatever_a_value_depends_on_is_in_its_key(tmp_path: Path) -> None:
     ]
     for where, how, what in cases:
         for calls in ([3], []):
-            assert scored(built(where, kept, **how), **what) == scored(built(where, None, **how), **what)
+            assert scored(built(where, kept, **how), **what) == scored(
+                built(where, None, **how), **what
+            )
             assert asked(where) == [*calls, 3], (where, how, what)
     assert scored(built(same, kept)) == scored(built(spec, None)) and asked(same) == []
     versions = [built(each, None).version for each in (spec, same, changed_helper, changed_file)]
@@ -101,7 +106,8 @@ def test_whatever_a_value_depends_on_is_in_its_key(tmp_path: Path) -> None:
 
 
 def test_a_helper_that_is_imported_later_is_in_the_version(tmp_path: Path) -> None:
-    """As that of `ocr`: inside the function, so that no module of it is there when the reward is built."""
+    """As that of `ocr`: inside the function, so that no module of it is there when the reward is
+    built."""
     late = SOURCE.replace("from ._weights import SCALE\n", "").replace(
         "    asked.append", "    from ._weights import SCALE\n    asked.append"
     )
@@ -118,7 +124,9 @@ def test_what_failed_is_asked_again(tmp_path: Path) -> None:
     images[1] = 0
     for calls in ([3], [1]):
         values = scored(built(spec, tmp_path / "kept"), images)
-        assert [math.isnan(value) for value in values] == [False, True, False] and asked(spec) == calls
+        assert [math.isnan(value) for value in values] == [False, True, False] and asked(
+            spec
+        ) == calls
 
 
 def put(folder: str, first: int) -> None:
@@ -139,7 +147,9 @@ def test_threads_and_processes_share_it(tmp_path: Path) -> None:
         process.join(60)
         assert process.exitcode == 0
     keys = [i.to_bytes(4, "big") for i in range(120)]
-    assert Cache(str(tmp_path)).get([*keys, b"nothing"]) == {key: i / 8 for i, key in enumerate(keys)}
+    assert Cache(str(tmp_path)).get([*keys, b"nothing"]) == {
+        key: i / 8 for i, key in enumerate(keys)
+    }
 
 
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:
@@ -153,11 +163,15 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     reward = built(spec, tmp_path / "kept")
     file = tmp_path / "kept" / "rewards.sqlite"
     file.write_bytes(b"no data base" * 1000)
-    words = r"the cache .*rewards\.sqlite cannot be used \(file is not a database\); delete that file"
+    words = (
+        r"the cache .*rewards\.sqlite cannot be used \(file is not a database\); delete that file"
+    )
     for use in (lambda: scored(reward), lambda: built(spec, tmp_path / "kept")):
         with pytest.raises(UserError, match=words):
             use()
     file.unlink()
     assert scored(built(spec, tmp_path / "kept")) == scored(built(spec, None))
-    with pytest.raises(UserError, match=r"cannot be used \(\[Errno \d+\] (File exists|Not a directory)"):
+    with pytest.raises(
+        UserError, match=r"cannot be used \(\[Errno \d+\] (File exists|Not a directory)"
+    ):
         built(spec, tmp_path / "a" / "mine.py")

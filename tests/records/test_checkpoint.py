@@ -22,11 +22,16 @@ VARYING = ("time/", "images_per_s", "memory/")
 """What is not promised to be equal."""
 
 FULL = {
-    "advantage__name": "per_prompt", "advantage__options": {"min_count": 2, "buffer_size": 3},
+    "advantage__name": "per_prompt",
+    "advantage__options": {"min_count": 2, "buffer_size": 3},
     "ema__decay": 0.6,
-    "trainer__lr_schedule": "cosine", "trainer__minibatches": 2, "trainer__epochs": 2, "prompts__path": None,
-    "checkpoint__every": 1, "checkpoint__keep_last": 9,
-}  # fmt: skip
+    "trainer__lr_schedule": "cosine",
+    "trainer__minibatches": 2,
+    "trainer__epochs": 2,
+    "prompts__path": None,
+    "checkpoint__every": 1,
+    "checkpoint__keep_last": 9,
+}
 """Everything that has a memory: statistics, moments, an average, a schedule."""
 
 
@@ -59,7 +64,9 @@ def stop_after(running: Session, iteration: int) -> None:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith(VARYING)} for line in lines]
+    return [
+        {key: value for key, value in line.items() if not key.startswith(VARYING)} for line in lines
+    ]
 
 
 def content(folder: Path) -> tuple[dict[str, Tensor], Any]:
@@ -100,17 +107,23 @@ def test_the_straight_run_has_something_to_lose(straight: Path) -> None:
     """Every part of the state differs from its start, and from one iteration to the next."""
     found = rows(straight)
     assert [row["iteration"] for row in found] == [1, 2, 3, 4]
-    assert len({row["lr"] for row in found}) == 4 and len({row["reward/mean"] for row in found}) == 4
+    assert (
+        len({row["lr"] for row in found}) == 4 and len({row["reward/mean"] for row in found}) == 4
+    )
     third, last = (content(straight / "checkpoints" / name) for name in ("000003", "000004"))
     for part in ("parameters", "optimizer", "ema"):
-        assert any((third[0][key] != last[0][key]).any() for key in third[0] if key.startswith(part))
+        assert any(
+            (third[0][key] != last[0][key]).any() for key in third[0] if key.startswith(part)
+        )
     assert last[1]["advantage"].keys() == {"a fox", "a cat", "an owl", "a bee"}
     assert {len(values) for values in last[1]["advantage"].values()} == {3}
     assert last[1]["iteration"] == 4 and last[1]["images_seen"] == 32 and last[1]["ema_steps"] == 16
 
 
 @pytest.mark.parametrize("first", [1, 3])
-def test_stop_and_resume_is_the_same_run(straight: Path, tmp_path: Path, prompts: str, first: int) -> None:
+def test_stop_and_resume_is_the_same_run(
+    straight: Path, tmp_path: Path, prompts: str, first: int
+) -> None:
     folder = tmp_path / "run"
     stop_after(session(folder, prompts), first)
     assert not (folder / "lora").exists()
@@ -120,7 +133,8 @@ def test_stop_and_resume_is_the_same_run(straight: Path, tmp_path: Path, prompts
 
 
 def copy(straight: Path, tmp_path: Path) -> Path:
-    """The straight run as it stood after iteration 3, with the lines of iteration 4 already written."""
+    """The straight run as it stood after iteration 3, with the lines of iteration 4 already
+    written."""
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
     shutil.rmtree(folder / "lora")
@@ -156,14 +170,18 @@ def test_a_damaged_checkpoint_is_passed_over(
         same(folder, straight)
 
 
-def test_a_run_without_a_checkpoint_starts_again(straight: Path, tmp_path: Path, prompts: str) -> None:
+def test_a_run_without_a_checkpoint_starts_again(
+    straight: Path, tmp_path: Path, prompts: str
+) -> None:
     folder = copy(straight, tmp_path)
     shutil.rmtree(folder / "checkpoints")
     resumed = session(folder, prompts, resume=True)
     assert resumed.trainer.iteration == 0 and rows(folder) == []
 
 
-def test_a_row_of_bad_iterations_is_not_forgotten(straight: Path, tmp_path: Path, prompts: str) -> None:
+def test_a_row_of_bad_iterations_is_not_forgotten(
+    straight: Path, tmp_path: Path, prompts: str
+) -> None:
     folder = copy(straight, tmp_path)
     file = folder / "checkpoints" / "000003" / "state.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "skipped_in_a_row": 2}))
@@ -174,17 +192,23 @@ def test_the_average_is_used_and_put_back(straight: Path, tmp_path: Path, prompt
     """lora/ holds the running average; an exception within leaves the trained weights in place."""
     tensors, _ = content(straight / "checkpoints" / "000004")
     saved = load_file(straight / "lora" / "pytorch_lora_weights.safetensors")
-    averages = sorted(value.double().sum().item() for key, value in tensors.items() if key.startswith("ema/"))
-    assert sorted(value.double().sum().item() for value in saved.values()) == pytest.approx(averages)
+    averages = sorted(
+        value.double().sum().item() for key, value in tensors.items() if key.startswith("ema/")
+    )
+    assert sorted(value.double().sum().item() for value in saved.values()) == pytest.approx(
+        averages
+    )
     run = Run(straight)
     for column, name in (("tuned", "000004"), ("000002", "000002")):
         kept = content(straight / "checkpoints" / name)[0]
         with run.policy.weights(run.remember(column)):
             assert all(
-                torch.equal(value, kept[f"ema/{key}"]) for key, value in run.policy.parameters().items()
+                torch.equal(value, kept[f"ema/{key}"])
+                for key, value in run.policy.parameters().items()
             )
     running = session(copy(straight, tmp_path), prompts, resume=True)
-    parameters, third = running.trainer.policy.parameters(), content(straight / "checkpoints" / "000003")[0]
+    parameters = running.trainer.policy.parameters()
+    third = content(straight / "checkpoints" / "000003")[0]
     with pytest.raises(KeyError), running.trainer.policy.weights(running.shown):
         assert all(torch.equal(value, third[f"ema/{key}"]) for key, value in parameters.items())
         raise KeyError
@@ -193,14 +217,18 @@ def test_the_average_is_used_and_put_back(straight: Path, tmp_path: Path, prompt
 
 def test_only_the_last_checkpoints_are_kept(tmp_path: Path, prompts: str) -> None:
     session(tmp_path / "run", prompts, checkpoint__every=3, checkpoint__keep_last=1).train()
-    assert [path.name for path in checkpoint.all_of(tmp_path / "run")] == ["000004"], "the last one always"
+    assert [path.name for path in checkpoint.all_of(tmp_path / "run")] == ["000004"], (
+        "the last one always"
+    )
     for number in (8, 40, 100):
         (tmp_path / "run" / "checkpoints" / f"{number:06d}").mkdir()
     checkpoint.keep(tmp_path / "run", 2)
     assert [path.name for path in checkpoint.all_of(tmp_path / "run")] == ["000040", "000100"]
 
 
-def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, tensors = tmp_path / "checkpoints" / "000020", {"parameters": {"w": torch.arange(3.0)}}
     checkpoint.save(folder, tensors, {"iteration": 20})
     found, state = checkpoint.load(folder)
@@ -218,7 +246,9 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in checkpoint.all_of(tmp_path)] == ["000020"]
     assert checkpoint.load(folder)[1] == {"iteration": 20}
     checkpoint.save(folder, tensors, {"iteration": 21})
-    assert checkpoint.load(folder)[1] == {"iteration": 21}, "what was left aside does not hinder the next"
+    assert checkpoint.load(folder)[1] == {"iteration": 21}, (
+        "what was left aside does not hinder the next"
+    )
 
 
 def test_an_optimizer_goes_on_where_it_was() -> None:
@@ -234,8 +264,12 @@ def test_an_optimizer_goes_on_where_it_was() -> None:
     named, optimizer = build()
     step(named, optimizer, 1.0)
     other, fresh = build()
-    tensors = {key: value.clone() for key, value in checkpoint.optimizer_tensors(optimizer, named).items()}
-    checkpoint.restore_parameters(other, {key: value.detach().clone() for key, value in named.items()})
+    tensors = {
+        key: value.clone() for key, value in checkpoint.optimizer_tensors(optimizer, named).items()
+    }
+    checkpoint.restore_parameters(
+        other, {key: value.detach().clone() for key, value in named.items()}
+    )
     checkpoint.restore_optimizer(fresh, other, tensors)
     step(named, optimizer, -0.3)
     step(other, fresh, -0.3)
@@ -246,5 +280,7 @@ def test_another_models_weights_are_refused() -> None:
     parameters = {"a": nn.Parameter(torch.zeros(2))}
     with pytest.raises(ValueError, match="2 trained weights differ by name, the first is a"):
         checkpoint.restore_parameters(parameters, {"b": torch.zeros(2)})
-    with pytest.raises(ValueError, match=r"a has shape \(3,\) in the checkpoint and \(2,\) in the model"):
+    with pytest.raises(
+        ValueError, match=r"a has shape \(3,\) in the checkpoint and \(2,\) in the model"
+    ):
         checkpoint.restore_parameters(parameters, {"a": torch.zeros(3)})

@@ -75,7 +75,11 @@ def test_the_project_is_obeyed(wandb: Wandb, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("trackers", "project", "line"),
     [
-        (["jsonl"], "zoo", r"log\.project: 'zoo' is a project of wandb, .*--log.trackers '\[jsonl, wandb\]'"),
+        (
+            ["jsonl"],
+            "zoo",
+            r"log\.project: 'zoo' is a project of wandb, .*--log.trackers '\[jsonl, wandb\]'",
+        ),
         (["tensorboard"], "zoo", r"--log.trackers '\[tensorboard, wandb\]'"),
         (["wandb"], " ", r"log\.project: must be text that is not blank, got ' '"),
     ],

@@ -23,7 +23,8 @@ ZOO: dict[str, Callable[[Path], dict[str, Any]]] = {
     "jpeg_compressibility": lambda folder: {},
     "jpeg_incompressibility": lambda folder: {},
 }
-"""A reward's name -> a function that puts tiny models below a folder and returns the reward's params."""
+"""A reward's name -> a function that puts tiny models below a folder and returns the reward's
+params."""
 for file in FILES:
     ZOO |= import_module(file.stem).ZOO
 
@@ -33,7 +34,8 @@ EXTRAS = {"ocr": {"cv2", "rapidfuzz"}, "_ppocr": {"cv2", "rapidfuzz"}}
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only loopback, which `remote` is tested on; HF_HUB_OFFLINE alone would not stop other libraries."""
+    """Only loopback, which `remote` is tested on; HF_HUB_OFFLINE alone would not stop other
+    libraries."""
     connect, look_up = socket.socket.connect, socket.getaddrinfo
 
     def only_loopback(host: object) -> None:
@@ -56,13 +58,18 @@ def imported(file: Path) -> set[str]:
     """The packages that a file imports, at its top or inside a function; its neighbours aside."""
     nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    names |= {
+        str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level
+    }
     return {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "rewards").glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "rewards").glob("*.py")), ids=lambda file: file.stem
+)
 def test_one_environment(file: Path) -> None:
-    """What a reward imports is there after `pip install ddpo`, without an extra; only ocr has one."""
+    """What a reward imports is there after `pip install ddpo`, without an extra; only ocr has
+    one."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {plain(re.split(r"[^\w.-]", each)[0]) for each in project["dependencies"]}
     owners = packages_distributions()
@@ -83,7 +90,8 @@ def test_bundled_rewards_keep_the_contract(name: str, tmp_path: Path) -> None:
     reward = rewards.build(name, params=ZOO[name](tmp_path))
     found = list(conformance.findings(conformance.Case(reward.score)))
     assert [finding for finding in found if not finding.passed] == []
-    singles, gradient = not rewards.groupwise(reward.score), getattr(reward.score, "differentiable", False)
+    singles = not rewards.groupwise(reward.score)
+    gradient = getattr(reward.score, "differentiable", False)
     made = {finding.check for finding in found}
     assert ("singles" in made, "gradient" in made) == (singles, gradient)
     assert len(made) == len(conformance.CHECKS) - (not singles) - (not gradient) >= 10

@@ -1,4 +1,5 @@
-"""Rewards on image towers against the reference libraries' own models and their own way from a picture."""
+"""Rewards on image towers against the reference libraries' own models and their own way from a
+picture."""
 
 import json
 import math
@@ -37,12 +38,14 @@ from ddpo.images import GUARDS, from_pil
 Score = Callable[..., Tensor]
 PROMPT = "a fox by a house"
 ROUNDING = 1.5 / 255 / 0.26
-"""Pillow rounds to bytes after each of the two passes of a resize: half a byte, of which the second pass
-makes at most one (some of its weights are negative), and half a byte; over the smallest deviation."""
+"""Pillow rounds to bytes after each of the two passes of a resize: half a byte, of which the second
+pass makes at most one (some of its weights are negative), and half a byte; over the smallest
+deviation."""
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """Noise, flat areas and hard edges: bicubic overshoots on them, and aliases without its filter."""
+    """Noise, flat areas and hard edges: bicubic overshoots on them, and aliases without its
+    filter."""
     noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     drawn = Image.fromarray(noise)
     draw = ImageDraw.Draw(drawn)
@@ -66,7 +69,8 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     return {name: params(folders[name]) for name, params in zoo_clip.ZOO.items()}
 
 
-# ---- preprocessing: the same numbers as the libraries' own, and gradients ------------------------------
+# ---- preprocessing: the same numbers as the libraries' own, and gradients
+# ------------------------------
 
 
 HOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -79,14 +83,23 @@ def test_preprocessing_is_open_clips(mode: str, interpolation: str) -> None:
     module = plugins.load("rewards", "ddpo.rewards._preprocess:of_open_clip")
     model = nn.Module()
     cfg = {
-        "size": 32, "resize_mode": mode, "interpolation": interpolation, "mean": (0.48, 0.45, 0.4),
-        "std": (0.27, 0.26, 0.28), "fill_color": 0,
-    }  # fmt: skip
+        "size": 32,
+        "resize_mode": mode,
+        "interpolation": interpolation,
+        "mean": (0.48, 0.45, 0.4),
+        "std": (0.27, 0.26, 0.28),
+        "fill_color": 0,
+    }
     model.visual = nn.Module()
     model.visual.preprocess_cfg = cfg
     ours = module(model)
     theirs = image_transform(
-        32, is_train=False, mean=cfg["mean"], std=cfg["std"], resize_mode=mode, interpolation=interpolation
+        32,
+        is_train=False,
+        mean=cfg["mean"],
+        std=cfg["std"],
+        resize_mode=mode,
+        interpolation=interpolation,
     )
     for size in SIZES:
         drawn = picture(*size)
@@ -103,7 +116,9 @@ def test_preprocessing_is_open_clips(mode: str, interpolation: str) -> None:
         CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
         BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
         SiglipImageProcessor(size={"height": 32, "width": 32}),
-        ViTImageProcessor(size={"height": 32, "width": 24}, image_mean=[0.4] * 3, image_std=[0.3] * 3),
+        ViTImageProcessor(
+            size={"height": 32, "width": 24}, image_mean=[0.4] * 3, image_std=[0.3] * 3
+        ),
         CLIPImageProcessor(size=32, crop_size=32, do_normalize=False),
     ],
 )
@@ -124,7 +139,9 @@ def test_a_processor_of_another_kind_is_refused(tmp_path: Path) -> None:
         of(str(tmp_path))
 
 
-NETWORKS = [name for name in zoo_clip.ZOO if getattr(plugins.load("rewards", name), "differentiable", False)]
+NETWORKS = [
+    name for name in zoo_clip.ZOO if getattr(plugins.load("rewards", name), "differentiable", False)
+]
 
 
 def test_which_are_differentiable() -> None:
@@ -133,7 +150,8 @@ def test_which_are_differentiable() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_gradient_reaches_the_pixels(name: str, zoo: dict[str, Any]) -> None:
-    """It is the derivative: two evaluations along it differ by its size (on pictures without overshoot)."""
+    """It is the derivative: two evaluations along it differ by its size (on pictures without
+    overshoot)."""
     reward = build(name, **zoo[name])
     y, x = torch.meshgrid(torch.linspace(0, 3, 40), torch.linspace(0, 4, 48), indexing="ij")
     waves = [torch.sin(x * (i + 1)) * torch.cos(y + i) for i in range(3)]
@@ -159,17 +177,23 @@ def test_white_areas_keep_their_gradient(zoo: dict[str, Any]) -> None:
     assert (gradient.abs().amax((0, 1)) > 0).float().mean() > 0.95
 
 
-# ---- scores: equal to the reference library's -----------------------------------------------------------
+# ---- scores: equal to the reference library's
+# -----------------------------------------------------------
 
 
-def close(ours: Callable[[Image.Image], float], theirs: Callable[[Image.Image], float], scale: float) -> None:
-    """At the network's own size nothing is resized and all is exact; else Pillow's bytes move the score."""
+def close(
+    ours: Callable[[Image.Image], float], theirs: Callable[[Image.Image], float], scale: float
+) -> None:
+    """At the network's own size nothing is resized and all is exact; else Pillow's bytes move the
+    score."""
     for size, tolerance in (((32, 32), 1e-5), ((90, 61), 0.02), ((48, 80), 0.02)):
         drawn = picture(*size)
         assert ours(drawn) == pytest.approx(theirs(drawn), abs=tolerance * scale), size
 
 
-def by_open_clip(model: Any, transform: Any, tokenizer: Any, drawn: Image.Image, prompt: str) -> float:
+def by_open_clip(
+    model: Any, transform: Any, tokenizer: Any, drawn: Image.Image, prompt: str
+) -> float:
     with torch.no_grad():
         image = model.encode_image(transform(drawn)[None], normalize=True)
         return (image @ model.encode_text(tokenizer([prompt]), normalize=True).T).item()
@@ -192,9 +216,13 @@ def test_clip_score_is_open_clips(tmp_path: Path, mode: str) -> None:
 def by_transformers(folder: str, drawn: Image.Image, prompt: str) -> Tensor:
     """The logit that CLIPModel gives for a picture and a text out of its own processor."""
     inputs = CLIPProcessor.from_pretrained(folder)(
-        text=[prompt], images=drawn, return_tensors="pt", padding=True, truncation=True,
+        text=[prompt],
+        images=drawn,
+        return_tensors="pt",
+        padding=True,
+        truncation=True,
         max_length=zoo_clip.CONTEXT,
-    )  # fmt: skip
+    )
     with torch.no_grad():
         return CLIPModel.from_pretrained(folder)(**inputs)
 
@@ -216,7 +244,12 @@ def test_clip_score_and_pick_score_are_transformers(zoo: dict[str, Any]) -> None
 
 def test_the_scale_of_pick_score_is_never_rounded(tmp_path: Path) -> None:
     """ln 100 is 4.594 in bfloat16, and exp(4.594) = 98.86."""
-    seen = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 160}
+    seen = {
+        "timm_model_name": "test_vit",
+        "timm_pool": "token",
+        "timm_proj": "linear",
+        "image_size": 160,
+    }
     place = zoo_clip.hf_clip(tmp_path / "transformers")
     model = CLIPModel.from_pretrained(place)
     model.logit_scale.data.fill_(math.log(100))
@@ -236,11 +269,13 @@ def test_the_scale_of_pick_score_is_never_rounded(tmp_path: Path) -> None:
 
 
 def test_captions_of_any_length(zoo: dict[str, Any]) -> None:
-    """Beyond the context they are cut, as the libraries cut them; the empty one is the empty text."""
+    """Beyond the context they are cut, as the libraries cut them; the empty one is the empty
+    text."""
     drawn, folder = picture(32, 32), zoo["pick_score"]["pretrained"]
     pick = build("pick_score", **zoo["pick_score"])
     local = zoo["clip_score"]["pretrained"]
-    clip, tokenizer = build("clip_score", pretrained=local), open_clip.get_tokenizer(f"local-dir:{local}")
+    clip = build("clip_score", pretrained=local)
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{local}")
     model, transform = open_clip.create_model_from_pretrained(f"local-dir:{local}")
     for prompt in ("", "x", "fox" * 7 + "y", "fox" * 50, "fox" * 50 + "z"):
         assert scored(pick, drawn, prompt) == pytest.approx(
@@ -255,7 +290,8 @@ def test_captions_of_any_length(zoo: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["clip_score", "pick_score", "aesthetic", "hps", "image_reward"])
 def test_tokenizers_are_settled_before_threads_share_them(name: str, zoo: dict[str, Any]) -> None:
-    """One that a call changes (its padding, its cut) raises "Already borrowed" in another thread's call."""
+    """One that a call changes (its padding, its cut) raises "Already borrowed" in another thread's
+    call."""
     reward = build(name, **zoo[name])
     if name == "image_reward":
         tokenizer, text = reward.tokenizer, reward.tokens
@@ -317,18 +353,27 @@ def test_openais_weights_get_their_gelu(tmp_path: Path, monkeypatch: pytest.Monk
         reward = build("clip_score", pretrained=f"tiny-gelu/{tag}")
         assert scored(reward, drawn) == pytest.approx(expected[tag], abs=1e-5)
     assert abs(expected["openai"] - expected["laion"]) > 1e-4
-    with pytest.raises(UserError, match="tiny-gelu has no weights 'opnai'; there are: openai, laion"):
+    with pytest.raises(
+        UserError, match="tiny-gelu has no weights 'opnai'; there are: openai, laion"
+    ):
         build("clip_score", pretrained="tiny-gelu/opnai")
 
 
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
 def test_aesthetic_is_the_published_network(tmp_path: Path, act: str) -> None:
-    """The head as its authors define it, loaded strictly; the feature as CLIPModel gives it; either GELU."""
+    """The head as its authors define it, loaded strictly; the feature as CLIPModel gives it; either
+    GELU."""
     folder, file = zoo_clip.hf_clip(tmp_path / "clip", act), zoo_clip.head(tmp_path / "head.pth")
     layers = nn.Sequential(
-        nn.Linear(16, 12), nn.Dropout(0.2), nn.Linear(12, 10), nn.Dropout(0.2), nn.Linear(10, 8),
-        nn.Dropout(0.1), nn.Linear(8, 6), nn.Linear(6, 1),
-    ).eval()  # fmt: skip
+        nn.Linear(16, 12),
+        nn.Dropout(0.2),
+        nn.Linear(12, 10),
+        nn.Dropout(0.2),
+        nn.Linear(10, 8),
+        nn.Dropout(0.1),
+        nn.Linear(8, 6),
+        nn.Linear(6, 1),
+    ).eval()
     published = nn.ModuleDict({"layers": layers})
     published.load_state_dict(torch.load(file), strict=True)
 
@@ -359,7 +404,9 @@ def test_the_true_head_fits() -> None:
         affine(state, 512, "cpu")
 
 
-def blip(state: dict[str, Tensor], med: dict[str, Any], pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+def blip(
+    state: dict[str, Tensor], med: dict[str, Any], pixels: Tensor, ids: Tensor, mask: Tensor
+) -> Tensor:
     """ImageReward as its authors wrote it (timm's ViT, BERT with cross-attention, a head)."""
 
     def of(name: str) -> Callable[[Tensor], Tensor]:
@@ -376,13 +423,18 @@ def blip(state: dict[str, Tensor], med: dict[str, Any], pixels: Tensor, ids: Ten
     eye, read = "blip.visual_encoder", "blip.text_encoder"
     patches = state[f"{eye}.patch_embed.proj.weight"]
     x = F.conv2d(pixels, patches, state[f"{eye}.patch_embed.proj.bias"], stride=patches.shape[-1])
-    x = torch.cat([state[f"{eye}.cls_token"], x.flatten(2).transpose(1, 2)], 1) + state[f"{eye}.pos_embed"]
+    x = (
+        torch.cat([state[f"{eye}.cls_token"], x.flatten(2).transpose(1, 2)], 1)
+        + state[f"{eye}.pos_embed"]
+    )
     depth = sum(name.endswith("attn.qkv.weight") for name in state)
     for i in range(depth):
         block = f"{eye}.blocks.{i}"
         q, k, v = of(f"{block}.attn.qkv")(norm(f"{block}.norm1", x, 1e-6)).chunk(3, -1)
         x = x + of(f"{block}.attn.proj")(attend(q, k, v, heads=1))
-        x = x + of(f"{block}.mlp.fc2")(F.gelu(of(f"{block}.mlp.fc1")(norm(f"{block}.norm2", x, 1e-6))))
+        x = x + of(f"{block}.mlp.fc2")(
+            F.gelu(of(f"{block}.mlp.fc1")(norm(f"{block}.norm2", x, 1e-6)))
+        )
     image = norm(f"{eye}.norm", x, 1e-6)
     words = state[f"{read}.embeddings.word_embeddings.weight"][ids]
     x = words + state[f"{read}.embeddings.position_embeddings.weight"][: ids.shape[1]]
@@ -394,7 +446,11 @@ def blip(state: dict[str, Tensor], med: dict[str, Any], pixels: Tensor, ids: Ten
             there = x if source is None else source
             q, k, v = (of(f"{layer}.{kind}.self.{n}") for n in ("query", "key", "value"))
             found = attend(q(x), k(there), v(there), med["num_attention_heads"], hidden)
-            x = norm(f"{layer}.{kind}.output.LayerNorm", x + of(f"{layer}.{kind}.output.dense")(found), 1e-12)
+            x = norm(
+                f"{layer}.{kind}.output.LayerNorm",
+                x + of(f"{layer}.{kind}.output.dense")(found),
+                1e-12,
+            )
         wide = F.gelu(of(f"{layer}.intermediate.dense")(x))
         x = norm(f"{layer}.output.LayerNorm", x + of(f"{layer}.output.dense")(wide), 1e-12)
     x = x[:, 0]
@@ -404,15 +460,21 @@ def blip(state: dict[str, Tensor], med: dict[str, Any], pixels: Tensor, ids: Ten
 
 
 def test_image_reward_is_the_original(zoo: dict[str, Any]) -> None:
-    """Its own transform of the picture, its own cut of the text, a forward written from its own source."""
+    """Its own transform of the picture, its own cut of the text, a forward written from its own
+    source."""
     params = zoo["image_reward"]
     reward = build("image_reward", **params)
     state = torch.load(Path(params["pretrained"]) / "ImageReward.pt")
-    transform = transforms.Compose([
-        transforms.Resize(32, interpolation=transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(32),
-        transforms.ToTensor(),
-        transforms.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    ])  # fmt: skip
+    transform = transforms.Compose(
+        [
+            transforms.Resize(32, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(32),
+            transforms.ToTensor(),
+            transforms.Normalize(
+                (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+            ),
+        ]
+    )
     for prompt in ("a fox", "", "fox" * 30):
         rows = reward.tokenizer(
             prompt, padding="max_length", truncation=True, max_length=35, return_tensors="pt"
@@ -429,20 +491,34 @@ def test_image_reward_is_the_original(zoo: dict[str, Any]) -> None:
 
 
 def test_the_true_image_reward_fits() -> None:
-    """Names and shapes of the published checkpoint (BLIP-L at 224, its BERT of 12 layers and 12 heads)."""
+    """Names and shapes of the published checkpoint (BLIP-L at 224, its BERT of 12 layers and 12
+    heads)."""
     med = {
-        **zoo_clip.MED, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-        "num_attention_heads": 12, "max_position_embeddings": 512, "vocab_size": 30524,
-    }  # fmt: skip
+        **zoo_clip.MED,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 512,
+        "vocab_size": 30524,
+    }
     build_blip: Any = plugins.load("rewards", "ddpo.rewards._blip:blip")
     with torch.device("meta"):
         state = zoo_clip.blip_state(med, width=1024, depth=24, side=16, size=224)
         towers = {key[5:]: value for key, value in state.items() if key.startswith("blip.")}
         model = build_blip(towers, med)
         vision, text = model.config.vision_config, model.config.text_config
-        assert (vision.num_attention_heads, vision.image_size, vision.num_hidden_layers) == (16, 224, 24)
+        assert (vision.num_attention_heads, vision.image_size, vision.num_hidden_layers) == (
+            16,
+            224,
+            24,
+        )
         assert text.num_attention_heads == 12
-        assert (vision.layer_norm_eps, text.layer_norm_eps) == (1e-6, 1e-12)  # transformers' BLIP has 1e-5
+        # transformers' BLIP has 1e-5
+        assert (vision.layer_norm_eps, text.layer_norm_eps) == (
+            1e-6,
+            1e-12,
+        )
         del towers["text_encoder.encoder.layer.3.crossattention.self.key.weight"]
         with pytest.raises(
             ValueError, match=r"1 weights are missing or unknown, as .*layer.3.crossattention"
@@ -453,10 +529,14 @@ def test_the_true_image_reward_fits() -> None:
 def test_similarity_and_diversity(zoo: dict[str, Any], tmp_path: Path) -> None:
     """From the class token of Dinov2Model on its processor's pixels."""
     folder = zoo["similarity"]["pretrained"]
-    pictures = [picture(28, 28), picture(28, 28).transpose(Image.Transpose.FLIP_LEFT_RIGHT), picture(28, 28)]
-    BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
-        folder
-    )
+    pictures = [
+        picture(28, 28),
+        picture(28, 28).transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        picture(28, 28),
+    ]
+    BitImageProcessor(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    ).save_pretrained(folder)
     pixels = AutoImageProcessor.from_pretrained(folder)(images=pictures, return_tensors="pt")
     with torch.no_grad():
         feature = F.normalize(Dinov2Model.from_pretrained(folder)(**pixels).pooler_output, dim=-1)
@@ -476,15 +556,21 @@ def test_similarity_and_diversity(zoo: dict[str, Any], tmp_path: Path) -> None:
     one, both = str(tmp_path / "0.png"), str(tmp_path)
     rows = [{"reference": one}, {"reference": one}, {"reference": both}]
     for reference, metadata, expected in (
-        (one, [{}] * 3, [1, near, 1]), (both, [{}] * 3, [mean] * 3), ("", rows, [1, near, mean]),
-        (one, rows, [1, near, 1]), ("", [{}, {"reference": one}, {}], [np.nan, near, np.nan]),
-    ):  # fmt: skip
+        (one, [{}] * 3, [1, near, 1]),
+        (both, [{}] * 3, [mean] * 3),
+        ("", rows, [1, near, mean]),
+        (one, rows, [1, near, 1]),
+        ("", [{}, {"reference": one}, {}], [np.nan, near, np.nan]),
+    ):
         reward = build("similarity", pretrained=folder, reference=reference)
         got = reward(from_pil(pictures), [""] * 3, metadata).tolist()
         assert got == pytest.approx(expected, abs=1e-5, nan_ok=True)
     (tmp_path / "empty").mkdir()
-    for place, words in (("empty", "empty holds no image"), ("notes.txt", "cannot be read as an image"),
-                         ("none.png", "none.png cannot be read as an image")):  # fmt: skip
+    for place, words in (
+        ("empty", "empty holds no image"),
+        ("notes.txt", "cannot be read as an image"),
+        ("none.png", "none.png cannot be read as an image"),
+    ):
         with pytest.raises(UserError, match=words):
             build("similarity", pretrained=folder, reference=str(tmp_path / place))
 
@@ -506,7 +592,8 @@ def test_nsfw_is_the_classifiers(zoo: dict[str, Any]) -> None:
         build("nsfw", pretrained=folder, label="nude")
 
 
-# ---- the cheap guards -----------------------------------------------------------------------------------
+# ---- the cheap guards
+# -----------------------------------------------------------------------------------
 
 
 def test_sharpness_in_closed_form() -> None:
@@ -516,8 +603,12 @@ def test_sharpness_in_closed_form() -> None:
         return sharpness(torch.tensor(rows).expand(1, 3, -1, -1), [""], [{}]).item()
 
     assert of(*[[0.7] * 6] * 5) == pytest.approx(0, abs=1e-10)
-    assert of(*[[0.1 * x + 0.05 * y for x in range(6)] for y in range(5)]) == pytest.approx(0, abs=1e-10)
-    assert of(*[[float((x + y) % 2) for x in range(6)] for y in range(6)]) == pytest.approx(16, rel=1e-5)
+    assert of(*[[0.1 * x + 0.05 * y for x in range(6)] for y in range(5)]) == pytest.approx(
+        0, abs=1e-10
+    )
+    assert of(*[[float((x + y) % 2) for x in range(6)] for y in range(6)]) == pytest.approx(
+        16, rel=1e-5
+    )
     point = [[float(x == y == 2) for x in range(5)] for y in range(5)]
     assert of(*point) == pytest.approx(20 / 9, rel=1e-5)  # -4, four times 1, four times 0
     assert np.isnan(of([0.0, 1.0], [1.0, 0.0]))
@@ -532,7 +623,9 @@ def test_sharpness_in_closed_form() -> None:
 
 def test_the_other_guards_are_the_logged_statistics() -> None:
     images = torch.zeros(2, 3, 9, 9)
-    images[1, :, :, 4:] = 1  # the fourth of 8 columns with a right neighbour is an edge; 45 of 81 are white
+    images[1, :, :, 4:] = (
+        1  # the fourth of 8 columns with a right neighbour is an edge; 45 of 81 are white
+    )
     for name, expected in (
         ("brightness", [0, 45 / 81]),
         ("edge_density", [0, 1 / 8]),
@@ -543,10 +636,13 @@ def test_the_other_guards_are_the_logged_statistics() -> None:
         assert got.tolist() == GUARDS[name](images).tolist()
 
 
-# ---- batches, types, mistakes, the command line ----------------------------------------------------------
+# ---- batches, types, mistakes, the command line
+# ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("brightness", "sharpness")])
+@pytest.mark.parametrize(
+    "name", [name for name in NETWORKS if name not in ("brightness", "sharpness")]
+)
 def test_any_batch_size_any_type(name: str, zoo: dict[str, Any]) -> None:
     images = torch.cat([from_pil([picture(40, 30).rotate(20 * i)]) for i in range(5)])
     prompts = ["a fox", "a much longer prompt", "", "a fox", "two"]
@@ -563,8 +659,11 @@ def test_any_batch_size_any_type(name: str, zoo: dict[str, Any]) -> None:
         assert torch.allclose(parts, whole, rtol=1e-4, atol=1e-5)
     half = rewards.build(name, 1.0, params, dtype=torch.bfloat16).score(images, prompts, [{}] * 5)
     assert half.dtype == torch.float32 and not half.equal(whole)
-    assert (half - whole).abs().max() < 0.1 * (whole.max() - whole.min())  # 8 bits in a tiny network
-    with pytest.raises(UserError, match=r"^rewards.0.params.batch_size: must be at least 1, got 0$"):
+    # 8 bits in a tiny network
+    assert (half - whole).abs().max() < 0.1 * (whole.max() - whole.min())
+    with pytest.raises(
+        UserError, match=r"^rewards.0.params.batch_size: must be at least 1, got 0$"
+    ):
         config.load({"rewards": [{"name": name, "params": {**params, "batch_size": 0}}]})
 
 
@@ -598,15 +697,27 @@ def test_mistakes_cost_one_line(zoo: dict[str, Any], tmp_path: Path) -> None:
         ("clip_score", {"pretrained": nowhere}, f"clip_score.pretrained: there is no {nowhere}"),
         ("clip_score", {"pretrained": "local-dir:nowhere"}, "there is no nowhere"),
         ("clip_score", {"pretrained": str(tmp_path)}, "does not hold what is needed"),
-        ("clip_score", {"pretrained": torn}, "1 weights of CLIPModel are missing, as visual_projection"),
+        (
+            "clip_score",
+            {"pretrained": torn},
+            "1 weights of CLIPModel are missing, as visual_projection",
+        ),
         ("clip_score", {"pretrained": bare}, "does not hold what is needed"),
         ("clip_score", {"pretrained": "ViT-L-14"}, "ViT-L-14 has no weights ''; there are: openai"),
         ("clip_score", {}, "openai/clip-vit-large-patch14 is no folder here"),
         ("clip_score", {}, "HF_HUB_OFFLINE is set: unset it"),
         ("clip_score", {"pretrained": "hf-hub:owner/name"}, "HF_HUB_OFFLINE is set: unset it"),
         ("pick_score", {"pretrained": clip}, "pick_score.pretrained"),
-        ("aesthetic", {"pretrained": clip}, "aesthetic.head: trl-lib/ddpo-aesthetic-predictor is no folder"),
-        ("aesthetic", {"pretrained": clip, "head": nowhere}, f"aesthetic.head: there is no {nowhere}"),
+        (
+            "aesthetic",
+            {"pretrained": clip},
+            "aesthetic.head: trl-lib/ddpo-aesthetic-predictor is no folder",
+        ),
+        (
+            "aesthetic",
+            {"pretrained": clip, "head": nowhere},
+            f"aesthetic.head: there is no {nowhere}",
+        ),
         ("aesthetic", {"pretrained": clip, "head": short}, "do not end in one number"),
         ("aesthetic", {"pretrained": clip, "head": wide}, "layers.0 takes 17 numbers and gets 16"),
         ("aesthetic", {"pretrained": clip, "head": str(unsafe)}, "aesthetic.head"),
@@ -617,7 +728,11 @@ def test_mistakes_cost_one_line(zoo: dict[str, Any], tmp_path: Path) -> None:
         ("hps", {"pretrained": clip, "architecture": nowhere + ".json"}, "hps.architecture"),
         ("hps", {**zoo["hps"], "architecture": "RN50"}, "hps.pretrained"),
         ("image_reward", {"pretrained": clip}, "image_reward.pretrained"),
-        ("image_reward", {"pretrained": zoo["image_reward"]["pretrained"]}, "image_reward.tokenizer"),
+        (
+            "image_reward",
+            {"pretrained": zoo["image_reward"]["pretrained"]},
+            "image_reward.tokenizer",
+        ),
         ("nsfw", {"pretrained": nowhere}, "nsfw.pretrained"),
         ("similarity", {}, "similarity.pretrained: facebook/dinov2-base is no folder here"),
     ):
@@ -630,11 +745,14 @@ def test_mistakes_cost_one_line(zoo: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB."),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to get 9 B"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB."),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to get 9 B"
+        ),
     ],
     ids=lambda error: type(error).__name__,
-)  # fmt: skip
+)
 def test_too_little_memory_is_called_so(
     error: Exception, zoo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -646,7 +764,9 @@ def test_too_little_memory_is_called_so(
     with pytest.raises(UserError) as caught:
         build("clip_score", pretrained=place)
     told = str(caught.value)
-    assert told.startswith(f"clip_score.pretrained: {place} does not fit into memory ({type(error).__name__}")
+    assert told.startswith(
+        f"clip_score.pretrained: {place} does not fit into memory ({type(error).__name__}"
+    )
     assert "\n" not in told
 
 
@@ -673,7 +793,9 @@ def test_every_place_may_begin_at_home(
         if params:
             short = {key: "~" + str(value).removeprefix(str(home)) for key, value in params.items()}
             assert all(value.startswith("~/") for value in short.values())
-            found = [build(name, **each)(from_pil([drawn]), [PROMPT], [{}]) for each in (params, short)]
+            found = [
+                build(name, **each)(from_pil([drawn]), [PROMPT], [{}]) for each in (params, short)
+            ]
             assert torch.equal(*found) or name == "diversity"
     file = f"{zoo['hps']['pretrained']}/HPS_v2_compressed.pt".replace(str(home), "~")
     build("hps", **{**zoo["hps"], "pretrained": file}, version="v2")
@@ -682,14 +804,21 @@ def test_every_place_may_begin_at_home(
 
 
 def test_from_the_command_line(
-    zoo: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    zoo: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     picture(40, 30).save("wide.png")
     picture(30, 40).save("high.png")
     picture(40, 30).rotate(180).save("turned.png")
     for name, params in zoo.items():
-        files = ["wide.png", "turned.png" if name == "diversity" else "high.png"]  # a group has one size
+        # a group has one size
+        files = [
+            "wide.png",
+            "turned.png" if name == "diversity" else "high.png",
+        ]
         argv = ["--reward", name, "--params", json.dumps(params), "--prompt", PROMPT, *files]
         assert frame.run(score.main, argv) == 0
         lines = capsys.readouterr().out.splitlines()
@@ -707,7 +836,9 @@ def test_from_the_command_line(
 
 
 @pytest.mark.weights
-def test_image_reward_of_its_authors_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_reward_of_its_authors_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The four scores that the authors' README prints for the pictures of their repository."""
     from urllib.request import urlretrieve
 

@@ -53,7 +53,10 @@ def build(name: str, **params: Any) -> Any:
 
 
 def sentences(count: int, seed: int) -> list[str]:
-    rng, words = random.Random(seed), [*zoo_vlm.TEXT.replace("##", "").split(), "Zebra", "xylophone"]
+    rng, words = (
+        random.Random(seed),
+        [*zoo_vlm.TEXT.replace("##", "").split(), "Zebra", "xylophone"],
+    )
     return [" ".join(rng.choices(words, k=rng.randint(1, 12))) for _ in range(count)]
 
 
@@ -61,7 +64,8 @@ def sentences(count: int, seed: int) -> list[str]:
 def test_recall_is_bert_scores(zoo: Path, layer: int) -> None:
     """The authors' package, one pair at a time, on 100 pairs in three orders and sizes of batches.
 
-    In a batch it takes padding for a token of cosine 0, so that a word unlike all others is worth more.
+    In a batch it takes padding for a token of cosine 0, so that a word unlike all others is worth
+    more.
     """
     said, wanted = sentences(100, 1), sentences(100, 2)
     oracle = bert_score.BERTScorer(
@@ -81,7 +85,8 @@ def test_recall_is_bert_scores(zoo: Path, layer: int) -> None:
 def test_recall_at_the_edges(zoo: Path) -> None:
     """Nothing said: each word is matched with the begin and the end. Nothing wanted: no value."""
     ours = BertScore(str(zoo / "bert"), None, "encoder", "cpu")
-    model, tokenizer = BertModel.from_pretrained(zoo / "bert"), BertTokenizer.from_pretrained(zoo / "bert")
+    model = BertModel.from_pretrained(zoo / "bert")
+    tokenizer = BertTokenizer.from_pretrained(zoo / "bert")
 
     def vectors(text: str) -> Tensor:
         with torch.no_grad():
@@ -92,7 +97,9 @@ def test_recall_at_the_edges(zoo: Path) -> None:
     found = ours.recall(["", "a fox", "a fox", " a fox "], ["a fox riding", "", "  ", "a fox"], 3)
     assert vectors("").shape[0] == 2 and found[0] == pytest.approx(expected.item(), abs=1e-6)
     assert found[1:3].isnan().all() and found[3] == pytest.approx(1, abs=1e-6)
-    assert ours.recall(["a " * 500], ["fox " * 500], 1).isfinite().all(), "cut to what the encoder reads"
+    assert ours.recall(["a " * 500], ["fox " * 500], 1).isfinite().all(), (
+        "cut to what the encoder reads"
+    )
     assert BertScore("emoji", None, "encoder", "cpu").layer == 0
     with pytest.raises(UserError, match="has layers 0 to 3, not 4"):
         BertScore(str(zoo / "bert"), 4, "encoder", "cpu")
@@ -100,8 +107,12 @@ def test_recall_at_the_edges(zoo: Path) -> None:
 
 def test_alignment_is_its_parts(zoo: Path) -> None:
     """Asked by transformers' pipeline about the JPEG, scored by the authors' package."""
-    reward = build("vlm_alignment", pretrained=str(zoo / "llava"), encoder=str(zoo / "bert"), batch_size=4)
-    ask = pipeline("image-text-to-text", model=str(zoo / "llava"), device="cpu", dtype=torch.float32)
+    reward = build(
+        "vlm_alignment", pretrained=str(zoo / "llava"), encoder=str(zoo / "bert"), batch_size=4
+    )
+    ask = pipeline(
+        "image-text-to-text", model=str(zoo / "llava"), device="cpu", dtype=torch.float32
+    )
     pictures = []
     for picture in to_pil(PICTURES):
         file = io.BytesIO()
@@ -112,10 +123,14 @@ def test_alignment_is_its_parts(zoo: Path) -> None:
     said = []
     for picture in pictures:
         content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-        answer = ask([{"role": "user", "content": content}], return_full_text=False, generate_kwargs=options)
+        answer = ask(
+            [{"role": "user", "content": content}], return_full_text=False, generate_kwargs=options
+        )
         said.append(answer[0]["generated_text"].strip())
     assert len(set(said)) > 1 and said == reward._ask(pictures, [question] * 6)
-    oracle = bert_score.BERTScorer(model_type=str(zoo / "bert"), num_layers=3, batch_size=1, device="cpu")
+    oracle = bert_score.BERTScorer(
+        model_type=str(zoo / "bert"), num_layers=3, batch_size=1, device="cpu"
+    )
     expected = oracle.score(said, [f"The image contains {text}" for text in TEXTS])[1]
     found = reward(PICTURES, TEXTS, [{}] * 6)
     assert (found - expected).abs().max() < 1e-6
@@ -149,18 +164,25 @@ def test_strict_alignment_counts_right_answers(zoo: Path, monkeypatch: pytest.Mo
         "vlm_alignment", pretrained=str(zoo / "llava"), strict=True, batch_size=2, jpeg_quality=None
     )
     asked = [
-        {"questions": ["How many?", "What?"], "answers": [["two", "2"], "dog"]}, {"animal": "fox"},
-        {"questions": ["What?"], "answers": ["Cat"]}, {"questions": [], "answers": []},
         {"questions": ["How many?", "What?"], "answers": [["two", "2"], "dog"]},
-    ]  # fmt: skip
+        {"animal": "fox"},
+        {"questions": ["What?"], "answers": ["Cat"]},
+        {"questions": [], "answers": []},
+        {"questions": ["How many?", "What?"], "answers": [["two", "2"], "dog"]},
+    ]
     told = {0: ["There are 2 of them.", "A cat"], 2: ["some CATS"], 4: ["three", "a wolf"]}
     heard: list[str] = []
 
-    def answers(pictures: Any, questions: Sequence[str], longest: int, batch_size: int) -> list[str]:
+    def answers(
+        pictures: Any, questions: Sequence[str], longest: int, batch_size: int
+    ) -> list[str]:
         heard.extend(questions)
         known = [picture.tobytes() for picture in to_pil(PICTURES)]
         rows = [known.index(picture.tobytes()) for picture in pictures]
-        return [told[row][asked[row]["questions"].index(q)] for row, q in zip(rows, questions, strict=True)]
+        return [
+            told[row][asked[row]["questions"].index(q)]
+            for row, q in zip(rows, questions, strict=True)
+        ]
 
     monkeypatch.setattr(reward.vlm, "answers", answers)
     found = reward(PICTURES[:5], ["two dogs"] * 5, asked)
@@ -170,9 +192,13 @@ def test_strict_alignment_counts_right_answers(zoo: Path, monkeypatch: pytest.Mo
         reward(PICTURES[:1], ["two dogs"], [{"questions": ["What?"], "answers": []}])
 
 
-def plain_probability(folder: Path, pixels: Tensor, yes: list[str], no: list[str], text: str) -> Tensor:
+def plain_probability(
+    folder: Path, pixels: Tensor, yes: list[str], no: list[str], text: str
+) -> Tensor:
     """Without our code: tokens one by one, and a softmax over those of these words."""
-    processor, model = (kind.from_pretrained(folder) for kind in (AutoProcessor, AutoModelForImageTextToText))
+    processor, model = (
+        kind.from_pretrained(folder) for kind in (AutoProcessor, AutoModelForImageTextToText)
+    )
     tokens = processor.tokenizer(zoo_vlm.captioner.prompt(text), return_tensors="pt")
     vocabulary = processor.tokenizer.get_vocab()
     rows = []
@@ -184,7 +210,7 @@ def plain_probability(folder: Path, pixels: Tensor, yes: list[str], no: list[str
 
 
 def test_vqa_score_and_its_gradient(zoo: Path) -> None:
-    """Over all spellings; the gradient is that of plain preprocessing: resize, crop, normalise."""
+    """Over all spellings; the gradient is that of plain preprocessing: resize, crop, normalize."""
     folder = zoo / "spellings"
     processor = AutoProcessor.from_pretrained(zoo / "llava")
     processor.tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("Yes", "NO")])
@@ -203,7 +229,9 @@ def test_vqa_score_and_its_gradient(zoo: Path) -> None:
         )
         expected = plain_probability(folder, (pixels - 0.5) / 0.5, *words, question)
         found = reward(ours, ["a fox"] * 3, [{}] * 3)
-        assert (found - expected).abs().max() < 1e-4 * expected.max(), "uint8 in between rounds nothing here"
+        assert (found - expected).abs().max() < 1e-4 * expected.max(), (
+            "uint8 in between rounds nothing here"
+        )
         assert torch.equal(found.detach(), reward(images, ["a fox"] * 3, [{}] * 3))
         found.sum().backward()
         expected.sum().backward()
@@ -214,16 +242,18 @@ def test_vqa_score_and_its_gradient(zoo: Path) -> None:
 
 
 def test_the_embedded_world_is_understood() -> None:
-    """Both judges know the scene from one with another animal and from one with another activity."""
+    """Both judges know the scene from one with another animal and from one with another
+    activity."""
     rng = random.Random(4)
     animals, activities = list(scenes.ANIMALS), list(scenes.ACTIVITIES)
     pairs = [(rng.choice(animals), rng.choice(activities)) for _ in range(24)]
     shown = from_pil([scenes.draw(scenes.caption(*pair), seed) for seed, pair in enumerate(pairs)])
     others = [
-        (rng.choice([a for a in animals if a != animal]), activity) if i % 2 else
-        (animal, rng.choice([a for a in activities if a != activity]))
+        (rng.choice([a for a in animals if a != animal]), activity)
+        if i % 2
+        else (animal, rng.choice([a for a in activities if a != activity]))
         for i, (animal, activity) in enumerate(pairs)
-    ]  # fmt: skip
+    ]
     for reward, bar in (
         (build("vlm_alignment", pretrained="emoji", encoder="emoji"), 0.95),
         (build("vqa_score", pretrained="emoji"), 0.5),
@@ -237,7 +267,8 @@ def test_the_embedded_world_is_understood() -> None:
 def reference_counts(folder: Path, images: Tensor, text: str, threshold: float) -> list[int]:
     """One picture at a time by the library's own processor, and suppression written out."""
     processor, model = (
-        kind.from_pretrained(folder) for kind in (AutoProcessor, AutoModelForZeroShotObjectDetection)
+        kind.from_pretrained(folder)
+        for kind in (AutoProcessor, AutoModelForZeroShotObjectDetection)
     )
     counts = []
     for picture in to_pil(images):
@@ -272,7 +303,9 @@ def test_counting(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     own = {"fox": expected, "wolf": reward.counts(images, "wolf")}
     nouns = ["fox", "wolf", "fox", "wolf", "fox", "fox"]
-    rows: list[dict[str, Any]] = [{"noun": nouns[i], "animal": "owl", "count": 3 + i} for i in range(6)]
+    rows: list[dict[str, Any]] = [
+        {"noun": nouns[i], "animal": "owl", "count": 3 + i} for i in range(6)
+    ]
     del rows[4]["count"], rows[5]["noun"], rows[5]["animal"]
     off = [abs(own[nouns[i]][i] - 3 - i) for i in range(4)]
     assert reward(images, [""] * 6, rows).tolist()[:4] == [-n for n in off]
@@ -284,7 +317,9 @@ def test_counting(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_counting_by_grounding_dino(tmp_path: Path) -> None:
     images = transforms.resize(PICTURES, [48, 80])
-    reward = build("counting", pretrained=zoo_vlm.grounding_dino(tmp_path), threshold=0.99, batch_size=4)
+    reward = build(
+        "counting", pretrained=zoo_vlm.grounding_dino(tmp_path), threshold=0.99, batch_size=4
+    )
     expected = reference_counts(tmp_path / "dino", images, "a photo of a fox", 0.99)
     assert reward.counts(images, "fox") == expected and len(set(expected)) > 1
 
@@ -292,10 +327,15 @@ def test_counting_by_grounding_dino(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("read", "expected"),
     [
-        ("Open 24h", 1.0), ("we are OPEN 2 4 h now", 1.0), ("0pen 24h", 6 / 7), ("open 24", 6 / 7),
-        ("openn 24hh"[:8], 5 / 7), ("", 0.0), ("a completely different text", 0.0),
+        ("Open 24h", 1.0),
+        ("we are OPEN 2 4 h now", 1.0),
+        ("0pen 24h", 6 / 7),
+        ("open 24", 6 / 7),
+        ("openn 24hh"[:8], 5 / 7),
+        ("", 0.0),
+        ("a completely different text", 0.0),
     ],
-)  # fmt: skip
+)
 def test_ocr_scores_edit_distance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: str, expected: float
 ) -> None:
@@ -313,7 +353,8 @@ def test_lines_of_text_are_cut_out_in_order() -> None:
     page[5:25, 10:50] = sheet
     box = np.array([[10, 5], [50, 5], [50, 25], [10, 25]], np.float32)
     assert np.array_equal(cut(page, box), sheet)
-    turned = np.ascontiguousarray(np.rot90(page, 2))  # by half a turn: pixel (x, y) goes to (59 - x, 59 - y)
+    # by half a turn: pixel (x, y) goes to (59 - x, 59 - y)
+    turned = np.ascontiguousarray(np.rot90(page, 2))
     assert np.array_equal(cut(turned, 59 - box), sheet)
     tall = np.ascontiguousarray(page.transpose(1, 0, 2))
     assert cut(tall, box[[0, 3, 2, 1], ::-1].copy()).shape == (20, 40, 3)
@@ -321,13 +362,18 @@ def test_lines_of_text_are_cut_out_in_order() -> None:
     at = lambda x, y: np.array([[x, y], [x + 9, y], [x + 9, y + 10], [x, y + 10]], np.float32)  # noqa: E731
     words = [at(30, 22), at(0, 41), at(50, 0), at(0, 20), at(20, 3)]
     assert [box[0].tolist() for box in in_reading_order(np.stack(words))] == [
-        [20, 3], [50, 0], [0, 20], [30, 22], [0, 41],
-    ]  # fmt: skip
+        [20, 3],
+        [50, 0],
+        [0, 20],
+        [30, 22],
+        [0, 41],
+    ]
     assert in_reading_order(np.zeros((0, 4, 2), np.float32)) == []
 
 
 def test_each_line_is_read_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Boxes in any order; the lines by the recognizer's own library, from what is within each box."""
+    """Boxes in any order; the lines by the recognizer's own library, from what is within each
+    box."""
     reward = build("ocr", **zoo_vlm.pp_ocr(tmp_path))
     pages = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
     places = [[(0, 32, 96, 56), (50, 2, 96, 26), (0, 4, 44, 28)], [(8, 30, 80, 62), (4, 0, 90, 24)]]
@@ -335,7 +381,9 @@ def test_each_line_is_read_where_it_stands(tmp_path: Path, monkeypatch: pytest.M
 
     def boxes(outputs: Any, target_sizes: Any) -> list[dict[str, Tensor]]:
         assert [tuple(map(int, size)) for size in target_sizes] == [(64, 96)] * 2
-        corners = [[[(x, y), (to, y), (to, end), (x, end)] for x, y, to, end in page] for page in places]
+        corners = [
+            [[(x, y), (to, y), (to, end), (x, end)] for x, y, to, end in page] for page in places
+        ]
         return [{"boxes": torch.tensor(page).float()} for page in corners]
 
     monkeypatch.setattr(reward.reader.find_inputs, "post_process_object_detection", boxes)
@@ -347,15 +395,21 @@ def test_each_line_is_read_where_it_stands(tmp_path: Path, monkeypatch: pytest.M
             outputs = network(**processor(images=page[y:end, x:to], return_tensors="pt"))
         return processor.post_process_text_recognition(outputs)[0]["text"]
 
-    said = [[line(page, *box) for box in inside] for page, inside in zip(pages, places, strict=True)]
+    said = [
+        [line(page, *box) for box in inside] for page, inside in zip(pages, places, strict=True)
+    ]
     every = [text for texts in said for text in texts]
     assert len(set(every)) == 5 and all(every), "lines that can be told apart"
-    expected = [" ".join(texts[i] for i in order) for texts, order in zip(said, reading, strict=True)]
+    expected = [
+        " ".join(texts[i] for i in order) for texts, order in zip(said, reading, strict=True)
+    ]
     assert reward.reader.texts(list(pages)) == expected
 
 
 @pytest.mark.parametrize("name", ["vlm_alignment", "vqa_score", "counting", "ocr"])
-def test_every_place_may_begin_at_home(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_place_may_begin_at_home(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = zoo_vlm.ZOO[name](tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     build(name, **{key: str(place).replace(str(tmp_path), "~") for key, place in params.items()})
@@ -374,7 +428,9 @@ def test_options_out_of_range(name: str) -> None:
     if name == "vlm_alignment":
         wrong += [("jpeg_quality", number, "at least 1 and at most 100") for number in (0, 101)]
     for option, value, words in wrong:
-        with pytest.raises(UserError, match=f"^rewards.0.params.{option}: must be {words}, got {value}$"):
+        with pytest.raises(
+            UserError, match=f"^rewards.0.params.{option}: must be {words}, got {value}$"
+        ):
             config.load({"rewards": [{"name": name, "params": {option: value}}]})
 
 
@@ -395,8 +451,16 @@ def test_what_cannot_be_loaded(zoo: Path, tmp_path: Path, monkeypatch: pytest.Mo
             {"pretrained": "nobody/nothing"},
             "vlm_alignment.pretrained: nobody/nothing .*HF_HUB_OFFLINE",
         ),
-        ("vlm_alignment", {"pretrained": llava, "encoder": llava + "2"}, "vlm_alignment.encoder: .*llava2"),
-        ("vqa_score", {"pretrained": bert}, f"vqa_score.pretrained: {bert} does not hold what is needed"),
+        (
+            "vlm_alignment",
+            {"pretrained": llava, "encoder": llava + "2"},
+            "vlm_alignment.encoder: .*llava2",
+        ),
+        (
+            "vqa_score",
+            {"pretrained": bert},
+            f"vqa_score.pretrained: {bert} does not hold what is needed",
+        ),
         ("counting", {"pretrained": llava}, "counting.pretrained"),
         ("ocr", {"detector": bert}, "ocr.detector"),
         ("emoji_recognition", {"captioner": str(tmp_path)}, "emoji_recognition.captioner"),

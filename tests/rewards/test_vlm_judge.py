@@ -1,4 +1,5 @@
-"""The judge behind a server: right scores from right answers, and from nothing else any score at all."""
+"""The judge behind a server: right scores from right answers, and from nothing else any score at
+all."""
 
 import base64
 import io
@@ -40,7 +41,9 @@ def serve() -> Iterator[Callable[..., Judge]]:
 
 
 def build(url: str, **params: Any) -> rewards.Reward:
-    return rewards.build("vlm_judge", params={"base_url": url, "timeout_s": 20, "backoff_s": 0.01, **params})
+    return rewards.build(
+        "vlm_judge", params={"base_url": url, "timeout_s": 20, "backoff_s": 0.01, **params}
+    )
 
 
 def pictures(count: int) -> Tensor:
@@ -72,7 +75,8 @@ def test_what_is_sent(serve: Callable[..., Judge], monkeypatch: pytest.MonkeyPat
     assert judge.headers[-1]["authorization"] == "Bearer sesame"
     url = judge.requests[-1]["messages"][0]["content"][0]["image_url"]["url"]
     assert (
-        url.startswith("data:image/jpeg;base64,") and base64.b64decode(url.split(",")[1])[:2] == b"\xff\xd8"
+        url.startswith("data:image/jpeg;base64,")
+        and base64.b64decode(url.split(",")[1])[:2] == b"\xff\xd8"
     )
 
 
@@ -105,19 +109,35 @@ AXES = "Alignment Score (1-5): {}\nCoherence Score (1-5): {}\nStyle Score (1-5):
 @pytest.mark.parametrize(
     ("judge", "text", "expected"),
     [
-        ("yes_no", "Yes", 1.0), ("yes_no", " no.", 0.0), ("yes_no", "Yes and no", None), ("yes_no", "", None),
-        ("yes_no", None, None), ("yes_no", "5", None),
-        ("rubric", "3", 0.5), ("rubric", " 4.5\n", 0.875), ("rubric", "**Score: 2/5**", 0.25),
-        ("rubric", "5 out of 5.", 1.0), ("rubric", "1", 0.0),
-        ("rubric", "6", None), ("rubric", "0.9", None), ("rubric", "-4", None), ("rubric", "4/10", None),
-        ("rubric", "3 of the 4 cats are there: 2", None), ("rubric", "four", None), ("rubric", "4-5", None),
-        ("rubric", "1,5", None), ("rubric", "NaN", None), ("rubric", "4e0", None),
+        ("yes_no", "Yes", 1.0),
+        ("yes_no", " no.", 0.0),
+        ("yes_no", "Yes and no", None),
+        ("yes_no", "", None),
+        ("yes_no", None, None),
+        ("yes_no", "5", None),
+        ("rubric", "3", 0.5),
+        ("rubric", " 4.5\n", 0.875),
+        ("rubric", "**Score: 2/5**", 0.25),
+        ("rubric", "5 out of 5.", 1.0),
+        ("rubric", "1", 0.0),
+        ("rubric", "6", None),
+        ("rubric", "0.9", None),
+        ("rubric", "-4", None),
+        ("rubric", "4/10", None),
+        ("rubric", "3 of the 4 cats are there: 2", None),
+        ("rubric", "four", None),
+        ("rubric", "4-5", None),
+        ("rubric", "1,5", None),
+        ("rubric", "NaN", None),
+        ("rubric", "4e0", None),
         ("unified_reward", AXES.format("2.4036", "3", "5.0"), ((2.4036 + 3 + 5) / 3 - 1) / 4),
-        ("unified_reward", AXES.format(2, 3, 5.5), None), ("unified_reward", AXES.format(2, 3, "X"), None),
-        ("unified_reward", AXES.format(2, 3, "4/10"), None), ("unified_reward", AXES.format(2, 3, ""), None),
+        ("unified_reward", AXES.format(2, 3, 5.5), None),
+        ("unified_reward", AXES.format(2, 3, "X"), None),
+        ("unified_reward", AXES.format(2, 3, "4/10"), None),
+        ("unified_reward", AXES.format(2, 3, ""), None),
         ("unified_reward", AXES.format(2, 3, 4) + "\nStyle Score (1-5): 1", None),
     ],
-)  # fmt: skip
+)
 def test_numbers_from_text(
     serve: Callable[..., Judge], judge: str, text: str | None, expected: float | None
 ) -> None:
@@ -144,41 +164,81 @@ def wrong(question: str, times: int, request: dict[str, Any]) -> Reply:
     if fault in ("slow", "late"):
         time.sleep(3 if fault == "slow" or times == 1 else 0)
     faults: dict[str, Reply] = {
-        "error 500": (500, {"error": "out of memory"}), "busy": (503, b"busy"), "limit": (429, good),
-        "garbage": (200, b"<html>502</html>"), "half": (200, json.dumps(good).encode()[:-9]),
-        "empty": (200, b""), "bytes": (200, b"\xff\xfe\x00"),
-        "schema": (200, {"answer": "Yes"}), "list": (200, [1]),
-        "nothing": (200, None), "no choice": (200, {**good, "choices": []}),
+        "error 500": (500, {"error": "out of memory"}),
+        "busy": (503, b"busy"),
+        "limit": (429, good),
+        "garbage": (200, b"<html>502</html>"),
+        "half": (200, json.dumps(good).encode()[:-9]),
+        "empty": (200, b""),
+        "bytes": (200, b"\xff\xfe\x00"),
+        "schema": (200, {"answer": "Yes"}),
+        "list": (200, [1]),
+        "nothing": (200, None),
+        "no choice": (200, {**good, "choices": []}),
         "text": (200, {**good, "choices": "Yes"}),
         "no tokens": (200, choice(logprobs={"content": []})),
         "no list": (200, choice(logprobs={"content": [{"token": "Yes", "logprob": -0.1}]})),
-        "strings": (200, choice(logprobs={"content": [{"top_logprobs": [{"token": "A", "logprob": "0"}]}]})),
+        "strings": (
+            200,
+            choice(logprobs={"content": [{"top_logprobs": [{"token": "A", "logprob": "0"}]}]}),
+        ),
         "error as answer": (200, {"object": "error", "message": "no such model", "code": 404}),
-        "wrong key": (401, {"error": "key"}), "not found": (404, good),
+        "wrong key": (401, {"error": "key"}),
+        "not found": (404, good),
         "twice": (200, good) if times > 2 else (500, b""),
-    }  # fmt: skip
+    }
     return faults.get(fault, (200, good))
 
 
 FOREVER = (
-    "slow", "error 500", "busy", "limit", "garbage", "half", "empty", "bytes", "schema", "list", "nothing",
-    "no choice", "text", "no tokens", "no list", "strings", "error as answer",
-)  # fmt: skip
+    "slow",
+    "error 500",
+    "busy",
+    "limit",
+    "garbage",
+    "half",
+    "empty",
+    "bytes",
+    "schema",
+    "list",
+    "nothing",
+    "no choice",
+    "text",
+    "no tokens",
+    "no list",
+    "strings",
+    "error as answer",
+)
 FINAL = ("wrong key", "not found")
 
 
-def test_no_fault_makes_a_score(serve: Callable[..., Judge], caplog: pytest.LogCaptureFixture) -> None:
-    """All at once: each fault costs its own image its value, after all retries, and nobody else's."""
+def test_no_fault_makes_a_score(
+    serve: Callable[..., Judge], caplog: pytest.LogCaptureFixture
+) -> None:
+    """All at once: each fault costs its own image its value, after all retries, and nobody
+    else's."""
     judge = serve(wrong)
     with caplog.at_level(logging.WARNING, "ddpo"):
         found = score(
-            build(judge.url, retries=2, timeout_s=1.5), *FOREVER, *FINAL, "late", "a fox", "", "twice"
+            build(judge.url, retries=2, timeout_s=1.5),
+            *FOREVER,
+            *FINAL,
+            "late",
+            "a fox",
+            "",
+            "twice",
         )
     lost = len(FOREVER) + len(FINAL)
     assert [math.isnan(value) for value in found] == [True] * lost + [False, False, True, False]
     assert [found[i] for i in (lost, lost + 1, lost + 3)] == pytest.approx([0.9] * 3)
     counts = {question.split("'")[1]: count for question, count in judge.seen.items()}
-    wanted = {**dict.fromkeys(FOREVER, 3), **dict.fromkeys(FINAL, 1), "late": 2, "a fox": 1, "twice": 3}
+    wanted = {
+        **dict.fromkeys(FOREVER, 3),
+        **dict.fromkeys(FINAL, 1),
+        "late": 2,
+        "a fox": 1,
+        "twice": 3,
+    }
     assert counts == wanted, "the empty prompt is not asked about"
     assert f"no value for {lost} of {lost + 3} images" in caplog.text
 
@@ -186,10 +246,14 @@ def test_no_fault_makes_a_score(serve: Callable[..., Judge], caplog: pytest.LogC
 def test_nobody_there(caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"  # bound, but it does not listen: refused
+        url = (
+            f"http://127.0.0.1:{free.getsockname()[1]}/v1"  # bound, but it does not listen: refused
+        )
         started = time.perf_counter()
         with caplog.at_level(logging.WARNING, "ddpo"):
-            assert all(map(math.isnan, score(build(url, retries=3, backoff_s=0.1), "a fox", "a cat")))
+            assert all(
+                map(math.isnan, score(build(url, retries=3, backoff_s=0.1), "a fox", "a cat"))
+            )
     assert "ConnectError" in caplog.text and "2 of 2" in caplog.text
     assert 0.7 <= time.perf_counter() - started < 5, "0.1 + 0.2 + 0.4 s of waiting"
 
@@ -231,7 +295,10 @@ def test_concurrency_and_order(serve: Callable[..., Judge]) -> None:
         ({"backoff_s": -1}, r"params\.backoff_s: must be at least 0, got -1$"),
         ({"backoff_s": math.nan}, r"params\.backoff_s: must be at least 0 and finite, got nan$"),
         ({"jpeg_quality": 0}, r"params\.jpeg_quality: must be at least 1 and at most 100, got 0$"),
-        ({"jpeg_quality": 101}, r"params\.jpeg_quality: must be at least 1 and at most 100, got 101$"),
+        (
+            {"jpeg_quality": 101},
+            r"params\.jpeg_quality: must be at least 1 and at most 100, got 101$",
+        ),
     ],
 )
 def test_mistakes(params: dict[str, Any], words: str) -> None:
@@ -247,22 +314,35 @@ def params_of(name: str, params: dict[str, Any]) -> dict[str, Any]:
 def test_a_run_with_a_bad_judge(
     serve: Callable[..., Judge], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It survives a judge that fails now and then, stops when it fails altogether, and goes on from there."""
+    """It survives a judge that fails now and then, stops when it fails altogether, and goes on from
+    there."""
     works, each = threading.Event(), 8
 
     def answer(question: str, times: int, request: dict[str, Any]) -> Reply:
         if len(judge.requests) > each and not works.is_set():
             return 500, b""
-        return 200, choice("4" if times == 1 else "9")  # of the two samples of a prompt, one gets no score
+        # of the two samples of a prompt, one gets no score
+        return 200, choice("4" if times == 1 else "9")
 
     judge = serve(answer)
     params = f"base_url: '{judge.url}', judge: rubric, retries: 1, backoff_s: 0.01, timeout_s: 5"
     flags = ["--rewards", f"[{{name: vlm_judge, params: {{{params}}}}}]"]
-    flags += ["--trainer.iterations", "2", "--checkpoint.every", "1", "--evaluation.prompts", "null"]
+    flags += [
+        "--trainer.iterations",
+        "2",
+        "--checkpoint.every",
+        "1",
+        "--evaluation.prompts",
+        "null",
+    ]
     run = tmp_path / "run"
     code, line = call(capsys, *smoke(run, *flags))
-    assert code == 3 and f"{each} of {each} images got no value" in line and "--resume" in line, line
-    assert len(judge.requests) == each + 2 * each, "each of the second iteration was asked for twice"
+    assert code == 3 and f"{each} of {each} images got no value" in line and "--resume" in line, (
+        line
+    )
+    assert len(judge.requests) == each + 2 * each, (
+        "each of the second iteration was asked for twice"
+    )
     assert done(run) == [1] and saved(run) == ["000001"]
 
     works.set()

@@ -1,4 +1,5 @@
-"""Sampling is that of diffusers, and what was recorded is found again in whatever shape it is scored."""
+"""Sampling is that of diffusers, and what was recorded is found again in whatever shape it is
+scored."""
 
 import helpers
 import pytest
@@ -27,7 +28,9 @@ def rescored(
         for indices, genuine in chunks(count * steps, micro_batch):
             chosen = order[indices]
             arguments = (trajectory, chosen // steps, chosen % steps)
-            found[chosen[:genuine]] = helpers.step_log_probs(policy, sampler, *arguments)[:genuine].detach()
+            found[chosen[:genuine]] = helpers.step_log_probs(policy, sampler, *arguments)[
+                :genuine
+            ].detach()
     return found.view(count, steps)
 
 
@@ -44,7 +47,8 @@ def test_recorded_is_recomputed(dtype: str, limit: float, micro_batch: int) -> N
 
 
 def test_recorded_is_the_density_of_what_is_stored() -> None:
-    """The log-probabilities are those of torch's Normal at the stored latents, and spread as a Gaussian's."""
+    """The log-probabilities are those of torch's Normal at the stored latents, and spread as a
+    Gaussian's."""
     policy = helpers.policy(moved=0.3)
     sampler = helpers.sampler(policy)
     trajectory, _ = helpers.rolled(policy, sampler, 8)
@@ -90,7 +94,8 @@ def test_a_fresh_adapter_has_its_own_reference() -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_sampling_is_that_of_diffusers(eta: float, prediction: str) -> None:
-    """StableDiffusionPipeline.__call__ from generators with the same keys: the same noise, step by step."""
+    """StableDiffusionPipeline.__call__ from generators with the same keys: the same noise, step by
+    step."""
     policy = helpers.policy(prediction_type=prediction)
     sampler = Sampler(ddim(policy.schedule, 5, eta=eta), 4.0, 3)
     keys, prompts = [(9, i) for i in range(5)], helpers.WORDS[:5]
@@ -100,15 +105,21 @@ def test_sampling_is_that_of_diffusers(eta: float, prediction: str) -> None:
     pipeline = tiny(prediction)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
-        prompts, num_inference_steps=5, guidance_scale=4.0, eta=eta, output_type="pt",
+        prompts,
+        num_inference_steps=5,
+        guidance_scale=4.0,
+        eta=eta,
+        output_type="pt",
         generator=[generator(*key) for key in keys],
-    ).images  # fmt: skip
+    ).images
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert theirs.std() > 0.05
 
 
 @torch.no_grad()
-def images(policy: StableDiffusion, prompts: list[str], numbers: list[int], batch_size: int) -> Tensor:
+def images(
+    policy: StableDiffusion, prompts: list[str], numbers: list[int], batch_size: int
+) -> Tensor:
     sampler = helpers.sampler(policy, batch_size=batch_size)
     parts = sample(policy, sampler, helpers.as_prompts(prompts), [(5, n) for n in numbers])
     return torch.cat([part.images for part in parts])
@@ -120,11 +131,15 @@ def test_an_image_depends_on_its_prompt_and_key_alone() -> None:
     whole = images(policy, prompts, numbers, 4)
     for n in range(7):
         alone = images(policy, [prompts[n]], [n], 4)
-        assert torch.equal(alone[0], whole[n]), "neither its neighbours nor its place matter, bit for bit"
+        assert torch.equal(alone[0], whole[n]), (
+            "neither its neighbours nor its place matter, bit for bit"
+        )
     backwards = images(policy, prompts[::-1], numbers[::-1], 4)
     assert torch.equal(backwards.flip(0), whole)
     for batch_size in (1, 3, 16):
-        torch.testing.assert_close(images(policy, prompts, numbers, batch_size), whole, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            images(policy, prompts, numbers, batch_size), whole, rtol=0, atol=1e-4
+        )
     other = images(policy, prompts, [n + 1 for n in numbers], 4)
     assert (other - whole).abs().amax((1, 2, 3)).min() > 0.01, "another key, another image"
 
@@ -144,7 +159,9 @@ def test_parts_are_numbered_without_the_padding() -> None:
 
 def test_every_network_call_has_one_shape() -> None:
     policy, shapes = helpers.policy(), set()
-    policy.unet.register_forward_pre_hook(lambda module, arguments: shapes.add(tuple(arguments[0].shape)))
+    policy.unet.register_forward_pre_hook(
+        lambda module, arguments: shapes.add(tuple(arguments[0].shape))
+    )
     helpers.rolled(policy, helpers.sampler(policy, batch_size=4), 6, reference=True)
     assert shapes == {(8, 4, 8, 8)}
 
@@ -156,7 +173,16 @@ def test_chunks_cover_and_repeat_the_last() -> None:
 
 
 def test_generators_are_functions_of_their_whole_key() -> None:
-    keys = [(1, 0, 0, 0), (1, 0, 0, 1), (1, 0, 1, 0), (1, 1, 0, 0), (2, 0, 0), (1, 2**40), (5, 0), (5, 1)]
+    keys = [
+        (1, 0, 0, 0),
+        (1, 0, 0, 1),
+        (1, 0, 1, 0),
+        (1, 1, 0, 0),
+        (2, 0, 0),
+        (1, 2**40),
+        (5, 0),
+        (5, 1),
+    ]
     draws = [torch.randn(4, generator=generator(*key)) for key in keys]
     assert len({tuple(draw.tolist()) for draw in draws}) == len(keys)
     assert torch.equal(draws[0], torch.randn(4, generator=generator(1, 0, 0, 0)))

@@ -1,4 +1,5 @@
-"""What is on disk is whole: after a full disk, with a damaged checkpoint, and nothing of it is unpickled."""
+"""What is on disk is whole: after a full disk, with a damaged checkpoint, and nothing of it is
+unpickled."""
 
 import errno
 import json
@@ -44,7 +45,9 @@ def full_halfway(file: Path, row: dict[str, Any]) -> None:
 
 def full_in_rust(tensors: Any, file: Path) -> None:
     file.write_bytes(b"half")
-    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    raise SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    )
 
 
 def full_in_folder(policy: StableDiffusion, folder: Path) -> None:
@@ -52,7 +55,9 @@ def full_in_folder(policy: StableDiffusion, folder: Path) -> None:
     full_in_rust({}, folder / "pytorch_lora_weights.safetensors")
 
 
-def at_call(number: int, original: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., Any]:
+def at_call(
+    number: int, original: Callable[..., Any], then: Callable[..., Any]
+) -> Callable[..., Any]:
     calls: list[int] = []
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -69,14 +74,18 @@ FULL: dict[str, tuple[object, str, int, Callable[..., Any], list[str]]] = {
     "sync": (files, "_sync", 15, full, ["000001"]),
     "lora": (StableDiffusion, "save", 1, full_in_folder, ["000001", "000002", "000003"]),
 }
-"""Who writes, the call that finds the disk full, what that one does, and the checkpoints that stay."""
+"""Who writes, the call that finds the disk full, what that one does, and the checkpoints that
+stay."""
 
 
 @pytest.mark.parametrize("place", FULL)
 def test_a_full_disk(
-    place: str, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    place: str,
+    straight: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     run, (owner, name, number, then, kept) = tmp_path / "run", FULL[place]
     monkeypatch.setattr(owner, name, at_call(number, getattr(owner, name), then))
     code, line = call(capsys, *helpers.smoke(run), "--checkpoint.every", "1")
@@ -98,7 +107,10 @@ def tree(folder: Path) -> dict[Path, bytes]:
 
 
 def test_a_full_disk_at_the_start(
-    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    straight: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A new run is not there at all; one that is continued keeps every byte."""
     old = tmp_path / "old"
@@ -106,20 +118,27 @@ def test_a_full_disk_at_the_start(
     before = tree(old)
     monkeypatch.setattr(files, "_sync", full)
     new = tmp_path / "a" / "new"
-    for run, argv in ((new, helpers.smoke(new)), (old, ["--resume", str(old), "--trainer.iterations", "4"])):
+    for run, argv in (
+        (new, helpers.smoke(new)),
+        (old, ["--resume", str(old), "--trainer.iterations", "4"]),
+    ):
         code, line = call(capsys, *argv)
         assert code == 3
         assert line == (
-            f"run_dir: {run} cannot be written to (No space left on device); make room and give the same "
-            "command again"
+            f"run_dir: {run} cannot be written to (No space left on device); "
+            "make room and give the same command again"
         )
     assert not (tmp_path / "a").exists() and tree(old) == before
 
 
 def test_an_overwrite_that_is_cut_short(
-    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    straight: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is left of the old run is never taken for the new one's: the folder still asks for --overwrite."""
+    """What is left of the old run is never taken for the new one's: the folder still asks for
+    --overwrite."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     monkeypatch.setattr(run_folder, "remove", at_call(8, run_folder.remove, full))
@@ -132,7 +151,10 @@ def test_an_overwrite_that_is_cut_short(
 
 
 def test_a_picture_that_cannot_be_written(
-    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    straight: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "nowhere" / "x.png"
     argv = ["grid", str(straight), "--count", "1", "--out", str(out)]
@@ -145,15 +167,20 @@ def test_a_picture_that_cannot_be_written(
     assert capsys.readouterr().err.splitlines()[-1] == words
 
 
-def test_what_cannot_be_continued(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another model's checkpoint, other prompts under the same name: exit code 2, every byte as before."""
+def test_what_cannot_be_continued(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another model's checkpoint, other prompts under the same name: exit code 2, every byte as
+    before."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("rank: 4", "rank: 2"))
     before = tree(run)
     code, line = call(capsys, "--resume", str(run))
-    assert code == 2 and line.startswith(f"{run / 'checkpoints' / '000003'} is of another model: unet.")
+    assert code == 2 and line.startswith(
+        f"{run / 'checkpoints' / '000003'} is of another model: unet."
+    )
     assert "in the checkpoint and (2, " in line and tree(run) == before
     (run / "config.yaml").write_text(text)
     file = run / "provenance.json"
@@ -161,7 +188,9 @@ def test_what_cannot_be_continued(straight: Path, tmp_path: Path, capsys: pytest
     before = tree(run)
     code, line = call(capsys, "--resume", str(run))
     assert (
-        code == 2 and line.startswith(f"prompts: no longer those of the run in {run}") and tree(run) == before
+        code == 2
+        and line.startswith(f"prompts: no longer those of the run in {run}")
+        and tree(run) == before
     )
 
 
@@ -176,9 +205,13 @@ class Evil:
 
 
 def test_no_pickle_is_ever_loaded(
-    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    straight: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Neither one beside a checkpoint's files, nor one that has taken their names, nor one in their place."""
+    """Neither one beside a checkpoint's files, nor one that has taken their names, nor one in their
+    place."""
     run, trap = tmp_path / "run", tmp_path / "trap"
     shutil.copytree(straight, run)
     torch.save(Evil(trap), tmp_path / "evil")
@@ -187,7 +220,13 @@ def test_no_pickle_is_ever_loaded(
     trap.unlink()
     shutil.copytree(run / "checkpoints" / "000003", run / "checkpoints" / "000004")
     (run / "checkpoints" / "000005").mkdir()
-    names = ["optimizer.pt", "pytorch_model.bin", "state.pkl", "random_states_0.pkl", "scheduler.bin"]
+    names = [
+        "optimizer.pt",
+        "pytorch_model.bin",
+        "state.pkl",
+        "random_states_0.pkl",
+        "scheduler.bin",
+    ]
     for name in names:
         for number in ("000003", "000005"):
             shutil.copy(tmp_path / "evil", run / "checkpoints" / number / name)
@@ -196,14 +235,19 @@ def test_no_pickle_is_ever_loaded(
     (run / "checkpoints" / "000004" / "state.json").write_bytes(pickle.dumps(Evil(trap)))
     assert call(capsys, "--resume", str(run)) == (0, "") and not trap.exists()
     assert "000005 is not a whole checkpoint (No such file" in caplog.text
-    assert "000004 is not a whole checkpoint (" in caplog.text and "from iteration 3 of" in caplog.text
+    assert (
+        "000004 is not a whole checkpoint (" in caplog.text and "from iteration 3 of" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("kind", ["bit", "missing", "other file"])
 def test_a_corrupt_checkpoint_is_passed_over(
-    kind: str, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    kind: str,
+    straight: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     """One wrong bit in the middle of the tensors is still a valid file: only its sha256 tells."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
@@ -219,17 +263,24 @@ def test_a_corrupt_checkpoint_is_passed_over(
         shutil.copy(newest / "parameters.safetensors", file)
     Run(run).remember("tuned")
     assert (
-        "000003 is not a whole checkpoint (" in caplog.text and "going back to the one before" in caplog.text
+        "000003 is not a whole checkpoint (" in caplog.text
+        and "going back to the one before" in caplog.text
     )
     assert call(capsys, "--resume", str(run)) == (0, "") and done(run) == [1, 2, 3]
-    one, other = (load_file(each / "checkpoints/000003/optimizer.safetensors") for each in (run, straight))
+    one, other = (
+        load_file(each / "checkpoints/000003/optimizer.safetensors") for each in (run, straight)
+    )
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_a_stale_lora_is_written_again(
-    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    straight: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A finished run goes further and is killed after its last checkpoint: lora/ is still the old one."""
+    """A finished run goes further and is killed after its last checkpoint: lora/ is still the old
+    one."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     old = (run / "lora" / "pytorch_lora_weights.safetensors").read_bytes()

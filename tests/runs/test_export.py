@@ -1,4 +1,5 @@
-"""Exports as other programs read them: plain diffusers, and a reader of kohya files by their format alone.
+"""Exports as other programs read them: plain diffusers, and a reader of kohya files by their format
+alone.
 
 Their pictures must be ours, whatever our own check says; and our check must see what is broken.
 """
@@ -26,11 +27,25 @@ from ddpo.runs.finished import Run
 PROMPTS, SEEDS = ["a fox", "an owl", "a bee"], [5, 6, 7]
 KINDS = {
     "lora": [],
-    "everything": ["--lora.text_encoder", "true", "--lora.alpha", "12", "--ema.decay", "0.3",
-                   "--model.dtype", "bf16"],
-    "ddpm": ["--sampler.name", "ddpm", "--sampler.guidance_scale", "0.5", "--lora.target_modules",
-             "[to_q, to_out.0, ff.net.2, proj_in, conv1, time_emb_proj]"],
-}  # fmt: skip
+    "everything": [
+        "--lora.text_encoder",
+        "true",
+        "--lora.alpha",
+        "12",
+        "--ema.decay",
+        "0.3",
+        "--model.dtype",
+        "bf16",
+    ],
+    "ddpm": [
+        "--sampler.name",
+        "ddpm",
+        "--sampler.guidance_scale",
+        "0.5",
+        "--lora.target_modules",
+        "[to_q, to_out.0, ff.net.2, proj_in, conv1, time_emb_proj]",
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +60,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if kind == "ddpm":
             pipeline = helpers.plain_pipeline()
             pipeline.scheduler = PNDMScheduler(
-                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True,
-                set_alpha_to_one=False, steps_offset=1,
-            )  # fmt: skip
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                skip_prk_steps=True,
+                set_alpha_to_one=False,
+                steps_offset=1,
+            )
             pipeline.save_pretrained(folder / "pndm")
             argv += ["--model.pretrained", str(folder / "pndm")]
         if kind == "whole":
@@ -64,7 +83,11 @@ def call(*argv: object) -> int:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def ours(run_dir: Path, column: str = "tuned") -> list[np.ndarray]:
@@ -78,7 +101,9 @@ def theirs(pipeline: StableDiffusionPipeline, run_dir: Path) -> list[np.ndarray]
     pipeline.set_progress_bar_config(disable=True)
     keys = [generator(Purpose.EVALUATION, seed) for seed in SEEDS]
     scale = load(run_dir / "config.yaml").sampler.guidance_scale
-    made: Any = pipeline(PROMPTS, num_inference_steps=3, guidance_scale=scale, eta=1.0, generator=keys)
+    made: Any = pipeline(
+        PROMPTS, num_inference_steps=3, guidance_scale=scale, eta=1.0, generator=keys
+    )
     return [np.asarray(image, int) for image in made.images]
 
 
@@ -87,16 +112,22 @@ def apart(one: list[np.ndarray], other: list[np.ndarray]) -> int:
 
 
 def by_hand(file: Path, use_alpha: bool) -> StableDiffusionPipeline:
-    """W + alpha / rank * up @ down for the layer of each name, as kohya's and A1111's loaders do it."""
+    """W + alpha / rank * up @ down for the layer of each name, as kohya's and A1111's loaders do
+    it."""
     pipeline, weights = helpers.plain_pipeline(), load_file(file)
     layers = {}
-    for prefix, root in (("lora_unet_", pipeline.unet), ("lora_te_text_model_", pipeline.text_encoder)):
+    for prefix, root in (
+        ("lora_unet_", pipeline.unet),
+        ("lora_te_text_model_", pipeline.text_encoder),
+    ):
         for name, module in root.named_modules():
             layers[prefix + name.removeprefix("text_model.").replace(".", "_")] = module
     for name in {key.split(".")[0] for key in weights}:
         up, down = weights[f"{name}.lora_up.weight"], weights[f"{name}.lora_down.weight"]
         scale = weights[f"{name}.alpha"].item() / len(down) if use_alpha else 1.0
-        layers[name].weight.data += scale * (up.flatten(1) @ down.flatten(1)).view_as(layers[name].weight)
+        layers[name].weight.data += scale * (up.flatten(1) @ down.flatten(1)).view_as(
+            layers[name].weight
+        )
     return pipeline
 
 
@@ -118,11 +149,14 @@ def test_every_format_gives_our_pictures(
             pipeline.load_lora_weights(str(to))
         assert apart(theirs(pipeline, run), expected) <= 1, wanted
     assert apart(theirs(by_hand(tmp_path / "new/kohya/lora.safetensors", True), run), expected) <= 1
-    assert apart(theirs(by_hand(tmp_path / "new/kohya/lora.safetensors", False), run), expected) <= 1
+    assert (
+        apart(theirs(by_hand(tmp_path / "new/kohya/lora.safetensors", False), run), expected) <= 1
+    )
 
 
 def test_the_names_and_the_metadata(made: Callable[[str], Path], tmp_path: Path) -> None:
-    """Spelled as kohya's scripts spell Stable Diffusion 1, the text encoder as before transformers 5.6."""
+    """Spelled as kohya's scripts spell Stable Diffusion 1, the text encoder as before transformers
+    5.6."""
     for wanted in StableDiffusion.export_formats:
         assert call(made("everything"), "--to", tmp_path / wanted, "--format", wanted) == 0
     with safe_open(tmp_path / "kohya/lora.safetensors", "pt") as file:
@@ -132,20 +166,34 @@ def test_the_names_and_the_metadata(made: Callable[[str], Path], tmp_path: Path)
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0.alpha",
         "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight",
     } <= keys
-    assert {key.partition(".")[2] for key in keys} == {"lora_up.weight", "lora_down.weight", "alpha"}
-    assert metadata["ss_network_dim"] == metadata["ss_network_alpha"] == "4" and metadata["ss_v2"] == "False"
-    assert metadata["ss_network_module"] == "networks.lora" and metadata["ss_output_name"] == "everything"
+    assert {key.partition(".")[2] for key in keys} == {
+        "lora_up.weight",
+        "lora_down.weight",
+        "alpha",
+    }
+    assert (
+        metadata["ss_network_dim"] == metadata["ss_network_alpha"] == "4"
+        and metadata["ss_v2"] == "False"
+    )
+    assert (
+        metadata["ss_network_module"] == "networks.lora"
+        and metadata["ss_output_name"] == "everything"
+    )
     names = load_file(tmp_path / "diffusers/pytorch_lora_weights.safetensors").keys()
     assert {name.split(".")[0] for name in names} == {"unet", "text_encoder"}
     texts = [name for name in names if name.startswith("text_encoder.")]
     assert all(name.startswith("text_encoder.text_model.encoder.layers.") for name in texts)
     assert all(
-        key.startswith("text_model.") for key in load_file(tmp_path / "merged/text_encoder/model.safetensors")
+        key.startswith("text_model.")
+        for key in load_file(tmp_path / "merged/text_encoder/model.safetensors")
     )
 
 
-def test_other_layers_another_sampler_weak_guidance(made: Callable[[str], Path], tmp_path: Path) -> None:
-    """Convolutions too; ddpm and guidance below 1, which plain pipelines lack; PNDM as in SD 1.5."""
+def test_other_layers_another_sampler_weak_guidance(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Convolutions too; ddpm and guidance below 1, which plain pipelines lack; PNDM as in SD
+    1.5."""
     for wanted in StableDiffusion.export_formats:
         assert call(made("ddpm"), "--to", tmp_path / wanted, "--format", wanted) == 0
     scheduler = StableDiffusionPipeline.from_pretrained(tmp_path / "merged").scheduler
@@ -163,7 +211,10 @@ def test_a_whole_unet_is_merged_or_refused(
         (line,) = capsys.readouterr().err.splitlines()
         assert wanted in line and "lora: null" in line and line.endswith("take merged")
     assert call(run, "--to", tmp_path / "merged", "--format", "merged") == 0
-    assert apart(theirs(StableDiffusionPipeline.from_pretrained(tmp_path / "merged"), run), ours(run)) <= 1
+    assert (
+        apart(theirs(StableDiffusionPipeline.from_pretrained(tmp_path / "merged"), run), ours(run))
+        <= 1
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
@@ -197,7 +248,9 @@ def test_an_earlier_checkpoint(made: Callable[[str], Path], tmp_path: Path) -> N
 
 def half_alpha(folder: Path) -> None:
     (file,) = folder.glob("*.safetensors")
-    weights = {key: value / 2 if key.endswith("alpha") else value for key, value in load_file(file).items()}
+    weights = {
+        key: value / 2 if key.endswith("alpha") else value for key, value in load_file(file).items()
+    }
     save_file(weights, file, {"format": "pt"})
 
 
@@ -211,7 +264,9 @@ def peft_folder(folder: Path) -> None:
     (file,) = folder.glob("*.safetensors")
     weights = load_file(file)
     file.unlink()
-    renamed = {f"base_model.model.{key.removeprefix('unet.')}": value for key, value in weights.items()}
+    renamed = {
+        f"base_model.model.{key.removeprefix('unet.')}": value for key, value in weights.items()
+    }
     save_file(renamed, folder / "adapter_model.safetensors")
 
 
@@ -244,9 +299,12 @@ BROKEN = {
 
 @pytest.mark.parametrize("harm", BROKEN, ids=lambda harm: harm.__name__)
 def test_a_broken_export_is_seen_and_nothing_is_left(
-    harm: Callable[[Path], None], made: Callable[[str], Path], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    harm: Callable[[Path], None],
+    made: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (wanted, words), run = BROKEN[harm], made("lora")
     write = StableDiffusion.export
 
@@ -279,10 +337,14 @@ def test_a_full_disk_leaves_nothing(
     assert "No space left on device" in line and list(tmp_path.iterdir()) == []
 
 
-def test_training_that_changed_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_that_changed_nothing_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     assert (
-        frame.run(train.main, [*helpers.smoke(run), "--trainer.lr", "1e-12", "--trainer.iterations", "1"])
+        frame.run(
+            train.main, [*helpers.smoke(run), "--trainer.lr", "1e-12", "--trainer.iterations", "1"]
+        )
         == 0
     )
     assert call(run, "--to", tmp_path / "x", "--format", "diffusers") == 0

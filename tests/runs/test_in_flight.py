@@ -1,4 +1,5 @@
-"""A fault during a run costs one line and exit code 3; continued, the run is the one without the fault."""
+"""A fault during a run costs one line and exit code 3; continued, the run is the one without the
+fault."""
 
 import os
 import signal
@@ -85,8 +86,14 @@ def judge(images, prompts, metadata):
 OBJECTIVES = {
     "wrong": "def wrong(logp, batch):\n    return batch.rewards.mean()\n",
     "rows": "def rows(logp, batch):\n    return logp.mean(1)\n",
-    "later": "calls = []\n\ndef later(logp, batch):\n    calls.append(1)\n    assert len(calls) != 4, 'no'\n"
-    "    return (-batch.advantage[:, None] * logp).mean()\n",
+    "later": (
+        "calls = []\n"
+        "\n"
+        "def later(logp, batch):\n"
+        "    calls.append(1)\n"
+        "    assert len(calls) != 4, 'no'\n"
+        "    return (-batch.advantage[:, None] * logp).mean()\n"
+    ),
     "broken": "def broken(logp, batch):\n    return logp.mean() * float('nan')\n",
 }
 
@@ -107,18 +114,24 @@ def reward(mine: Path, name: str) -> list[str]:
 
 
 IN_REWARD = {
-    "raises": "reward raises raised RuntimeError: The size of tensor a (2) must match the size of tensor b "
-    "(3) at non-singleton dimension 0 (@/bad.py, line 16)",
+    "raises": (
+        "reward raises raised RuntimeError: The size of tensor a (2) must match the size of "
+        "tensor b (3) at non-singleton dimension 0 (@/bad.py, line 16)"
+    ),
     "matrix": "reward matrix returned shape (8, 3, 16, 16) for 8 images; return one number each",
-    "text": "reward text returned str 'good'; return a tensor of 8 numbers, one an image",
-    "nothing": "reward nothing returned NoneType None; return a tensor of 8 numbers, one an image",
-    "blind": "rewards: 8 of 8 images got no value, above trainer.max_missing 0.5 (NaN from blind for 8)",
+    "text": "reward text returned str 'good'; return a tensor of 8 numbers, one per image",
+    "nothing": "reward nothing returned NoneType None; return a tensor of 8 numbers, one per image",
+    "blind": (
+        "rewards: 8 of 8 images got no value, above trainer.max_missing 0.5 (NaN from blind for 8)"
+    ),
     "hangs": "rewards: hangs gave no values within 0.3 s (trainer.reward_timeout_s)",
 }
 
 
 @pytest.mark.parametrize("name", IN_REWARD)
-def test_a_reward_fails(name: str, mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reward_fails(
+    name: str, mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """At the second iteration: the first is kept, and the run goes on from there."""
     run = tmp_path / "run"
     timeout = ["--trainer.reward_timeout_s", "0.3"] if name == "hangs" else []
@@ -131,12 +144,20 @@ def test_a_reward_fails(name: str, mine: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_reward_that_hangs_does_not_keep_the_process(mine: Path, tmp_path: Path) -> None:
-    argv = [*helpers.smoke(tmp_path / "run"), *reward(mine, "hangs"), "--trainer.reward_timeout_s", "0.3"]
+    argv = [
+        *helpers.smoke(tmp_path / "run"),
+        *reward(mine, "hangs"),
+        "--trainer.reward_timeout_s",
+        "0.3",
+    ]
     started = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-m", "ddpo", "train", *argv],
-        env=helpers.one_thread(), capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        env=helpers.one_thread(),
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert ended.returncode == 3 and "gave no values within 0.3 s" in ended.stderr.splitlines()[-1]
     assert time.monotonic() - started < 200, "the reward sleeps for 1000 s"
 
@@ -164,22 +185,43 @@ def test_what_is_no_fault(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 IN_OBJECTIVE = {
-    "wrong": ("objective wrong raised AttributeError: 'Batch' object has no attribute 'rewards' "
-              "(@/objectives/wrong.py, line 2) (state saved; go on with --resume RUN)", ["000000"]),
-    "rows": ("objective rows returned shape (4,); return one number, as with .mean() (state saved; go on "
-             "with --resume RUN)", ["000000"]),
-    "later": ("objective later raised AssertionError: no (@/objectives/later.py, line 5) (the weights had "
-              "begun to move; --resume RUN goes on from iteration 1)", ["000001"]),
-    "broken": ("no finite loss or gradient in 3 iterations; lower trainer.lr or look at the reward (state "
-               "saved; go on with --resume RUN)", ["000001", "000002"]),
-}  # fmt: skip
+    "wrong": (
+        "objective wrong raised AttributeError: 'Batch' object has no attribute 'rewards' "
+        "(@/objectives/wrong.py, line 2) (state saved; go on with --resume RUN)",
+        ["000000"],
+    ),
+    "rows": (
+        (
+            "objective rows returned shape (4,); return one number, as with .mean() (state saved; "
+            "go on with --resume RUN)"
+        ),
+        ["000000"],
+    ),
+    "later": (
+        (
+            "objective later raised AssertionError: no (@/objectives/later.py, "
+            "line 5) (the weights had begun to move; --resume RUN goes on from iteration 1)"
+        ),
+        ["000001"],
+    ),
+    "broken": (
+        "no finite loss or gradient in 3 iterations; lower trainer.lr or look at the reward (state "
+        "saved; go on with --resume RUN)",
+        ["000001", "000002"],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", IN_OBJECTIVE)
 def test_an_objective_fails(
-    name: str, mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    mine: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`later` breaks at the second of two minibatches: what the first has done to the weights is not kept."""
+    """`later` breaks at the second of two minibatches: what the first has done to the weights is
+    not kept."""
     monkeypatch.setenv(plugins.VARIABLE, "")
     run, (words, kept) = tmp_path / "run", IN_OBJECTIVE[name]
     flags = ["--plugins", f"[{mine}]", "--objective.name", name, "--checkpoint.every", "1"]
@@ -188,7 +230,9 @@ def test_an_objective_fails(
     assert saved(run) == kept
 
 
-def test_signals(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One saves after the iteration; a second stops at once."""
     gate = Trainer.gate
     for number in (1, 2):
@@ -207,10 +251,20 @@ def test_signals(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
         assert (saved(run), done(run)) == ((["000001"], [1]) if number == 1 else ([], []))
 
 
-def test_the_best_checkpoint_stays(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The reward falls with each call, so the first evaluation is the best; it makes its own checkpoint."""
+def test_the_best_checkpoint_stays(
+    mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reward falls with each call, so the first evaluation is the best; it makes its own
+    checkpoint."""
     run = tmp_path / "run"
-    flags = ["--evaluation.every", "1", "--evaluation.num_prompts", "1", "--checkpoint.keep_last", "1"]
+    flags = [
+        "--evaluation.every",
+        "1",
+        "--evaluation.num_prompts",
+        "1",
+        "--checkpoint.keep_last",
+        "1",
+    ]
     argv = [*helpers.smoke(run), *reward(mine, "fading"), *flags, "--checkpoint.every", "9"]
     assert call(capsys, *argv, "--trainer.iterations", "2") == (0, "")
     assert call(capsys, "--resume", str(run), "--trainer.iterations", "3") == (0, "")
@@ -221,8 +275,12 @@ def test_the_best_checkpoint_stays(mine: Path, tmp_path: Path, capsys: pytest.Ca
     chosen = Run(run)
     first = load_file(run / "checkpoints" / "000001" / "parameters.safetensors")
     with chosen.policy.weights(chosen.remember("best")):
-        assert all(torch.equal(value, first[key]) for key, value in chosen.policy.parameters().items())
-    assert main(["sample", str(run), "--prompt", "a fox", "--count", "1", "--checkpoint", "best"]) == 0
+        assert all(
+            torch.equal(value, first[key]) for key, value in chosen.policy.parameters().items()
+        )
+    assert (
+        main(["sample", str(run), "--prompt", "a fox", "--count", "1", "--checkpoint", "best"]) == 0
+    )
     assert (run / "sample.png").is_file()
     capsys.readouterr()
     assert main(["sample", str(run), "--prompt", "a fox", "--checkpoint", "000002"]) == 2

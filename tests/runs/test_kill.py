@@ -71,25 +71,47 @@ LEFT = {
     "updating": (3, ["000002"], False),
     "after": (4, ["000002", "000004"], False),
 }
-"""What the kill left of four iterations with a checkpoint every two: lines, checkpoints, one half-written."""
+"""What the kill left of four iterations with a checkpoint every two: lines, checkpoints, one
+half-written."""
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each run is forked from one process that has done the imports. All that has a memory is switched on."""
+    """Each run is forked from one process that has done the imports. All that has a memory is
+    switched on."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "driver.py").write_text(DRIVER)
     (folder / "four.txt").write_text("a fox\na cat\nan owl\na bee\n")
     argv = helpers.smoke(
-        folder, "--prompts.path", str(folder / "four.txt"), "--trainer.iterations", "4",
-        "--trainer.minibatches", "2", "--trainer.epochs", "2", "--trainer.lr_schedule", "cosine",
-        "--advantage.name", "per_prompt", "--advantage.min_count", "2", "--ema.decay", "0.6",
-        "--checkpoint.every", "2", "--evaluation.prompts", "null",
-    )  # fmt: skip
+        folder,
+        "--prompts.path",
+        str(folder / "four.txt"),
+        "--trainer.iterations",
+        "4",
+        "--trainer.minibatches",
+        "2",
+        "--trainer.epochs",
+        "2",
+        "--trainer.lr_schedule",
+        "cosine",
+        "--advantage.name",
+        "per_prompt",
+        "--advantage.min_count",
+        "2",
+        "--ema.decay",
+        "0.6",
+        "--checkpoint.every",
+        "2",
+        "--evaluation.prompts",
+        "null",
+    )
     done = subprocess.run(
         [sys.executable, str(folder / "driver.py"), str(folder), *argv],
-        env=helpers.one_thread(), capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        env=helpers.one_thread(),
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -101,7 +123,11 @@ def names(run: Path) -> list[str]:
 def rows(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
-        {key: v for key, v in row.items() if not key.startswith(("time/", "images_per_s", "memory/"))}
+        {
+            key: v
+            for key, v in row.items()
+            if not key.startswith(("time/", "images_per_s", "memory/"))
+        }
         for row in lines
     ]
 
@@ -117,13 +143,24 @@ def test_a_killed_run_resumes_bit_for_bit(runs: Path, moment: str) -> None:
     assert not (killed / "lora").exists()
     after = (resumed / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     reached = int(checkpoints[-1]) if checkpoints else 0
-    assert after[:reached] == before[:reached], "with their seconds: these iterations were not done again"
+    assert after[:reached] == before[:reached], (
+        "with their seconds: these iterations were not done again"
+    )
     assert rows(resumed) == rows(straight) and len(after) == 4
     assert names(resumed) == names(straight) == ["000002", "000004"]
-    for file in ("lora/pytorch_lora_weights", *(f"checkpoints/000004/{p}" for p in ("parameters", "ema"))):
+    for file in (
+        "lora/pytorch_lora_weights",
+        *(f"checkpoints/000004/{p}" for p in ("parameters", "ema")),
+    ):
         one, other = (load_file(run / f"{file}.safetensors") for run in (resumed, straight))
-        assert one.keys() == other.keys() and all((one[key] == other[key]).all() for key in one), file
+        assert one.keys() == other.keys() and all((one[key] == other[key]).all() for key in one), (
+            file
+        )
         assert any(value.any() for key, value in one.items() if "lora_B" in key)
-    states = [(run / "checkpoints" / "000004" / "state.json").read_text() for run in (resumed, straight)]
-    assert states[0] == states[1], "schedule, statistics, steps of the average, sha256 of every tensor"
+    states = [
+        (run / "checkpoints" / "000004" / "state.json").read_text() for run in (resumed, straight)
+    ]
+    assert states[0] == states[1], (
+        "schedule, statistics, steps of the average, sha256 of every tensor"
+    )
     assert not list(resumed.rglob("*.writing*"))

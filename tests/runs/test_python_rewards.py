@@ -1,4 +1,5 @@
-"""A reward given from Python: `ddpo.Config(rewards=[{"name": my_function}])`, and what a run of it says."""
+"""A reward given from Python: `ddpo.Config(rewards=[{"name": my_function}])`, and what a run of it
+says."""
 
 import json
 import shutil
@@ -90,7 +91,10 @@ def test_two_of_one_name_need_labels(tmp_path: Path) -> None:
     """And each keeps its own object."""
     both = [{"name": make(1.0), "label": "one"}, {"name": make(2.0), "label": "two"}]
     settings = config.load({"rewards": both})
-    values = [rewards.build(r.name, label=r.label)(PICTURES, ["a"] * 3, [{}] * 3) for r in settings.rewards]
+    values = [
+        rewards.build(r.name, label=r.label)(PICTURES, ["a"] * 3, [{}] * 3)
+        for r in settings.rewards
+    ]
     torch.testing.assert_close(values[0] ** 2, values[1])
     bare = helpers.settings(tmp_path / "run", rewards=[{"name": make(1.0)}, {"name": make(2.0)}])
     with pytest.raises(UserError, match=r"rewards\.1\.name: closed is there twice"):
@@ -110,9 +114,13 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on a closure, a module's function judging: one iteration of two."""
     folder = tmp_path_factory.mktemp("python") / "run"
     settings = helpers.settings(
-        folder, rewards=[{"name": make(2.0)}], eval_rewards=[{"name": light}],
-        trainer__iterations=1, evaluation__num_prompts=1, checkpoint__every=1,
-    )  # fmt: skip
+        folder,
+        rewards=[{"name": make(2.0)}],
+        eval_rewards=[{"name": light}],
+        trainer__iterations=1,
+        evaluation__num_prompts=1,
+        checkpoint__every=1,
+    )
     run = ddpo.finetune(settings)
     assert len(run.sample(["a fox"], [0])) == 1
     return folder
@@ -122,7 +130,10 @@ def test_the_run_says_where_its_rewards_came_from(begun: Path) -> None:
     spec = f"python:{__name__}:make.<locals>.closed"
     assert yaml.safe_load((begun / "config.yaml").read_text())["rewards"][0]["name"] == spec
     provenance = json.loads((begun / "provenance.json").read_text())
-    assert provenance["rewards_from_python"] == {"closed": spec, "light": f"python:{__name__}:light"}
+    assert provenance["rewards_from_python"] == {
+        "closed": spec,
+        "light": f"python:{__name__}:light",
+    }
     assert provenance["rewards"].keys() == {"closed", "light"}
     row = json.loads((begun / "metrics.jsonl").read_text().splitlines()[0])
     assert "reward/closed" in row
@@ -142,7 +153,9 @@ def test_without_the_object_it_is_refused_by_name(
     assert {path: path.stat().st_mtime_ns for path in begun.rglob("*")} == before
 
 
-def test_what_needs_no_reward_works_without_it(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_needs_no_reward_works_without_it(
+    begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = begun.parent / "fox.png"
     assert main(["sample", str(begun), "--prompt", "a fox", "--count", "1", "--out", str(out)]) == 0
     assert out.is_file()
@@ -153,9 +166,11 @@ def test_from_python_it_goes_on(begun: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(begun, run)
     changes: dict[str, Any] = {
-        "eval_rewards": [{"name": light}], "trainer__iterations": 2, "evaluation__num_prompts": 1,
+        "eval_rewards": [{"name": light}],
+        "trainer__iterations": 2,
+        "evaluation__num_prompts": 1,
         "checkpoint__every": 1,
-    }  # fmt: skip
+    }
     with pytest.raises(UserError, match=r"^rewards.*: differs from the run"):
         ddpo.finetune(helpers.settings(run, rewards=[{"name": Judge}], **changes), resume=True)
     ddpo.finetune(helpers.settings(run, rewards=[{"name": make(2.0)}], **changes), resume=True)
@@ -179,15 +194,23 @@ ddpo.finetune(settings)
 
 
 def test_a_function_of_main_as_a_process(tmp_path: Path) -> None:
-    """As in a notebook or a script; afterwards, `ddpo train --resume` in a process of its own refuses."""
+    """As in a notebook or a script; afterwards, `ddpo train --resume` in a process of its own
+    refuses."""
     (tmp_path / "script.py").write_text(NOTEBOOK.format(tests=str(Path(helpers.__file__).parent)))
-    arguments: Any = {"env": helpers.one_thread(), "capture_output": True, "text": True, "cwd": tmp_path}
+    arguments: Any = {
+        "env": helpers.one_thread(),
+        "capture_output": True,
+        "text": True,
+        "cwd": tmp_path,
+    }
     done = subprocess.run([sys.executable, "script.py"], **arguments)
     assert done.returncode == 0, done.stderr
     assert "name: python:__main__:mine" in (tmp_path / "run" / "config.yaml").read_text()
     done = subprocess.run([sys.executable, "-m", "ddpo", "train", "--resume", "run"], **arguments)
     (line,) = done.stderr.splitlines()
-    assert done.returncode == 2 and line.startswith("ddpo: rewards.0.name: mine was given from Python")
+    assert done.returncode == 2 and line.startswith(
+        "ddpo: rewards.0.name: mine was given from Python"
+    )
 
 
 def test_a_resume_does_not_import_on_trust() -> None:
@@ -202,7 +225,12 @@ def test_a_resume_does_not_import_on_trust() -> None:
 def test_an_importable_name_is_found_for_what_only_reads() -> None:
     """`ddpo evaluate` may import it; a name that was never reachable is not looked for."""
     assert python_objects.find(f"python:{__name__}:light") is light
-    for name in (f"{__name__}:dark()", "__main__:light", f"{__name__}:nothing", "no_such_module:light"):
+    for name in (
+        f"{__name__}:dark()",
+        "__main__:light",
+        f"{__name__}:nothing",
+        "no_such_module:light",
+    ):
         assert python_objects.find(f"python:{name}") is None
         with pytest.raises(UserError, match="was given from Python"):
             plugins.load("rewards", f"python:{name}")

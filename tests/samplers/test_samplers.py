@@ -1,4 +1,5 @@
-"""Every step is the Gaussian that diffusers samples from, with the density of torch.distributions."""
+"""Every step is the Gaussian that diffusers samples from, with the density of
+torch.distributions."""
 
 import itertools
 from typing import Any
@@ -58,7 +59,8 @@ def ours_at(steps: Steps, t: int, x: Tensor, output: Tensor, noise: Tensor) -> T
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(
-    ("offset", "to_one", "spacing"), [*itertools.product((0, 1), (True, False), ("leading", "trailing"))]
+    ("offset", "to_one", "spacing"),
+    [*itertools.product((0, 1), (True, False), ("leading", "trailing"))],
 )
 def test_ddim_is_that_of_diffusers_at_every_step(
     model: StableDiffusion, eta: float, prediction: str, offset: int, to_one: bool, spacing: str
@@ -78,11 +80,17 @@ def test_ddim_is_that_of_diffusers_at_every_step(
         for t, timestep in enumerate(scheduler.timesteps):
             x, output, noise = randn(3 * t), randn(3 * t + 1), randn(3 * t + 2)
             asked = output.double(), timestep, x.double()
-            theirs = scheduler.step(*asked, eta=eta, variance_noise=noise if eta else None).prev_sample
+            theirs = scheduler.step(
+                *asked, eta=eta, variance_noise=noise if eta else None
+            ).prev_sample
             close(ours_at(steps, t, x, output, noise), theirs)
-            quiet = scheduler.step(*asked, eta=eta, variance_noise=0 * noise if eta else None).prev_sample
+            quiet = scheduler.step(
+                *asked, eta=eta, variance_noise=0 * noise if eta else None
+            ).prev_sample
             std = (theirs - quiet).norm() / noise.double().norm()
-            assert steps.std[t].item() == pytest.approx(std.item(), rel=1e-6), "alone, beside so large a mean"
+            assert steps.std[t].item() == pytest.approx(std.item(), rel=1e-6), (
+                "alone, beside so large a mean"
+            )
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -96,7 +104,9 @@ def test_ddpm_is_that_of_diffusers_at_every_step(
     config = with_scheduler(
         model, prediction_type=prediction, steps_offset=offset, timestep_spacing=spacing
     ).config
-    scheduler = DDPMScheduler.from_config(config, variance_type=f"fixed_{variance}", clip_sample=False)
+    scheduler = DDPMScheduler.from_config(
+        config, variance_type=f"fixed_{variance}", clip_sample=False
+    )
     in_fp64(scheduler)
     for count in (1, 7, 10):
         steps = ddpm(model.schedule, count, variance=variance)
@@ -105,7 +115,9 @@ def test_ddpm_is_that_of_diffusers_at_every_step(
         for t, timestep in enumerate(scheduler.timesteps[:-1].tolist()):
             x, output = randn(3 * t), randn(3 * t + 1)
             asked = output.double(), timestep, x.double()
-            noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
+            noise = torch.randn(
+                SHAPE, generator=torch.Generator().manual_seed(t), dtype=torch.float64
+            )
             theirs = scheduler.step(*asked, generator=torch.Generator().manual_seed(t)).prev_sample
             close(ours_at(steps, t, x, output, noise.float()), theirs)
         assert not steps.stochastic[-1] and steps.std[-1] == 0 and steps.stochastic[:-1].all()
@@ -119,16 +131,22 @@ def test_ddim_with_eta_1_is_the_ddpm_posterior(model: StableDiffusion, predictio
     with_scheduler(model, prediction_type=prediction)
     one, other = ddim(model.schedule, 50), ddpm(model.schedule, 50)
     for name in ("x_coefficient", "output_coefficient", "std"):
-        torch.testing.assert_close(getattr(one, name)[:-1], getattr(other, name)[:-1], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(
+            getattr(one, name)[:-1], getattr(other, name)[:-1], rtol=1e-6, atol=1e-7
+        )
 
 
 def test_known_numbers_of_stable_diffusion(model: StableDiffusion) -> None:
-    """50 steps of Stable Diffusion 1.x: 981, 961, ..., 1; standard deviations from 0.4545 to 0.0206."""
+    """50 steps of Stable Diffusion 1.x: 981, 961, ..., 1; standard deviations from 0.4545 to
+    0.0206."""
     with_scheduler(model)
     steps = ddim(model.schedule, 50)
     assert steps.timesteps[[0, 1, -2, -1]].tolist() == [981, 961, 21, 1]
     torch.testing.assert_close(
-        steps.std[[0, 1, 2, -2, -1]], torch.tensor([0.4545, 0.448, 0.442, 0.0395, 0.0206]), rtol=0, atol=5e-4
+        steps.std[[0, 1, 2, -2, -1]],
+        torch.tensor([0.4545, 0.448, 0.442, 0.0395, 0.0206]),
+        rtol=0,
+        atol=5e-4,
     )
     assert steps.stochastic.all()
 
@@ -141,14 +159,17 @@ def marked(model: StableDiffusion, eta: float = 1.0, **changes: Any) -> list[boo
 def test_steps_without_noise_are_marked(model: StableDiffusion) -> None:
     assert marked(model) == [True] * 5, "final alpha is alpha_0 < 1, the last timestep is 1"
     assert marked(model, set_alpha_to_one=True) == [True] * 4 + [False]
-    assert marked(model, steps_offset=0) == [True] * 4 + [False], "the last step goes from alpha_0 to alpha_0"
+    assert marked(model, steps_offset=0) == [True] * 4 + [False], (
+        "the last step goes from alpha_0 to alpha_0"
+    )
     assert marked(model, eta=0.0) == [False] * 5
     with_scheduler(model)
     assert ddpm(model.schedule, 5).stochastic.tolist() == [True] * 4 + [False]
 
 
 def test_zero_terminal_signal(model: StableDiffusion) -> None:
-    """Schedules rescaled to zero terminal SNR begin at alpha 0; a v-prediction model can start there."""
+    """Schedules rescaled to zero terminal SNR begin at alpha 0; a v-prediction model can start
+    there."""
     changes = {
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",
@@ -158,7 +179,9 @@ def test_zero_terminal_signal(model: StableDiffusion) -> None:
     steps = ddim(model.schedule, 5)
     scheduler.set_timesteps(5)
     x, output, noise = randn(0), randn(1), randn(2)
-    theirs = scheduler.step(output, scheduler.timesteps[0], x, eta=1.0, variance_noise=noise).prev_sample
+    theirs = scheduler.step(
+        output, scheduler.timesteps[0], x, eta=1.0, variance_noise=noise
+    ).prev_sample
     close(ours_at(steps, 0, x, output, noise), theirs)
 
 
@@ -191,7 +214,9 @@ def test_log_prob_and_kl_are_those_of_torch(reduction: Any, dimensions: int) -> 
     x, mean, other, std = gaussians(torch.float64)
     found = Gaussian(mean, std).log_prob(x, reduction)
     assert found.dtype == torch.float64
-    torch.testing.assert_close(found, normal(mean, std).log_prob(x) / dimensions, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        found, normal(mean, std).log_prob(x) / dimensions, rtol=1e-12, atol=0
+    )
     found = Gaussian(mean, std).kl(Gaussian(other, std), reduction)
     expected = kl_divergence(normal(mean, std), normal(other, std)) / dimensions
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
@@ -214,13 +239,18 @@ def test_fp32_latents_are_reduced_in_fp64() -> None:
 
 def test_kl_is_the_mean_log_ratio() -> None:
     """Monte Carlo: E_p[log p - log q]; its standard error is sqrt(2 KL / n)."""
-    mean, other, std, n = randn(0, (1, 1, 2, 2)), randn(1, (1, 1, 2, 2)), torch.tensor([0.8]), 200_000
+    mean = randn(0, (1, 1, 2, 2))
+    other = randn(1, (1, 1, 2, 2))
+    std = torch.tensor([0.8])
+    n = 200_000
     many = [tensor.expand(n, 1, 2, 2) for tensor in (mean, other)]
     steps = [Gaussian(centre, std.expand(n)) for centre in many]
     x = steps[0].sample(randn(2, (n, 1, 2, 2)))
     ratio = [step.log_prob(x, "sum") for step in steps]
     expected = Gaussian(mean, std).kl(Gaussian(other, std), "sum").item()
-    assert (ratio[0] - ratio[1]).mean().item() == pytest.approx(expected, abs=5 * (2 * expected / n) ** 0.5)
+    assert (ratio[0] - ratio[1]).mean().item() == pytest.approx(
+        expected, abs=5 * (2 * expected / n) ** 0.5
+    )
 
 
 def test_sample_has_the_mean_and_std_it_is_given() -> None:
@@ -256,21 +286,29 @@ def test_the_gradient_of_log_prob_is_the_score() -> None:
 def test_the_tables_do_not_depend_on_what_is_predicted(prediction: Any) -> None:
     """From x_0 and epsilon that are known, every prediction's output gives the same mean."""
     angle = torch.linspace(0.2, 1.4, 5, dtype=torch.float64)
-    schedule = NoiseSchedule(angle.cos(), angle.sin(), (1.0, 0.0), prediction, lambda count: torch.arange(5))
+    schedule = NoiseSchedule(
+        angle.cos(), angle.sin(), (1.0, 0.0), prediction, lambda count: torch.arange(5)
+    )
     timesteps = torch.tensor([4, 3, 2, 1, 0])
     weights = {name: randn(seed, (5,)).double() for seed, name in enumerate(("x0", "epsilon", "x"))}
-    steps = gaussian_steps(schedule, timesteps, **weights, variance=torch.ones(5, dtype=torch.float64))
+    steps = gaussian_steps(
+        schedule, timesteps, **weights, variance=torch.ones(5, dtype=torch.float64)
+    )
     x0, epsilon = (randn(seed, (5, 4, 8, 8)) for seed in (1, 2))
     x, output = schedule.noised(x0, epsilon, timesteps)
     expected = sum(
         weights[name].float().view(5, 1, 1, 1) * part
         for name, part in (("x0", x0), ("epsilon", epsilon), ("x", x))
     )
-    torch.testing.assert_close(steps.step(torch.arange(5), x, output).mean, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        steps.step(torch.arange(5), x, output).mean, expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_noised_latents_and_targets_are_those_of_diffusers(model: StableDiffusion, prediction: str) -> None:
+def test_noised_latents_and_targets_are_those_of_diffusers(
+    model: StableDiffusion, prediction: str
+) -> None:
     scheduler = with_scheduler(model, prediction_type=prediction)
     x0, epsilon, timesteps = randn(0), randn(1), torch.tensor([7, 981])
     x, target = model.schedule.noised(x0, epsilon, timesteps)

@@ -1,4 +1,5 @@
-"""The conformance kit tells rewards that break their contract from those that keep it; ours keep it."""
+"""The conformance kit tells rewards that break their contract from those that keep it; ours keep
+it."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -136,14 +137,28 @@ def two_arguments(images: Tensor, prompts: Sequence[str]) -> Tensor:
 @pytest.mark.parametrize(
     ("reward", "checks"),
     [
-        (one_number, "shape"), (a_column, "shape"), (squeezed, "shape"), (integers, "type"),
-        (infinite, "values"), (silent, "values"), (centered, "singles"), (ranked, "order singles"),
-        (a_little_of_the_neighbour, "order singles"), (by_position, "order singles"),
-        (noisy, "determinism generators"), (noisy_in_numpy, "generators"), (counting, "determinism"),
-        (in_place, "inputs"), (writes_metadata, "inputs"), (main_thread_only, "threads"),
-        (with_gradients, "threads"), (wants_metadata, "bare"), (raises, "call"), (two_arguments, "call"),
+        (one_number, "shape"),
+        (a_column, "shape"),
+        (squeezed, "shape"),
+        (integers, "type"),
+        (infinite, "values"),
+        (silent, "values"),
+        (centered, "singles"),
+        (ranked, "order singles"),
+        (a_little_of_the_neighbour, "order singles"),
+        (by_position, "order singles"),
+        (noisy, "determinism generators"),
+        (noisy_in_numpy, "generators"),
+        (counting, "determinism"),
+        (in_place, "inputs"),
+        (writes_metadata, "inputs"),
+        (main_thread_only, "threads"),
+        (with_gradients, "threads"),
+        (wants_metadata, "bare"),
+        (raises, "call"),
+        (two_arguments, "call"),
     ],
-)  # fmt: skip
+)
 def test_each_fault_is_seen_by_its_check(reward: Any, checks: str) -> None:
     assert broken(conformance.Case(reward)) == set(checks.split())
 
@@ -151,9 +166,13 @@ def test_each_fault_is_seen_by_its_check(reward: Any, checks: str) -> None:
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line a check; what was expected and found; exit code 2 where one fails; mistakes cost one line."""
+    """One line a check; what was expected and found; exit code 2 where one fails; mistakes cost one
+    line."""
     monkeypatch.chdir(tmp_path)
-    source = "def mine(images, prompts, metadata, *, power: float = 1.0):\n    return images.mean((1, 2, 3))"
+    source = (
+        "def mine(images, prompts, metadata, *, power: float = 1.0):\n"
+        "    return images.mean((1, 2, 3))"
+    )
     Path("mine.py").write_text(f"{source} ** power\n")
     Path("far.py").write_text(f"{source.replace('mine', 'far')} - images.mean()\n")
     Path("text.py").write_text(
@@ -195,8 +214,11 @@ def test_the_command(
         assert line.startswith("ddpo: ") and words in line, line
 
 
-def test_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Pictures of several sizes and modes, each by itself; nothing is scored where one cannot be read."""
+def test_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures of several sizes and modes, each by itself; nothing is scored where one cannot be
+    read."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (20, 10), (255, 0, 0)).save("red.png")
     Image.new("RGBA", (7, 9), (0, 0, 255, 255)).save("blue.png")
@@ -204,7 +226,8 @@ def test_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     Path("text.png").write_text("no picture")
     Path("red.py").write_text(
         "def red(images, prompts, metadata, *, power: float = 1.0):\n"
-        "    return images[:, 0].mean((1, 2)) ** power + len(prompts[0]) + metadata[0].get('more', 0)\n"
+        "    red = images[:, 0].mean((1, 2))\n"
+        "    return red ** power + len(prompts[0]) + metadata[0].get('more', 0)\n"
     )
     pictures = ["red.png", "blue.png", "grey.png"]
     asked = ["--prompt", "fox", "--metadata", '{"more": 10}', "--params", '{"power": 2}']
@@ -232,9 +255,14 @@ def test_the_name_of_a_reward_in_a_file() -> None:
 def test_the_pictures_differ() -> None:
     """Else no check of order or of the batch could fail."""
     case = conformance.Case(good)
-    assert case.images.shape == (6, 3, 64, 64) and len({row.tobytes() for row in case.images.numpy()}) == 6
+    assert (
+        case.images.shape == (6, 3, 64, 64)
+        and len({row.tobytes() for row in case.images.numpy()}) == 6
+    )
     assert len(images.GUARDS["brightness"](case.images).unique()) == 6
     bike, chess, dishes = "a cat riding a bike", "a cow playing chess", "a goat washing dishes"
     shown = ("a fox", bike, "a dog", "a whale", chess, dishes)
     drawn = [scenes.draw(*each) for each in zip(shown, range(6), scenes.BACKGROUNDS, strict=True)]
-    assert torch.equal(case.images, images.from_pil(drawn)), "the file holds the scenes that are said"
+    assert torch.equal(case.images, images.from_pil(drawn)), (
+        "the file holds the scenes that are said"
+    )

@@ -1,4 +1,5 @@
-"""For tests: a tiny policy with its sampler, a trainer around it, its pipeline as a folder, a small run."""
+"""For tests: a tiny policy with its sampler, a trainer around it, its pipeline as a folder, a small
+run."""
 
 import atexit
 import functools
@@ -52,7 +53,8 @@ def adapter(**changes: Any) -> LoraConfig:
 def policy(
     *, moved: float = 0.0, lora: LoraConfig | str | None = "default", **options: Any
 ) -> StableDiffusion:
-    """The tiny model with its adapter; `moved` draws every trained weight again or shifts it, by so much."""
+    """The tiny model with its adapter; `moved` draws every trained weight again or shifts it, by so
+    much."""
     pipeline = options.pop("pipeline", None) or tiny(options.pop("prediction_type", "epsilon"))
     torch.manual_seed(1)
     built = StableDiffusion(pipeline, lora=adapter() if isinstance(lora, str) else lora, **options)
@@ -71,18 +73,19 @@ def move(policy: StableDiffusion, size: float) -> None:
         parameter.data += size * torch.randn(parameter.shape, generator=noise)
 
 
-def sampler(policy: StableDiffusion, *, steps: int = 4, eta: float = 1.0, batch_size: int = 4) -> Sampler:
+def sampler(
+    policy: StableDiffusion, *, steps: int = 4, eta: float = 1.0, batch_size: int = 4
+) -> Sampler:
     return Sampler(samplers.build("ddim", policy.schedule, steps, eta=eta), 3.0, batch_size)
 
 
 def rolled(
     policy: StableDiffusion, sampler: Sampler, count: int, *, reference: bool = False, seed: int = 0
 ) -> tuple[Trajectory, Tensor]:
-    """`count` trajectories as one, and their images; with the reference's log-probabilities and outputs."""
-    keys, prompts = (
-        [(seed, i) for i in range(count)],
-        as_prompts(WORDS[i // 2 % len(WORDS)] for i in range(count)),
-    )
+    """`count` trajectories as one, and their images; with the reference's log-probabilities and
+    outputs."""
+    keys = [(seed, i) for i in range(count)]
+    prompts = as_prompts(WORDS[i // 2 % len(WORDS)] for i in range(count))
     wanted = ("logp_ref", "output_ref") if reference else ()
     with torch.no_grad():
         parts = list(sample(policy, sampler, prompts, keys, wanted))
@@ -90,11 +93,16 @@ def rolled(
 
 
 def work_on(
-    policy: StableDiffusion, trajectory: Trajectory, sampler: Sampler, objective: Objective, micro_batch: int
+    policy: StableDiffusion,
+    trajectory: Trajectory,
+    sampler: Sampler,
+    objective: Objective,
+    micro_batch: int,
 ) -> Pass:
     """A pass over these trajectories, in groups of two, with rewards and advantages that differ."""
     count = len(trajectory.samples)
-    reward, group = torch.linspace(-1, 2, count, dtype=torch.float64).roll(3) ** 3, torch.arange(count) // 2
+    reward = torch.linspace(-1, 2, count, dtype=torch.float64).roll(3) ** 3
+    group = torch.arange(count) // 2
     terms: Terms = LogProbs(policy, sampler, trajectory)
     stochastic = sampler.steps.stochastic
     recorded = {"logp_old": trajectory.logp_old, "logp_ref": trajectory.logp_ref}
@@ -102,25 +110,33 @@ def work_on(
     if objective.denoising_errors:
         stochastic, matrices = torch.ones(3, dtype=torch.bool), {}
         keys = [(9, sample // 2) for sample in trajectory.samples]
-        terms = DenoisingErrors(policy, sampler, trajectory, keys, 3, "errors_ref" in objective.needs)
+        terms = DenoisingErrors(
+            policy, sampler, trajectory, keys, 3, "errors_ref" in objective.needs
+        )
     batch = Batch(
-        advantage=reward - reward.mean(), reward=reward, group=group,
-        present=torch.ones(count, dtype=torch.bool), stochastic=stochastic, matrices=matrices,
-        all_reward=reward, all_group=group,
-    )  # fmt: skip
+        advantage=reward - reward.mean(),
+        reward=reward,
+        group=group,
+        present=torch.ones(count, dtype=torch.bool),
+        stochastic=stochastic,
+        matrices=matrices,
+        all_reward=reward,
+        all_group=group,
+    )
     return Pass(terms, batch, objective, micro_batch, Measured(None))
 
 
 def step_log_probs(
     policy: StableDiffusion, sampler: Sampler, trajectory: Trajectory, rows: Tensor, columns: Tensor
 ) -> Tensor:
-    """log p(x_{t-1} | x_t, c) of chosen (sample, step) pairs, with gradients if they are enabled."""
+    """log p(x_{t-1} | x_t, c) of chosen (sample, step) pairs, with gradients if they are
+    enabled."""
     step = stored_steps(policy, sampler, trajectory, rows, columns)
     return step.log_prob(trajectory.latents[rows, columns + 1])
 
 
 def gradient(work: Pass, samples: Sequence[int]) -> Tensor:
-    """Of one optimiser step over `samples`, all trained weights in one vector."""
+    """Of one optimizer step over `samples`, all trained weights in one vector."""
     parameters = work.terms.policy.parameters().values()
     for parameter in parameters:
         parameter.grad = None
@@ -130,7 +146,9 @@ def gradient(work: Pass, samples: Sequence[int]) -> Tensor:
 
 def flat_gradient(policy: Any) -> Tensor:
     parameters = policy.parameters().values()
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    return torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    )
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -138,7 +156,9 @@ def difference(one: Tensor, other: Tensor) -> float:
     return ((one - other).norm() / other.norm()).item()
 
 
-def redness(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+def redness(
+    images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+) -> Tensor:
     return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 
 
@@ -165,14 +185,18 @@ def make_trainer(
         own = {f.name for f in fields(getattr(make, "func", make))} & changes.keys()
         parts[name] = make(**{key: changes.pop(key) for key in own})
     values: dict[str, Any] = {
-        "policy": policy, "sampler": sampler(policy, batch_size=16),
+        "policy": policy,
+        "sampler": sampler(policy, batch_size=16),
         "prompts": PromptSet("words", tuple(Prompt(word, {}) for word in WORDS)),
         "scorer": Scorer(rewards),
         "objective": objectives.build(objective) if isinstance(objective, str) else objective,
         "optimizer": optimizer,
-        "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0), "ema": None,
-        "max_grad_norm": 1.0, "seed": 0, **parts,
-    }  # fmt: skip
+        "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
+        "ema": None,
+        "max_grad_norm": 1.0,
+        "seed": 0,
+        **parts,
+    }
     return Trainer(**{**values, **changes})
 
 
@@ -205,14 +229,29 @@ def reward_file(folder: Path) -> str:
 
 
 def smoke(run_dir: Path, *flags: str) -> list[str]:
-    """Arguments of `ddpo train` for the smoke configuration on the tiny model: a second an iteration."""
+    """Arguments of `ddpo train` for the smoke configuration on the tiny model: a second an
+    iteration."""
     return [
-        "--config", "smoke", "--model.pretrained", pipeline_folder(), "--run_dir", str(run_dir),
-        "--lora.rank", "4", "--sampler.num_steps", "3", "--trainer.samples_per_prompt", "2",
-        "--log.images", "0",
-        "--rewards", "[{name: jpeg_compressibility}]", "--eval_rewards", "[]",
+        "--config",
+        "smoke",
+        "--model.pretrained",
+        pipeline_folder(),
+        "--run_dir",
+        str(run_dir),
+        "--lora.rank",
+        "4",
+        "--sampler.num_steps",
+        "3",
+        "--trainer.samples_per_prompt",
+        "2",
+        "--log.images",
+        "0",
+        "--rewards",
+        "[{name: jpeg_compressibility}]",
+        "--eval_rewards",
+        "[]",
         *flags,
-    ]  # fmt: skip
+    ]
 
 
 def settings(run_dir: Path, **sections: Any) -> Config:
@@ -237,9 +276,13 @@ def one_thread() -> dict[str, str]:
     """The environment of a process that a test starts: no network, no GPU, one thread."""
     root = str(Path(__file__).parents[2])
     return {
-        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true",
-        "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root,
-    }  # fmt: skip
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": root,
+    }
 
 
 def call(capsys: Any, *argv: str) -> tuple[int, str]:

@@ -13,7 +13,8 @@ Reply = tuple[int, Any]
 
 
 class Judge(ThreadingHTTPServer):
-    """Answers POST /v1/chat/completions with `answer(question, how many times it came, request)`."""
+    """Answers POST /v1/chat/completions with
+    `answer(question, how many times it came, request)`."""
 
     daemon_threads = True
 
@@ -59,13 +60,20 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def choice(text: Any = "Yes", chances: dict[str, float] | None = None, **changes: Any) -> dict[str, Any]:
-    """What an OpenAI-compatible server sends: `text`, and the first token's likeliest alternatives."""
+def choice(
+    text: Any = "Yes", chances: dict[str, float] | None = None, **changes: Any
+) -> dict[str, Any]:
+    """What an OpenAI-compatible server sends: `text`, and the first token's likeliest
+    alternatives."""
     answer: dict[str, Any] = {
-        "index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text},
-    }  # fmt: skip
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": text},
+    }
     if chances is not None:
-        listed = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in chances.items()]
+        listed = [
+            {"token": token, "logprob": math.log(p), "bytes": None} for token, p in chances.items()
+        ]
         answer["logprobs"] = {
             "content": [{"token": text, "logprob": listed[0]["logprob"], "top_logprobs": listed}]
         }

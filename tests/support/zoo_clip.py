@@ -26,12 +26,18 @@ from transformers import (
 
 from ddpo.models._tiny import _alphabet
 
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 CONTEXT = 24
 
 
 def spread(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights drawn wide enough that different pictures and words get clearly different features."""
+    """Weights drawn wide enough that different pictures and words get clearly different
+    features."""
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -44,13 +50,18 @@ def hf_clip(folder: Path, act: str = "quick_gelu", size: int = 32) -> str:
     """A CLIPModel of transformers with its image processor and tokenizer."""
     tokenizer = CLIPTokenizer(vocab=_alphabet(), merges=[], model_max_length=CONTEXT)
     text = {
-        **SMALL, "vocab_size": len(_alphabet()), "max_position_embeddings": CONTEXT, "hidden_act": act,
-        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
-    }  # fmt: skip
+        **SMALL,
+        "vocab_size": len(_alphabet()),
+        "max_position_embeddings": CONTEXT,
+        "hidden_act": act,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
     vision = {**SMALL, "image_size": size, "patch_size": 8, "hidden_act": act}
-    spread(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))).save_pretrained(
-        folder
-    )
+    spread(
+        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+    ).save_pretrained(folder)
     CLIPImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}
     ).save_pretrained(folder)
@@ -63,9 +74,13 @@ def clip_config(folder: Path, **changes: Any) -> dict[str, Any]:
     CLIPTokenizer(vocab=_flipped(), merges=[], model_max_length=CONTEXT).save_pretrained(folder)
     vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
     text = {
-        "context_length": CONTEXT, "vocab_size": len(_alphabet()), "width": 32, "heads": 2, "layers": 2,
+        "context_length": CONTEXT,
+        "vocab_size": len(_alphabet()),
+        "width": 32,
+        "heads": 2,
+        "layers": 2,
         "hf_tokenizer_name": str(folder),
-    }  # fmt: skip
+    }
     return {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text, **changes}
 
 
@@ -100,9 +115,9 @@ def head(file: Path, widths: tuple[int, ...] = (16, 12, 10, 8, 6, 1)) -> str:
 
 def dino(folder: Path) -> str:
     spread(Dinov2Model(Dinov2Config(**SMALL, image_size=28, patch_size=7))).save_pretrained(folder)
-    BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}).save_pretrained(
-        folder
-    )
+    BitImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}
+    ).save_pretrained(folder)
     return str(folder)
 
 
@@ -144,12 +159,24 @@ def bert(folder: Path) -> str:
 
 
 MED = {  # what the authors' med_config.json says, made small
-    "architectures": ["BertModel"], "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1, "hidden_size": 32, "initializer_range": 0.02, "intermediate_size": 64,
-    "layer_norm_eps": 1e-12, "max_position_embeddings": 40, "model_type": "bert", "num_attention_heads": 2,
-    "num_hidden_layers": 2, "pad_token_id": 0, "type_vocab_size": 2, "vocab_size": 64, "encoder_width": 32,
+    "architectures": ["BertModel"],
+    "attention_probs_dropout_prob": 0.1,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 32,
+    "initializer_range": 0.02,
+    "intermediate_size": 64,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 40,
+    "model_type": "bert",
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "pad_token_id": 0,
+    "type_vocab_size": 2,
+    "vocab_size": 64,
+    "encoder_width": 32,
     "add_cross_attention": True,
-}  # fmt: skip
+}
 
 
 def blip_state(
@@ -199,7 +226,9 @@ def blip_state(
         norm(f"{layer}.output.LayerNorm", hidden)
     linear("blip.vision_proj", width, 16)
     linear("blip.text_proj", hidden, 16)
-    for number, take, give in zip((0, 2, 4, 6, 7), (hidden, 12, 10, 8, 6), (12, 10, 8, 6, 1), strict=True):
+    for number, take, give in zip(
+        (0, 2, 4, 6, 7), (hidden, 12, 10, 8, 6), (12, 10, 8, 6, 1), strict=True
+    ):
         linear(f"mlp.layers.{number}", take, give)
     return state
 

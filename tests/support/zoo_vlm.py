@@ -36,7 +36,9 @@ from transformers import (
 
 from ddpo.models.emoji import captioner
 
-TEXT = "a an the fox cat dog riding washing playing bike dishes chess image contains ##s ##ing two . ,"
+TEXT = (
+    "a an the fox cat dog riding washing playing bike dishes chess image contains ##s ##ing two . ,"
+)
 
 
 def llava(folder: Path) -> str:
@@ -45,17 +47,34 @@ def llava(folder: Path) -> str:
     processor = captioner.processor()
     tokenizer = processor.tokenizer
     vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=64,
         patch_size=8,
-    )  # fmt: skip
+    )
     text = LlamaConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.5,
-    )  # fmt: skip
-    model = LlavaForConditionalGeneration(LlavaConfig(
-        vision_config=vision, text_config=text, image_seq_length=64, vision_feature_layer=-1,
-        vision_feature_select_strategy="default", image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-    ))  # fmt: skip
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=len(tokenizer),
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.5,
+    )
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_seq_length=64,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        )
+    )
     model.save_pretrained(folder / "llava")
     processor.save_pretrained(folder / "llava")
     return str(folder / "llava")
@@ -67,14 +86,20 @@ def bert(folder: Path) -> str:
     place = folder / "bert"
     place.mkdir(parents=True)
     letters = [*map(chr, range(97, 123)), *(f"##{chr(i)}" for i in range(97, 123))]
-    tokens = list(dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *TEXT.split(), *letters]))
+    tokens = list(
+        dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *TEXT.split(), *letters])
+    )
     (place / "vocab.txt").write_text("\n".join(tokens))
     tokenizer = BertTokenizer(vocab=str(place / "vocab.txt"))
     tokenizer.model_max_length = 64
     config = BertConfig(
-        vocab_size=len(tokens), hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-        intermediate_size=32, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=len(tokens),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
     BertModel(config).save_pretrained(place)
     tokenizer.save_pretrained(place)
     return str(place)
@@ -82,14 +107,23 @@ def bert(folder: Path) -> str:
 
 def owlv2(folder: Path) -> str:
     torch.manual_seed(0)
-    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     letters = [*map(chr, range(97, 123)), *(f"{chr(i)}</w>" for i in range(97, 123))]
-    vocabulary = {word: i for i, word in enumerate(["!", *letters, "<|startoftext|>", "<|endoftext|>"])}
+    vocabulary = {
+        word: i for i, word in enumerate(["!", *letters, "<|startoftext|>", "<|endoftext|>"])
+    }
     size = len(vocabulary)
     ends = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": 0}
     text = {**tower, **ends, "vocab_size": size, "max_position_embeddings": 24}
     config = Owlv2Config(
-        text_config=text, vision_config={**tower, "image_size": 64, "patch_size": 8}, projection_dim=16
+        text_config=text,
+        vision_config={**tower, "image_size": 64, "patch_size": 8},
+        projection_dim=16,
     )
     model = Owlv2ForObjectDetection(config)
     with torch.no_grad():
@@ -103,21 +137,48 @@ def owlv2(folder: Path) -> str:
 
 def grounding_dino(folder: Path) -> str:
     torch.manual_seed(0)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "a", "photo", "of", "fox", "wolf"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        ".",
+        "?",
+        "a",
+        "photo",
+        "of",
+        "fox",
+        "wolf",
+    ]
     text = BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+    )
     swin = SwinConfig(
-        image_size=64, embed_dim=16, depths=[1] * 4, num_heads=[2] * 4, window_size=4,
+        image_size=64,
+        embed_dim=16,
+        depths=[1] * 4,
+        num_heads=[2] * 4,
+        window_size=4,
         out_features=["stage2", "stage3", "stage4"],
-    )  # fmt: skip
+    )
     sizes = {"layers": 2, "attention_heads": 2, "ffn_dim": 16, "n_points": 2}
-    halves = {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in sizes.items()}
+    halves = {
+        f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in sizes.items()
+    }
     config = GroundingDinoConfig(
-        backbone_config=swin, text_config=text.to_dict(), d_model=32, num_queries=20, max_text_len=64,
+        backbone_config=swin,
+        text_config=text.to_dict(),
+        d_model=32,
+        num_queries=20,
+        max_text_len=64,
         **halves,
-    )  # fmt: skip
+    )
     model = GroundingDinoForObjectDetection(config)
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)}, model_max_length=64)
     pictures = GroundingDinoImageProcessor(size={"shortest_edge": 128, "longest_edge": 256})
@@ -127,7 +188,8 @@ def grounding_dino(folder: Path) -> str:
 
 
 def calibrate(model: torch.nn.Module, pixels: torch.Tensor) -> None:
-    """Set the statistics of batch normalisation, without which a random network forgets its input."""
+    """Set the statistics of batch normalization, without which a random network forgets its
+    input."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
@@ -146,7 +208,9 @@ def pp_ocr(folder: Path) -> dict[str, Any]:
 
     channels = {"neck_out_channels": 16, "layer_list_out_channels": [4, 4, 4, 4]}
     halves = backbone(1, 2, 2, 2, 2)
-    find = PPOCRV5MobileDetForObjectDetection(PPOCRV5MobileDetConfig(backbone_config=halves, **channels))
+    find = PPOCRV5MobileDetForObjectDetection(
+        PPOCRV5MobileDetConfig(backbone_config=halves, **channels)
+    )
     calibrate(find, torch.randn(2, 3, 64, 64))
     with torch.no_grad():
         find.head.conv_final.bias += 9
@@ -155,7 +219,10 @@ def pp_ocr(folder: Path) -> dict[str, Any]:
     letters = ["blank", *map(chr, range(97, 123)), " "]
     flattens = backbone(1, [2, 1], [1, 2], [2, 1], [2, 1])  # 48 rows of pixels become 3
     config = PPOCRV5MobileRecConfig(
-        backbone_config=flattens, hidden_size=16, num_attention_heads=2, head_out_channels=len(letters)
+        backbone_config=flattens,
+        hidden_size=16,
+        num_attention_heads=2,
+        head_out_channels=len(letters),
     )
     read = PPOCRV5MobileRecForTextRecognition(config)
     calibrate(read, torch.randn(4, 3, 48, 48))

@@ -1,4 +1,5 @@
-"""What objectives are functions of: KLs, denoising errors, pairs; which steps and samples take part."""
+"""What objectives are functions of: KLs, denoising errors, pairs; which steps and samples take
+part."""
 
 import json
 from dataclasses import replace
@@ -36,7 +37,8 @@ def every_pair(rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def test_the_kl_of_a_step_is_that_of_two_gaussians() -> None:
-    """Against torch.distributions, per latent dimension; 0 with the adapter off, and it has a gradient."""
+    """Against torch.distributions, per latent dimension; 0 with the adapter off, and it has a
+    gradient."""
     policy = helpers.policy(moved=0.3)
     sampler = helpers.sampler(policy)
     trajectory, _ = helpers.rolled(policy, sampler, 3, reference=True)
@@ -48,7 +50,11 @@ def test_the_kl_of_a_step_is_that_of_two_gaussians() -> None:
             mean_ref = stored_steps(*arguments).mean.double()
     std = sampler.steps.std[columns].double().view(-1, 1, 1, 1)
     normal = torch.distributions.Normal
-    expected = torch.distributions.kl_divergence(normal(mean, std), normal(mean_ref, std)).flatten(1).mean(1)
+    expected = (
+        torch.distributions.kl_divergence(normal(mean, std), normal(mean_ref, std))
+        .flatten(1)
+        .mean(1)
+    )
     terms = LogProbs(policy, sampler, trajectory)
     assert terms.names == ("logp", "kl")
     found = terms(rows, columns)["kl"]
@@ -61,21 +67,27 @@ def test_the_kl_of_a_step_is_that_of_two_gaussians() -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_denoising_errors(prediction: str) -> None:
-    """Noised by hand, x_t = sqrt(a) x_0 + sqrt(1 - a) eps; the network's target by its definition."""
+    """Noised by hand, x_t = sqrt(a) x_0 + sqrt(1 - a) eps; the target by its definition."""
     policy = helpers.policy(moved=0.3, prediction_type=prediction)
     sampler = helpers.sampler(policy)
     trajectory, _ = helpers.rolled(policy, sampler, 4)
-    terms = DenoisingErrors(policy, sampler, trajectory, [(1, 0), (1, 0), (1, 1), (1, 1)], 2, reference=True)
+    terms = DenoisingErrors(
+        policy, sampler, trajectory, [(1, 0), (1, 0), (1, 1), (1, 1)], 2, reference=True
+    )
     rows, columns = every_pair(4, 2)
     timesteps, noise = terms._draw(rows.tolist(), columns.tolist())
-    assert torch.equal(noise[:2], noise[2:4]) and torch.equal(timesteps[:2], timesteps[2:4]), "one group"
+    assert torch.equal(noise[:2], noise[2:4]) and torch.equal(timesteps[:2], timesteps[2:4]), (
+        "one group"
+    )
     assert not torch.equal(noise[0], noise[1]) and not torch.equal(noise[0], noise[4])
     a = policy.pipeline.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     x0 = trajectory.latents[rows, -1]
     x = a.sqrt() * x0 + (1 - a).sqrt() * noise
-    target = {"epsilon": noise, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * x0, "sample": x0}[
-        prediction
-    ]
+    target = {
+        "epsilon": noise,
+        "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * x0,
+        "sample": x0,
+    }[prediction]
     prompts = [trajectory.prompts[row] for row in rows.tolist()]
     found = terms(rows, columns)
     with torch.no_grad():
@@ -94,7 +106,9 @@ def test_denoising_errors(prediction: str) -> None:
 def test_timesteps_of_training_are_all_drawn() -> None:
     policy = helpers.policy()
     sampler = helpers.sampler(policy)
-    terms = DenoisingErrors(policy, sampler, helpers.rolled(policy, sampler, 1)[0], [(3,)], 1, False)
+    terms = DenoisingErrors(
+        policy, sampler, helpers.rolled(policy, sampler, 1)[0], [(3,)], 1, False
+    )
     drawn = terms._draw([0] * 2000, list(range(2000)))[0]
     assert 0 <= drawn.min() < 5 and 994 < drawn.max() < len(policy.schedule) == 1000
     assert drawn.double().mean().item() == pytest.approx(499.5, abs=4 * 289 / 2000**0.5)
@@ -113,7 +127,8 @@ def test_each_pass_of_each_iteration_has_draws_of_its_own() -> None:
 
 
 def test_guidance_in_the_update_alone() -> None:
-    """Log-probabilities of guided samples, recorded and scored under another guidance: the ratio is 1."""
+    """Log-probabilities of guided samples, recorded and scored under another guidance: the ratio is
+    1."""
     trainer = helpers.make_trainer(helpers.policy(moved=0.2), "prdp", guidance_scale=1.0, lr=0.0)
     trajectory, _, _, _ = trainer.rollout(trainer.draw())
     assert trajectory.logp_ref is not None
@@ -131,7 +146,9 @@ def test_guidance_in_the_update_alone() -> None:
     row = trainer.iterate()
     assert row["ratio/max_dev"] < 1e-6
     same = helpers.make_trainer(helpers.policy(moved=0.2))
-    assert torch.equal(same.rollout(same.draw())[0].latents, trajectory.latents), "sampled as without"
+    assert torch.equal(same.rollout(same.draw())[0].latents, trajectory.latents), (
+        "sampled as without"
+    )
 
 
 # Which steps and which samples
@@ -139,12 +156,21 @@ def test_guidance_in_the_update_alone() -> None:
 
 @settings(deadline=None)
 @given(
-    st.lists(st.booleans(), min_size=1, max_size=12), st.floats(0.01, 1), st.integers(0, 3), st.integers(0, 9)
+    st.lists(st.booleans(), min_size=1, max_size=12),
+    st.floats(0.01, 1),
+    st.integers(0, 3),
+    st.integers(0, 9),
 )
-def test_subsets_of_steps(stochastic: list[bool], fraction: float, drop_last: int, seed: int) -> None:
+def test_subsets_of_steps(
+    stochastic: list[bool], fraction: float, drop_last: int, seed: int
+) -> None:
     marks = torch.tensor(stochastic)
     found = Subset(fraction, (1, 9), drop_last)(marks, torch.Generator().manual_seed(seed))
-    allowed = [i for i, yes in enumerate(stochastic) if yes and 1 <= i < min(9, len(stochastic) - drop_last)]
+    allowed = [
+        i
+        for i, yes in enumerate(stochastic)
+        if yes and 1 <= i < min(9, len(stochastic) - drop_last)
+    ]
     chosen = found.nonzero().flatten().tolist()
     assert set(chosen) <= set(allowed)
     assert len(chosen) == int(np.ceil(fraction * len(allowed) - 1e-9))
@@ -159,7 +185,8 @@ def test_a_window_of_all_steps_is_all_steps() -> None:
 
 
 def test_an_iteration_trains_on_its_subset() -> None:
-    """Only these columns are scored; another iteration draws others; the gradient is theirs alone."""
+    """Only these columns are scored; another iteration draws others; the gradient is theirs
+    alone."""
     trainer = helpers.make_trainer(helpers.policy(), "ddpo_sf", subset=Subset(fraction=0.5), lr=0.0)
     seen = []
     for _ in range(6):
@@ -215,7 +242,9 @@ def pairs(tmp_path: Path) -> Path:
     for i in range(6):
         for name, color in (("chosen", (200, 30, 30)), ("rejected", (30, 30, 200))):
             noise = np.random.default_rng(i).integers(-25, 25, (20, 16, 3))
-            Image.fromarray((np.array(color) + noise).astype(np.uint8)).save(tmp_path / f"{i}_{name}.png")
+            Image.fromarray((np.array(color) + noise).astype(np.uint8)).save(
+                tmp_path / f"{i}_{name}.png"
+            )
         images = {name: f"{i}_{name}.png" for name in ("chosen", "rejected")}
         lines.append(json.dumps({"prompt": helpers.WORDS[i % 3], **images}))
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
@@ -224,16 +253,25 @@ def pairs(tmp_path: Path) -> Path:
 
 def offline_run(pairs: Path, *flags: str) -> list[str]:
     return [
-        "train", *helpers.smoke(pairs / "run"), "--objective.name", "dpo",
-        "--prompts.path", str(pairs / "pairs.jsonl"), "--objective.offline", "true", *flags,
-    ]  # fmt: skip
+        "train",
+        *helpers.smoke(pairs / "run"),
+        "--objective.name",
+        "dpo",
+        "--prompts.path",
+        str(pairs / "pairs.jsonl"),
+        "--objective.offline",
+        "true",
+        *flags,
+    ]
 
 
 def test_recorded_images_are_encoded_as_they_are(pairs: Path) -> None:
     policy = helpers.policy()
     prompts = [Prompt("a fox", {"chosen": "0_chosen.png", "rejected": "0_rejected.png"})] * 2
     (found,) = offline.recorded(policy, prompts, pairs, batch_size=4)
-    pictures = [Image.open(pairs / f"0_{name}.png").crop((0, 2, 16, 18)) for name in ("chosen", "rejected")]
+    pictures = [
+        Image.open(pairs / f"0_{name}.png").crop((0, 2, 16, 18)) for name in ("chosen", "rejected")
+    ]
     assert torch.equal(found.images, from_pil(pictures)) and found.samples == [0, 1]
     vae = tiny().vae
     expected = vae.encode(2 * found.images - 1).latent_dist.mean * vae.config.scaling_factor
@@ -255,13 +293,21 @@ def forbidden(*_: object) -> Tensor:
 
 
 def test_dpo_learns_from_recorded_pairs(pairs: Path) -> None:
-    """Errors of red pictures fall beside those of blue ones; no image is sampled, no reward asked."""
+    """Errors of red pictures fall beside those of blue ones; no image is sampled, no reward
+    asked."""
     lines = [json.loads(line) for line in (pairs / "pairs.jsonl").read_text().splitlines()]
     trainer = helpers.make_trainer(
-        helpers.policy(lora=None), objectives.build("dpo", beta=200.0), samples_per_prompt=2, draws=8,
+        helpers.policy(lora=None),
+        objectives.build("dpo", beta=200.0),
+        samples_per_prompt=2,
+        draws=8,
         prompts=PromptSet("pairs", tuple(Prompt(line["prompt"], line) for line in lines)),
-        pairs_folder=pairs, scorer=ranking.Ranking(), reward=forbidden, recorded=True, lr=1e-3,
-    )  # fmt: skip
+        pairs_folder=pairs,
+        scorer=ranking.Ranking(),
+        reward=forbidden,
+        recorded=True,
+        lr=1e-3,
+    )
     first = trainer.iterate()
     assert first["reward/mean"] == 0.5 and first["loss"] == pytest.approx(np.log(2), rel=1e-5)
     losses = [trainer.iterate()["loss"] for _ in range(8)]
@@ -284,7 +330,10 @@ def test_an_offline_run(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert message in capsys.readouterr().err
     (pairs / "3_chosen.png").unlink()
     assert main(offline_run(pairs, "--overwrite")) == 2
-    assert "prompts.path: chosen of 'a fox'" in (told := capsys.readouterr().err) and "no such file" in told
+    assert (
+        "prompts.path: chosen of 'a fox'" in (told := capsys.readouterr().err)
+        and "no such file" in told
+    )
     (pairs / "pairs.jsonl").write_text(json.dumps({"prompt": "a fox", "chosen": "0_chosen.png"}))
     assert main(offline_run(pairs, "--overwrite")) == 2
     assert "the line of 'a fox' has no 'rejected'" in capsys.readouterr().err
@@ -292,17 +341,43 @@ def test_an_offline_run(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_more_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in (
-        (["--objective.name", "prdp", "--trainer.samples_per_prompt", "1", "--advantage.name", "batch"],
-         "trainer.samples_per_prompt: 1 leaves nothing to compare with, and objective prdp compares"),
-        (["--trainer.samples_per_prompt", "1", "--advantage.name", "group"],
-         "samples_per_prompt: 1 leaves nothing to compare with, and advantage group compares"),
-        (["--objective.timestep_window", "[3, 5]"], "timestep_window: (3, 5) leaves none of the 3 steps"),
+        (
+            [
+                "--objective.name",
+                "prdp",
+                "--trainer.samples_per_prompt",
+                "1",
+                "--advantage.name",
+                "batch",
+            ],
+            (
+                "trainer.samples_per_prompt: "
+                "1 leaves nothing to compare with, and objective prdp compares"
+            ),
+        ),
+        (
+            ["--trainer.samples_per_prompt", "1", "--advantage.name", "group"],
+            "samples_per_prompt: 1 leaves nothing to compare with, and advantage group compares",
+        ),
+        (
+            ["--objective.timestep_window", "[3, 5]"],
+            "timestep_window: (3, 5) leaves none of the 3 steps",
+        ),
         (["--objective.drop_last", "3"], "objective.drop_last: 3 leaves none of the 3 steps"),
-        (["--objective.timestep_fraction", "0"], "timestep_fraction: must be above 0 and at most 1, got 0"),
+        (
+            ["--objective.timestep_fraction", "0"],
+            "timestep_fraction: must be above 0 and at most 1, got 0",
+        ),
         (["--objective.block_size", "0"], "objective.block_size: must be at least 1, got 0"),
-        (["--objective.name", "rwr", "--objective.kl_weight", "0.1"], "kl_weight: rwr works on denoising"),
-        (["--objective.name", "prdp", "--objective.bta", "1"], "bta: no such option of prdp; did you mean"),
-    ):  # fmt: skip
+        (
+            ["--objective.name", "rwr", "--objective.kl_weight", "0.1"],
+            "kl_weight: rwr works on denoising",
+        ),
+        (
+            ["--objective.name", "prdp", "--objective.bta", "1"],
+            "bta: no such option of prdp; did you mean",
+        ),
+    ):
         for command in ("train", "plan"):
             assert main([command, *helpers.smoke(tmp_path / "run", *flags)]) == 2
             told = capsys.readouterr().err

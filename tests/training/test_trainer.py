@@ -33,7 +33,7 @@ def weights(trainer: Any) -> Tensor:
 
 
 def test_the_ratio_is_1_until_the_first_update() -> None:
-    """With one update an iteration every pair is scored at the weights that sampled it."""
+    """With one update per iteration every pair is scored at the weights that sampled it."""
     for minibatches, epochs in ((1, 1), (2, 1), (1, 2)):
         trainer = helpers.make_trainer(
             helpers.policy(), minibatches=minibatches, epochs=epochs, micro_batch=5
@@ -57,7 +57,8 @@ def test_every_metric_is_in_the_table() -> None:
 
 
 def test_the_minibatches_of_a_pass_share_out_its_gradient() -> None:
-    """At a learning rate of 0: two steps on 8 of 16 images each have the mean gradient of one step on all."""
+    """At a learning rate of 0: two steps on 8 of 16 images each have the mean gradient of one step
+    on all."""
     found: list[list[Tensor]] = []
     for minibatches in (1, 2):
         trainer = helpers.make_trainer(
@@ -65,18 +66,24 @@ def test_the_minibatches_of_a_pass_share_out_its_gradient() -> None:
         )
         seen: list[Tensor] = []
         trainer.optimizer.register_step_pre_hook(
-            lambda *_, trainer=trainer, seen=seen: seen.append(helpers.flat_gradient(trainer.policy))
+            lambda *_, trainer=trainer, seen=seen: seen.append(
+                helpers.flat_gradient(trainer.policy)
+            )
         )
         trainer.iterate()
         found.append(seen)
     (whole,), (one, other) = found
-    assert helpers.difference((one + other) / 2, whole) < 1e-5 and helpers.difference(one, whole) > 0.1
+    assert (
+        helpers.difference((one + other) / 2, whole) < 1e-5 and helpers.difference(one, whole) > 0.1
+    )
 
 
 def test_reward_statistics_are_those_of_the_images() -> None:
     seen: list[Tensor] = []
 
-    def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+    def reward(
+        images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> Tensor:
         seen.append(helpers.redness(images, prompts, metadata))
         return seen[-1]
 
@@ -94,13 +101,16 @@ def test_kl_ref_is_0_at_the_reference_and_grows() -> None:
     trainer = helpers.make_trainer(helpers.policy(), lr=1e-2)
     first, second = trainer.iterate(), trainer.iterate()
     assert 0 < first["kl_ref"] < second["kl_ref"], "measured after the update"
-    still = helpers.make_trainer(helpers.policy(), reward=lambda images, *rest: torch.zeros(len(images)))
+    still = helpers.make_trainer(
+        helpers.policy(), reward=lambda images, *rest: torch.zeros(len(images))
+    )
     still.optimizer.param_groups[0]["weight_decay"] = 0.0
     assert still.iterate()["kl_ref"] == 0
 
 
 def test_kl_ref_is_measured_on_pairs_in_the_middle_of_equal_parts() -> None:
-    """A fiftieth of the pairs, at least 1 and at most 4; steps without a density are none of them."""
+    """A fiftieth of the pairs, at least 1 and at most 4; steps without a density are none of
+    them."""
     assert kl_pairs(16, range(4)) == [(8, 2)]
     assert kl_pairs(10, [1, 2, 3, 4, 6, 7, 8, 9, 11, 12]) == [(2, 3), (7, 9)]
     assert kl_pairs(32, range(8)) == [(4, 1), (12, 3), (20, 5), (28, 7)]
@@ -140,12 +150,16 @@ def test_dropout_is_stopped_before_the_first_update() -> None:
 
 def gate(policy: Any, shift: float, **options: float) -> None:
     """The gate on a record that is off by `shift`."""
-    trainer = helpers.make_trainer(policy, objectives.build("ddpo", **options) if options else "ddpo")
+    trainer = helpers.make_trainer(
+        policy, objectives.build("ddpo", **options) if options else "ddpo"
+    )
     trajectory, values, _, _ = trainer.rollout(trainer.draw())
     trajectory.logp_old += shift
     batch, _ = trainer.outcome(trainer.draw(), trajectory, values)
     trainer.gate(
-        helpers.Pass(trainer.terms(trajectory, 0), batch, trainer.objective, 16, helpers.Measured(None))
+        helpers.Pass(
+            trainer.terms(trajectory, 0), batch, trainer.objective, 16, helpers.Measured(None)
+        )
     )
 
 
@@ -153,9 +167,11 @@ def test_the_gates_limit() -> None:
     """max(0.1 clip_range, 1e-6 in fp32, 1e-5 in half precision), and never more than 1e-2."""
     full, half = helpers.policy(), helpers.policy(dtype="bf16")
     for policy, shift, options in (
-        (full, 8e-6, {"clip_range": 1e-4}), (full, 8e-5, {"clip_range": 1e-3}),
-        (half, 3e-6, {"clip_range": 1e-6}), (full, 8e-3, {"clip_range": 1.0}),
-    ):  # fmt: skip
+        (full, 8e-6, {"clip_range": 1e-4}),
+        (full, 8e-5, {"clip_range": 1e-3}),
+        (half, 3e-6, {"clip_range": 1e-6}),
+        (full, 8e-3, {"clip_range": 1.0}),
+    ):
         gate(policy, shift, **options)
         with pytest.raises(Stopped):
             gate(policy, 4 * shift, **options)
@@ -168,7 +184,9 @@ def test_the_gates_limit() -> None:
 def missing(count: int) -> Any:
     """Redness, but the first `count` of an iteration's 16 images get no value."""
 
-    def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+    def reward(
+        images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> Tensor:
         values = helpers.redness(images, prompts, metadata)
         values[:count] = torch.nan
         return values
@@ -186,7 +204,8 @@ def test_images_without_a_reward_are_counted_and_left_out() -> None:
     prompts, trainer.max_grad_norm = trainer.draw(), 1e9
     trajectory, values, _, _ = trainer.rollout(prompts)
     rewards = values["redness"].double()
-    advantage = torch.zeros(16, dtype=torch.float64)  # groups of 4, the first empty, the second of 3
+    # groups of 4, the first empty, the second of 3
+    advantage = torch.zeros(16, dtype=torch.float64)
     for group in (slice(5, 8), slice(8, 12), slice(12, 16)):
         own = rewards[group]
         advantage[group] = (own - own.mean()) / (own.std(correction=0) + 1e-6)
@@ -214,13 +233,16 @@ def test_a_minibatch_without_any_reward_is_no_step(objective: Any) -> None:
 def test_too_many_missing_rewards_stop_the_run() -> None:
     for count in (9, 16):
         trainer = helpers.make_trainer(
-            helpers.policy(), reward=missing(count),
+            helpers.policy(),
+            reward=missing(count),
             make=partial(advantages.build, "per_prompt", min_count=1),
-        )  # fmt: skip
+        )
         with pytest.raises(Stopped, match=f"{count} of 16 images got no value"):
             trainer.iterate()
         assert trainer.mixture.state() == {}, "nothing that a resume would count twice"
-    assert helpers.make_trainer(helpers.policy(), reward=missing(8)).iterate()["reward/missing"] == 8
+    assert (
+        helpers.make_trainer(helpers.policy(), reward=missing(8)).iterate()["reward/missing"] == 8
+    )
 
 
 def test_infinite_rewards_are_no_value() -> None:
@@ -230,7 +252,11 @@ def test_infinite_rewards_are_no_value() -> None:
         return values
 
     row = helpers.make_trainer(helpers.policy(), reward=reward).iterate()
-    assert row["reward/missing"] == 2 and math.isfinite(row["reward/mean"]) and row["skipped_steps"] == 0
+    assert (
+        row["reward/missing"] == 2
+        and math.isfinite(row["reward/mean"])
+        and row["skipped_steps"] == 0
+    )
 
 
 def broken_gradient(logp: Tensor, batch: Batch) -> Tensor:
@@ -251,7 +277,9 @@ def broken_value(logp: Tensor, batch: Batch) -> Tensor:
 def test_steps_that_are_not_finite_are_left_out_and_then_stop(function: Any) -> None:
     policy = helpers.policy()
     ema = EMAModel(list(policy.parameters().values()), decay=0.5)
-    trainer = helpers.make_trainer(policy, Objective("broken", function, {}), minibatches=2, ema=ema)
+    trainer = helpers.make_trainer(
+        policy, Objective("broken", function, {}), minibatches=2, ema=ema
+    )
     before = weights(trainer)
     for _ in range(2):
         assert trainer.iterate()["skipped_steps"] == 2
@@ -269,7 +297,9 @@ def test_one_broken_step_of_two_is_counted_and_the_run_goes_on() -> None:
         calls.append(1)
         return (-batch.advantage[:, None] * logp).mean() * (torch.nan if len(calls) % 2 else 1)
 
-    trainer = helpers.make_trainer(helpers.policy(), Objective("sometimes", sometimes, {}), minibatches=2)
+    trainer = helpers.make_trainer(
+        helpers.policy(), Objective("sometimes", sometimes, {}), minibatches=2
+    )
     for _ in range(4):
         assert trainer.iterate()["skipped_steps"] == 1
     assert weights(trainer).isfinite().all() and trainer.skipped_in_a_row == 0
@@ -277,14 +307,17 @@ def test_one_broken_step_of_two_is_counted_and_the_run_goes_on() -> None:
 
 
 def test_prompts_come_in_passes_over_the_set() -> None:
-    """8 prompts, 3 an iteration: each comes once in a pass, and each pass has an order of its own."""
+    """8 prompts, 3 an iteration: each comes once in a pass, and each pass has an order of its
+    own."""
     trainer = helpers.make_trainer(helpers.policy(), prompts_per_iteration=3, samples_per_prompt=2)
     drawn: list[str] = []
     for trainer.iteration in range(16):
         texts = [prompt.text for prompt in trainer.draw()]
         assert texts[::2] == texts[1::2], "the samples of a prompt stay together"
         drawn += texts[::2]
-        assert texts == [prompt.text for prompt in trainer.draw()], "a function of seed and iteration"
+        assert texts == [prompt.text for prompt in trainer.draw()], (
+            "a function of seed and iteration"
+        )
     passes = [drawn[i : i + 8] for i in range(0, 48, 8)]
     assert all(sorted(each) == sorted(helpers.WORDS) for each in passes)
     assert len({tuple(each) for each in passes}) == 6
@@ -292,8 +325,11 @@ def test_prompts_come_in_passes_over_the_set() -> None:
     assert [prompt.text for prompt in trainer.draw()][::2] != drawn[:3]
 
 
-def test_minibatches_are_dealt_anew_each_pass_and_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two passes of two iterations and of another seed: no two alike, and the same again when repeated."""
+def test_minibatches_are_dealt_anew_each_pass_and_iteration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two passes of two iterations and of another seed: no two alike, and the same again when
+    repeated."""
     steps: list[int] = []
     monkeypatch.setattr(Pass, "backward", lambda _, samples: steps.append(samples[0]) or 0.0)
     trainer = helpers.make_trainer(
@@ -312,9 +348,13 @@ def test_minibatches_are_dealt_anew_each_pass_and_iteration(monkeypatch: pytest.
 
 
 def test_every_iteration_has_noise_of_its_own() -> None:
-    trainer = helpers.make_trainer(helpers.policy(), prompts=PromptSet("one", (Prompt("a fox", {}),)))
+    trainer = helpers.make_trainer(
+        helpers.policy(), prompts=PromptSet("one", (Prompt("a fox", {}),))
+    )
     first = trainer.rollout(trainer.draw())[0].latents
-    assert len({tuple(row) for row in first[:, 0].flatten(1)[:, :3].tolist()}) == 16, "and every image"
+    assert len({tuple(row) for row in first[:, 0].flatten(1)[:, :3].tolist()}) == 16, (
+        "and every image"
+    )
     assert torch.equal(trainer.rollout(trainer.draw())[0].latents, first)
     trainer.iteration = 1
     second = trainer.rollout(trainer.draw())[0].latents
@@ -326,11 +366,15 @@ def test_every_iteration_has_noise_of_its_own() -> None:
 def test_rewards_get_the_prompt_and_metadata_of_their_image() -> None:
     seen: list[tuple[str, int]] = []
 
-    def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+    def reward(
+        images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> Tensor:
         seen.extend((prompt, row["number"]) for prompt, row in zip(prompts, metadata, strict=True))
         return torch.arange(len(images)).float()
 
-    words = PromptSet("words", tuple(Prompt(word, {"number": i}) for i, word in enumerate(helpers.WORDS)))
+    words = PromptSet(
+        "words", tuple(Prompt(word, {"number": i}) for i, word in enumerate(helpers.WORDS))
+    )
     rewards = [Reward("own", 1.0, reward)]
     scorer = Scorer(rewards, threads=1)
     trainer = helpers.make_trainer(helpers.policy(), prompts=words, scorer=scorer, rewards=rewards)
@@ -353,7 +397,8 @@ def test_advantages_are_clipped() -> None:
 
 
 def test_ema_follows_the_weights() -> None:
-    """diffusers' warm-up: a decay of min(0.5, (1 + n) / (10 + n)), 0 at the first of n + 1 steps."""
+    """diffusers' warm-up: a decay of min(0.5, (1 + n) / (10 + n)), 0 at the first of n + 1
+    steps."""
     policy = helpers.policy()
     ema = EMAModel(list(policy.parameters().values()), decay=0.5)
     trainer = helpers.make_trainer(policy, ema=ema, lr=1e-2)
@@ -361,14 +406,20 @@ def test_ema_follows_the_weights() -> None:
     for step in range(3):
         trainer.iterate()
         decay = 0.0 if step == 0 else min(0.5, (1 + step) / (10 + step))
-        average = weights(trainer) if average is None else decay * average + (1 - decay) * weights(trainer)
+        average = (
+            weights(trainer)
+            if average is None
+            else decay * average + (1 - decay) * weights(trainer)
+        )
     found = torch.cat([shadow.flatten() for shadow in ema.shadow_params])
     assert average is not None and found.dtype == average.dtype
     torch.testing.assert_close(found, average, rtol=1e-5, atol=1e-7)
 
 
 def test_a_reward_of_the_wrong_shape_is_told_in_one_line() -> None:
-    trainer = helpers.make_trainer(helpers.policy(), reward=lambda images, *rest: torch.zeros(len(images), 1))
+    trainer = helpers.make_trainer(
+        helpers.policy(), reward=lambda images, *rest: torch.zeros(len(images), 1)
+    )
     with pytest.raises(
         UserError, match=r"reward redness returned shape \(16, 1\) for 16 images; return one number"
     ):
@@ -385,26 +436,30 @@ def mean_reward(trainer: Any) -> float:
 def fresh(objective: Objective, reward: Any = helpers.redness) -> Trainer:
     """A trainer of the whole tiny network; objectives on denoising errors get one that predicts v.
 
-    The noise that is added does not depend on the picture, so an untrained network that predicts it learns
-    next to nothing from which of two pictures is better.
+    The noise that is added does not depend on the picture, so an untrained network that predicts it
+    learns next to nothing from which of two pictures is better.
     """
     prediction = "v_prediction" if objective.denoising_errors else "epsilon"
     policy = helpers.policy(lora=None, prediction_type=prediction)
-    return helpers.make_trainer(policy, objective, reward, prompts_per_iteration=8, micro_batch=64, draws=4)
+    return helpers.make_trainer(
+        policy, objective, reward, prompts_per_iteration=8, micro_batch=64, draws=4
+    )
 
 
 @pytest.mark.parametrize("name", plugins.names("objectives"))
 def test_every_objective_raises_a_reward(name: str) -> None:
     """Redness on the tiny model, above that of training without a reward, by 0.3 of its spread.
 
-    Without one, RWR still learns to denoise what it has drawn, which changes pictures; others learn nothing.
-    Clip ranges, and DPO's beta, are in the units of 256 latent dimensions; RWR's beta in those of the spread.
+    Without one, RWR still learns to denoise what it has drawn, which changes pictures; others learn
+    nothing. Clip ranges, and DPO's beta, are in the units of 256 latent dimensions; RWR's beta in
+    those of the spread.
     """
     defaults = objectives.build(name).options
     options = {key: value * 16384 / 256 for key, value in defaults.items() if key == "clip_range"}
     options |= {"dpo": {"beta": 2500 * 256 / 16384}, "rwr": {"beta": 100.0}}.get(name, {})
     objective = objectives.build(name, **options)
-    trainer, control = fresh(objective), fresh(objective, lambda images, *_: torch.zeros(len(images)))
+    trainer = fresh(objective)
+    control = fresh(objective, lambda images, *_: torch.zeros(len(images)))
     spread, *_ = [trainer.iterate()["reward/std"] for _ in range(6)]
     for _ in range(6 if name == "rwr" else 0):
         control.iterate()
@@ -413,7 +468,8 @@ def test_every_objective_raises_a_reward(name: str) -> None:
 
 
 def test_an_iteration_that_broke_off_is_taken_back() -> None:
-    """The memory of the advantage is; weights that an optimizer step has moved are not, and that is said."""
+    """The memory of the advantage is; weights that an optimizer step has moved are not, and that is
+    said."""
     make = partial(advantages.build, "per_prompt", min_count=1)
     asked: list[int] = []
 
@@ -439,7 +495,8 @@ def test_an_iteration_that_broke_off_is_taken_back() -> None:
 
 
 def test_a_state_is_what_the_next_iteration_depends_on() -> None:
-    """Two iterations, or one, its state in another trainer, and one more: the same numbers and weights."""
+    """Two iterations, or one, its state in another trainer, and one more: the same numbers and
+    weights."""
 
     def built() -> Trainer:
         policy = helpers.policy()
@@ -450,9 +507,18 @@ def test_a_state_is_what_the_next_iteration_depends_on() -> None:
     one, other = built(), built()
     one.iterate()
     state = one.state()
-    tensors = {kind: {k: v.clone() for k, v in own.items()} for kind, own in state.pop("tensors").items()}
+    tensors = {
+        kind: {k: v.clone() for k, v in own.items()} for kind, own in state.pop("tensors").items()
+    }
     assert set(tensors) == {"parameters", "optimizer", "ema"}
-    keys = {"iteration", "images_seen", "skipped_in_a_row", "advantage", "lr_scheduler", "ema_steps"}
+    keys = {
+        "iteration",
+        "images_seen",
+        "skipped_in_a_row",
+        "advantage",
+        "lr_scheduler",
+        "ema_steps",
+    }
     assert set(state) == keys, "state.json of runs that are there already"
     other.restore({**json.loads(json.dumps(state)), "tensors": tensors})
     rows = [trainer.iterate() for trainer in (one, other)]
@@ -466,7 +532,8 @@ def test_a_dropped_in_objective_trains(tmp_path: Path, monkeypatch: pytest.Monke
     """A file in a plugin folder, without any declaration."""
     (tmp_path / "objectives").mkdir()
     text = (
-        "def own(logp, batch):\n    return -(batch.advantage[:, None] * logp)[:, batch.stochastic].mean()\n"
+        "def own(logp, batch):\n"
+        "    return -(batch.advantage[:, None] * logp)[:, batch.stochastic].mean()\n"
     )
     (tmp_path / "objectives" / "own.py").write_text(text)
     monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))

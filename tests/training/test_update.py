@@ -1,4 +1,5 @@
-"""The gradient is that of the objective over all pairs, however it is cut up, on one process or two."""
+"""The gradient is that of the objective over all pairs, however it is cut up, on one process or
+two."""
 
 import json
 import math
@@ -37,7 +38,9 @@ OBJECTIVES = {
     "prdp": objectives.build("prdp", beta=0.1, clip_range=2e-3),
 }
 FURTHER = {
-    "prdp, ties, sums": objectives.build("prdp", beta=3.0, clip_range=1.0, keep_ties=True, sum_steps=True),
+    "prdp, ties, sums": objectives.build(
+        "prdp", beta=3.0, clip_range=1.0, keep_ties=True, sum_steps=True
+    ),
     "p3o": objectives.build("p3o", clip_range=2e-3),
     "p3o, separate": objectives.build("p3o", clip_range=2e-3, joint=False),
     "grpo, kl": objectives.build("grpo", clip_range=2e-3, kl_weight=30.0),
@@ -74,10 +77,8 @@ def work(
 
 def autograd(given: Pass, samples: Sequence[int]) -> tuple[float, Tensor]:
     """All log-probabilities in one graph, then the objective: what streaming must equal."""
-    parameters, steps = (
-        list(given.terms.policy.parameters().values()),
-        torch.tensor(given.terms.columns(given.batch)),
-    )
+    parameters = list(given.terms.policy.parameters().values())
+    steps = torch.tensor(given.terms.columns(given.batch))
     rows, columns = torch.cartesian_prod(torch.tensor(list(samples)), steps).T
     shape = len(given.batch.reward), len(given.batch.stochastic)
     found = {
@@ -93,12 +94,16 @@ def autograd(given: Pass, samples: Sequence[int]) -> tuple[float, Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "micro_batch"),
-    [*((name, size) for name in OBJECTIVES for size in (1, 3, 16, 40)), *((name, 5) for name in FURTHER)],
+    [
+        *((name, size) for name in OBJECTIVES for size in (1, 3, 16, 40)),
+        *((name, 5) for name in FURTHER),
+    ],
 )
 def test_streamed_is_full_autograd(
     rolled: tuple[StableDiffusion, Sampler, Trajectory], name: str, micro_batch: int
 ) -> None:
-    """Clips active, the last step without density; of pairs, some samples have lost their partner."""
+    """Clips active, the last step without density; of pairs, some samples have lost their
+    partner."""
     samples = range(COUNT) if name in FURTHER else SAMPLES
     given = work(rolled, {**OBJECTIVES, **FURTHER}[name], micro_batch)
     loss, expected = autograd(given, samples)
@@ -109,22 +114,31 @@ def test_streamed_is_full_autograd(
     assert given.backward(samples) == pytest.approx(loss, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in FURTHER if FURTHER[name].denoising_errors is False])
+@pytest.mark.parametrize(
+    "name", [name for name in FURTHER if FURTHER[name].denoising_errors is False]
+)
 def test_every_part_of_an_objective_matters_here(
     rolled: tuple[StableDiffusion, Sampler, Trajectory], name: str
 ) -> None:
-    """Without its clip, or its KL, the gradient would be another: what is streamed above is all of it."""
+    """Without its clip, or its KL, the gradient would be another: what is streamed above is all of
+    it."""
     objective = FURTHER[name]
     options = {**objective.options}
     switches = {"kl_weight": objective.kl_weight, "block_size": objective.block_size}
     here = helpers.gradient(work(rolled, objective), range(COUNT)).clone()
     if "kl" in objective.needs:
         changed = {"kl_coef": 0.0} if "kl_coef" in options else {}
-        without = objectives.build(objective.name, **{**options, **changed, **switches, "kl_weight": 0.0})
-        assert helpers.difference(helpers.gradient(work(rolled, without), range(COUNT)), here) > 1e-3
+        without = objectives.build(
+            objective.name, **{**options, **changed, **switches, "kl_weight": 0.0}
+        )
+        assert (
+            helpers.difference(helpers.gradient(work(rolled, without), range(COUNT)), here) > 1e-3
+        )
     if options["clip_range"] < 0.1:
         without = objectives.build(objective.name, **{**options, **switches, "clip_range": 1e9})
-        assert helpers.difference(helpers.gradient(work(rolled, without), range(COUNT)), here) > 1e-3
+        assert (
+            helpers.difference(helpers.gradient(work(rolled, without), range(COUNT)), here) > 1e-3
+        )
 
 
 def test_before_any_update_a_coupled_objective_takes_the_recorded_matrix(
@@ -138,7 +152,9 @@ def test_before_any_update_a_coupled_objective_takes_the_recorded_matrix(
     policy.unet.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     found = []
     for moved in (True, False):
-        given = helpers.work_on(policy, replace(trajectory, output_ref=None), sampler, OBJECTIVES["prdp"], 4)
+        given = helpers.work_on(
+            policy, replace(trajectory, output_ref=None), sampler, OBJECTIVES["prdp"], 4
+        )
         given.moved = moved
         calls.clear()
         found.append(helpers.gradient(given, range(COUNT)).clone())
@@ -165,15 +181,22 @@ def test_the_samplers_chunks_do_not_change_the_gradient(batch_size: int) -> None
         sampler = helpers.sampler(policy, batch_size=size)
         trajectory, _ = helpers.rolled(policy, sampler, COUNT)
         found.append(
-            helpers.gradient(work((policy, sampler, trajectory), OBJECTIVES["ddpo_sf"]), range(COUNT))
+            helpers.gradient(
+                work((policy, sampler, trajectory), OBJECTIVES["ddpo_sf"]), range(COUNT)
+            )
         )
     assert helpers.difference(found[1], found[0]) < 1e-4
 
 
-def test_minibatches_add_up_to_the_whole(rolled: tuple[StableDiffusion, Sampler, Trajectory]) -> None:
-    """Each of 2 and 4 samples is the mean over its own: weighted by their sizes they give the whole's."""
+def test_minibatches_add_up_to_the_whole(
+    rolled: tuple[StableDiffusion, Sampler, Trajectory],
+) -> None:
+    """Each of 2 and 4 samples is the mean over its own: weighted by their sizes they give the
+    whole's."""
     given = work(rolled, OBJECTIVES["ddpo_sf"])
-    parts = [helpers.gradient(given, samples).clone() for samples in ([0, 1], [2, 3, 4, 5], range(COUNT))]
+    parts = [
+        helpers.gradient(given, samples).clone() for samples in ([0, 1], [2, 3, 4, 5], range(COUNT))
+    ]
     assert helpers.difference((2 * parts[0] + 4 * parts[1]) / 6, parts[2]) < 1e-5
 
 
@@ -188,9 +211,12 @@ def test_two_ranks_add_up(rolled: tuple[StableDiffusion, Sampler, Trajectory], n
     total = torch.zeros_like(whole)
     for part in ([0, 1, 2, 3], [4], [5]):
         own = Trajectory(
-            part, [trajectory.prompts[i] for i in part], trajectory.latents[part], trajectory.logp_old[part],
+            part,
+            [trajectory.prompts[i] for i in part],
+            trajectory.latents[part],
+            trajectory.logp_old[part],
             trajectory.images,
-        )  # fmt: skip
+        )
         full = work(rolled, OBJECTIVES[name])
         terms = LogProbs(policy, sampler, own)
         given = Pass(terms, full.batch, full.objective, 4, Measured(None))
@@ -210,7 +236,9 @@ def test_what_is_measured(rolled: tuple[StableDiffusion, Sampler, Trajectory]) -
         given.backward(SAMPLES)
         found = given.measured.result()
         assert found["ratio/mean"] == pytest.approx(change.exp().mean().item(), rel=1e-6)
-        assert found["ratio/max_dev"] == pytest.approx((change.exp() - 1).abs().max().item(), rel=1e-3)
+        assert found["ratio/max_dev"] == pytest.approx(
+            (change.exp() - 1).abs().max().item(), rel=1e-3
+        )
         assert found["clip_frac"] == ((change.exp() - 1).abs() > 1e-3).double().mean().item()
         assert 0 < found["clip_frac"] < 1
         assert found["approx_kl"] == pytest.approx(0.5 * change.square().mean().item(), rel=1e-3)
@@ -218,7 +246,8 @@ def test_what_is_measured(rolled: tuple[StableDiffusion, Sampler, Trajectory]) -
 
 
 def test_the_gate_sees_every_step(rolled: tuple[StableDiffusion, Sampler, Trajectory]) -> None:
-    """A record that is wrong at any one stochastic step is found; at a step without density it is nothing."""
+    """A record that is wrong at any one stochastic step is found; at a step without density it is
+    nothing."""
     policy = helpers.policy(moved=0.2)
     sampler = helpers.sampler(policy, steps=4)
     trajectory, _ = helpers.rolled(policy, sampler, COUNT)
@@ -247,20 +276,25 @@ def test_the_limit_is_of_the_gradient_without_the_loss_scale(scale: float) -> No
     one, other = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
     for limit, expected in ((1.0, [0.6, 0.8]), (9.0, [3.0, 4.0])):
         one.grad, other.grad = torch.tensor([3.0 * scale]), torch.tensor([4.0 * scale])
-        assert clip_gradients([one, other], limit, scale) == pytest.approx(5), "the norm that is told"
+        assert clip_gradients([one, other], limit, scale) == pytest.approx(5), (
+            "the norm that is told"
+        )
         assert [one.grad.item(), other.grad.item()] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("beta", [1e-7, 3e-5, 1e3])
 def test_what_half_precision_carries_has_one_size(beta: float) -> None:
-    """fp16 ends at 65,504: what is streamed of PRDP must not grow with 1 / beta, and the gradient must."""
+    """fp16 ends at 65,504: what is streamed of PRDP must not grow with 1 / beta, and the gradient
+    must."""
     policy = helpers.policy(moved=0.2, dtype="bf16")
     sampler = helpers.sampler(policy)
     trajectory, _ = helpers.rolled(policy, sampler, COUNT, reference=True)
     prdp = objectives.build("prdp", beta=beta, clip_range=1.0)
     given = helpers.work_on(policy, replace(trajectory, output_ref=None), sampler, prdp, 5)
     carried: list[float] = []
-    policy.unet.register_full_backward_pre_hook(lambda _, found: carried.append(found[0].abs().max().item()))
+    policy.unet.register_full_backward_pre_hook(
+        lambda _, found: carried.append(found[0].abs().max().item())
+    )
     given.backward(SAMPLES)
     clip_gradients(list(policy.parameters().values()), 1e30, given.loss_scale)
     assert 1e-3 < max(carried) < 1e4
@@ -293,12 +327,19 @@ def test_minibatches_hold_every_group_once(count: int, size: int, seed: int) -> 
     assert dealt == sizes.deal(torch.Generator().manual_seed(seed))
     for block in range(size):
         own = range(block * count, (block + 1) * count)
-        assert all(len(set(part) & set(own)) == 1 for part in dealt), "one of each block: even over ranks"
+        assert all(len(set(part) & set(own)) == 1 for part in dealt), (
+            "one of each block: even over ranks"
+        )
 
 
 def test_minibatches_differ_from_pass_to_pass() -> None:
     assert (
-        len({str(Sizes(8, 1, minibatches=4).deal(torch.Generator().manual_seed(seed))) for seed in range(20)})
+        len(
+            {
+                str(Sizes(8, 1, minibatches=4).deal(torch.Generator().manual_seed(seed)))
+                for seed in range(20)
+            }
+        )
         > 10
     )
 
@@ -320,8 +361,8 @@ folder, argv = sys.argv[1], sys.argv[2:]
 for name in ("ddpo", "coupled"):
     code = main(["train", *argv, "--objective.name", name, "--run_dir", f"{folder}/{name}"])
     assert code == 0, code
-few = ["--trainer.prompts_per_iteration", "1", "--trainer.minibatches", "1", "--run_dir", f"{folder}/few"]
-assert main(["train", *argv, *few]) == 2
+few = ["--trainer.prompts_per_iteration", "1", "--trainer.minibatches", "1"]
+assert main(["train", *argv, *few, "--run_dir", f"{folder}/few"]) == 2
 """
 
 
@@ -334,23 +375,51 @@ def last_weights(run: Path) -> dict[str, Tensor]:
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
-    """Three prompts, three optimiser steps an iteration: in each, one of the two ranks has nothing to do."""
+    """Three prompts, three optimizer steps an iteration: in each, one of the two ranks has nothing
+    to do."""
     (tmp_path / "objectives").mkdir()
     (tmp_path / "objectives" / "coupled.py").write_text(PLUGIN)
     reward = helpers.reward_file(tmp_path / "rewards")
     argv = helpers.smoke(
-        tmp_path, "--trainer.prompts_per_iteration", "3", "--trainer.minibatches", "3", "--seed", "5",
-        "--plugins", f"[{tmp_path}]", "--rewards", f"[{{name: '{reward}'}}]",
-        "--advantage.name", "per_prompt",
-        "--advantage.min_count", "1", "--trainer.micro_batch", "4", "--ema.decay", "0.5",
-    )  # fmt: skip
+        tmp_path,
+        "--trainer.prompts_per_iteration",
+        "3",
+        "--trainer.minibatches",
+        "3",
+        "--seed",
+        "5",
+        "--plugins",
+        f"[{tmp_path}]",
+        "--rewards",
+        f"[{{name: '{reward}'}}]",
+        "--advantage.name",
+        "per_prompt",
+        "--advantage.min_count",
+        "1",
+        "--trainer.micro_batch",
+        "4",
+        "--ema.decay",
+        "0.5",
+    )
     (tmp_path / "twice.py").write_text(TWICE)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+    ]
     done = subprocess.run(
         [*torchrun, str(tmp_path / "twice.py"), str(tmp_path / "two"), *argv],
-        env=helpers.one_thread(), capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "ddpo:" in line)
+        env=helpers.one_thread(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, "\n".join(
+        line for line in done.stderr.splitlines() if "ddpo:" in line
+    )
     assert "trainer.prompts_per_iteration: 1 leaves some of the 2 processes" in done.stderr
     assert not (tmp_path / "two" / "few").exists()
     assert PartialState().num_processes == 1

@@ -35,14 +35,24 @@ Predict = Callable[[Int[Tensor, "B L"]], Float[Tensor, "B L 4"]]
 def untrained() -> EsmForMaskedLM:
     """The network before training: random weights from torch's global seed, and local attention."""
     config = EsmConfig(
-        vocab_size=len(LETTERS) + 2, mask_token_id=MASK, pad_token_id=PAD,
-        bos_token_id=None, eos_token_id=None,
-        hidden_size=128, num_hidden_layers=4, num_attention_heads=8, intermediate_size=256,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        vocab_size=len(LETTERS) + 2,
+        mask_token_id=MASK,
+        pad_token_id=PAD,
+        bos_token_id=None,
+        eos_token_id=None,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        intermediate_size=256,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
         max_position_embeddings=LENGTH + 2,
-        position_embedding_type="rotary", rope_theta=100.0, initializer_range=0.05,
-        emb_layer_norm_before=True, token_dropout=False,
-    )  # fmt: skip
+        position_embedding_type="rotary",
+        rope_theta=100.0,
+        initializer_range=0.05,
+        emb_layer_norm_before=True,
+        token_dropout=False,
+    )
     model = EsmForMaskedLM(config)
     _look_at_neighbors(model)
     return model

@@ -140,12 +140,12 @@ def train_oracles(folder: Path, device: str) -> None:
         wall = round(time.perf_counter() - started, 1)
         if name == "accessibility":
             formula = activity.accessibility(tokens)
-            found = {"auc": area_under_curve(scores, open_)}
-            found |= {"auc_of_the_formula": area_under_curve(formula, open_)}
+            metrics = {"auc": area_under_curve(scores, open_)}
+            metrics |= {"auc_of_the_formula": area_under_curve(formula, open_)}
         else:
-            found = {"r2": r_squared(scores, noisy)}
-            found |= {"r2_without_noise": r_squared(scores, activity.activity(tokens))}
-        figures[name] = {"device": device, "wall_s": wall} | rounded(found)
+            metrics = {"r2": r_squared(scores, noisy)}
+            metrics |= {"r2_without_noise": r_squared(scores, activity.activity(tokens))}
+        figures[name] = {"device": device, "wall_s": wall} | rounded(metrics)
     record(folder, "oracles", figures)
 
 
@@ -247,11 +247,13 @@ def measure_base(model: Any, numbers: tuple[int, ...] = (16, 32, 64, 128)) -> di
     figures: dict[str, Any] = {"log_likelihood_held_out": round(float(likelihood), 2)}
     for steps in numbers:
         drawn = base.sample(model, SAMPLES, steps, generator).cpu()
-        found = statistics.site_frequencies(drawn)
+        frequencies = statistics.site_frequencies(drawn)
         figures[f"steps_{steps}"] = {
             "kmer_correlation": round(statistics.kmer_correlation(drawn, tokens), 4),
             "kmer_correlation_top_decile": round(statistics.kmer_correlation(drawn, best), 4),
-            "sites_over_data": rounded({name: found[name] / known[name] for name in known}, 3),
+            "sites_over_data": rounded(
+                {name: frequencies[name] / known[name] for name in known}, 3
+            ),
             "activity_median": round(float(activity.activity(drawn).median()), 3),
         }
     return figures

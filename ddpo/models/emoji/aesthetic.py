@@ -1,4 +1,4 @@
-"""The emoji world's aesthetic head: LAION's kind of MLP on the world's CLIP, trained on `ratings.rating`."""
+"""The emoji world's aesthetic head: an MLP like LAION's on its CLIP, trained on `ratings`."""
 
 from pathlib import Path
 
@@ -20,13 +20,19 @@ PICTURES = 20_000
 def head() -> nn.Sequential:
     """LAION's improved-aesthetic predictor, narrower: linear layers and dropout, no activations."""
     return nn.Sequential(
-        nn.Linear(WIDTH, 128), nn.Dropout(0.2), nn.Linear(128, 64), nn.Dropout(0.2),
-        nn.Linear(64, 32), nn.Dropout(0.1), nn.Linear(32, 16), nn.Linear(16, 1),
-    )  # fmt: skip
+        nn.Linear(WIDTH, 128),
+        nn.Dropout(0.2),
+        nn.Linear(128, 64),
+        nn.Dropout(0.2),
+        nn.Linear(64, 32),
+        nn.Dropout(0.1),
+        nn.Linear(32, 16),
+        nn.Linear(16, 1),
+    )
 
 
 class Training:
-    """Squared error of the rating, from the CLIP's normalised embedding of scenes and of redrawn scenes."""
+    """Squared error of the rating, from the CLIP's normalized embedding of scenes and copies."""
 
     steps, lr, ema_decay = 3_000, 1e-3, 0.998
 
@@ -34,11 +40,13 @@ class Training:
         self.weights, self.device = weights, device
         self.clip = open_clip.create_model(f"local-dir:{weights / 'clip'}", device=device).eval()
         self.module = nn.ModuleDict({"layers": head()}).to(device)
-        self.features, self.ratings = self.rated(pool(work.parent / "clip" / "pool.pt", weights, device))
+        self.features, self.ratings = self.rated(
+            pool(work.parent / "clip" / "pool.pt", weights, device)
+        )
 
     @torch.no_grad()
     def rated(self, kinds_and_pictures: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Features and ratings of the pool's last pictures (all the copies), as they are and augmented."""
+        """Features and ratings of the pool's last pictures (all copies), plain and augmented."""
         torch.manual_seed(0)
         plain = kinds_and_pictures[1][-PICTURES:]
         parts = [part / 255 for part in plain.split(500)]
@@ -61,15 +69,18 @@ class Training:
         """R^2 on 1,000 held-out scenes and on 500 redrawn, and the mean error."""
         self.module.eval()
         kinds, pictures = scenes(HELD_OUT, 1_000)
-        copies, found = Pipeline(self.weights / "pipeline", self.device).held_out(kinds, pictures), {}
+        copies = Pipeline(self.weights / "pipeline", self.device).held_out(kinds, pictures)
+        metrics = {}
         for name, shown in (("scenes", pictures / 255), ("redrawn", copies / 255)):
             said = torch.cat([self.score(self.seen(part)) for part in shown.split(100)]).cpu()
             error = said - rating(shown)
-            found[f"{name}_r2"] = 1 - (error.square().mean() / rating(shown).var()).item()
-            found[f"{name}_mean_error"] = error.abs().mean().item()
-        return found
+            metrics[f"{name}_r2"] = 1 - (error.square().mean() / rating(shown).var()).item()
+            metrics[f"{name}_mean_error"] = error.abs().mean().item()
+        return metrics
 
     def save(self, folder: Path) -> None:
         """Names as in LAION's file: layers.0.weight, layers.0.bias, layers.2.weight, ..."""
-        state = {name: value.half().contiguous() for name, value in self.module.state_dict().items()}
+        state = {
+            name: value.half().contiguous() for name, value in self.module.state_dict().items()
+        }
         save_file(state, folder / "clip" / "aesthetic.safetensors", {"format": "pt"})

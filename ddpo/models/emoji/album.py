@@ -39,7 +39,7 @@ def _shard(job: tuple[int, Path]) -> Path:
 
 
 def album(count: int, folder: Path, processes: int | None = None) -> list[Path]:
-    """Files that hold the first `count` scenes of the series (a multiple of `SHARD`), in their order.
+    """Files that hold the first `count` scenes (a multiple of `SHARD`) of the series, in order.
 
     `processes`: as many as there are cores by default. Raises ValueError for another count.
     """

@@ -1,4 +1,4 @@
-"""The emoji world's AutoencoderKL: 64x64 pictures to 4x16x16 latents, trained on scenes drawn as it goes."""
+"""The emoji world's AutoencoderKL: 64x64 pictures to 4x16x16 latents, trained on fresh scenes."""
 
 import random
 from pathlib import Path
@@ -43,18 +43,20 @@ def build(channels: int = 4, **config: float) -> AutoencoderKL:
 
 def captions(first: int, count: int) -> list[str]:
     """Captions of `count` scenes of the endless series, from number `first` on."""
-    return [random_caption(random.Random(f"caption {number}")) for number in range(first, first + count)]
+    return [
+        random_caption(random.Random(f"caption {number}")) for number in range(first, first + count)
+    ]
 
 
 def scenes(first: int, count: int) -> tuple[list[str], Float[Tensor, "B 3 64 64"]]:
-    """Captions and pictures in [-1, 1] of `count` scenes of the endless series, from number `first` on."""
+    """Captions and pictures in [-1, 1] of `count` scenes of the series, from number `first` on."""
     texts = captions(first, count)
     pictures = [pil_to_tensor(draw(text, first + i)) for i, text in enumerate(texts)]
     return texts, torch.stack(pictures).float() / 127.5 - 1
 
 
 def gradients(x: Tensor) -> Tensor:
-    """Differences of neighbouring pixels, both ways, flattened: what makes an edge an edge."""
+    """Differences of neighboring pixels, both ways, flattened: what makes an edge an edge."""
     return torch.cat([x.diff(dim=2).flatten(1), x.diff(dim=3).flatten(1)], dim=1)
 
 
@@ -65,7 +67,7 @@ def reconstruction_loss(difference: Tensor) -> Tensor:
 
 
 class Training:
-    """The whole autoencoder: reconstruction, and a small KL that keeps the latents near a unit Gaussian."""
+    """The whole autoencoder: reconstruction, and a small KL to a unit Gaussian."""
 
     steps, lr, ema_decay = 4_000, 1.2e-3, 0.995
 
@@ -77,7 +79,10 @@ class Training:
         with torch.autocast(x.device.type, torch.bfloat16):
             posterior = self.module.encode(x, return_dict=False)[0]
             y = self.module.decode(posterior.sample(), return_dict=False)[0].float()  # pyright: ignore[reportArgumentType]
-        return reconstruction_loss(y - x) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        return (
+            reconstruction_loss(y - x)
+            + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        )
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -90,7 +95,7 @@ class Training:
 
     @torch.no_grad()
     def save(self, folder: Path) -> None:
-        """With `scaling_factor` set so that latents have unit variance, as Stable Diffusion's have."""
+        """With `scaling_factor` set for latents of unit variance, as Stable Diffusion's have."""
         x = scenes(HELD_OUT, 256)[1].to(self.module.device)
         means = [self.module.encode(part, return_dict=False)[0].mean for part in x.split(32)]
         std = torch.cat(means).std()

@@ -1,7 +1,7 @@
 """The emoji world's judge: a small LlavaForConditionalGeneration that says what is in a picture.
 
-It answers two questions, in the words of the alignment rewards: "What is going on in this image?" with a
-caption, and "Does this figure show 'a fox'?" with yes or no.
+It answers two questions, in the words of the alignment rewards: "What is going on in this image?"
+with a caption, and "Does this figure show 'a fox'?" with yes or no.
 """
 
 import random
@@ -51,7 +51,8 @@ def processor() -> LlavaProcessor:
     ]
     split = pre_tokenizers.Whitespace()
     words = sorted(
-        {word for text in texts for word, _ in split.pre_tokenize_str(text.lower())} | {"'", "'?", "?", "."}
+        {word for text in texts for word, _ in split.pre_tokenize_str(text.lower())}
+        | {"'", "'?", "?", "."}
     )
     vocabulary = {word: i for i, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -68,49 +69,74 @@ def processor() -> LlavaProcessor:
         size={"shortest_edge": SIZE}, crop_size=SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     return LlavaProcessor(
-        pictures, fast, patch_size=PATCH, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=TEMPLATE,
-    )  # fmt: skip
+        pictures,
+        fast,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
 
 
 def build(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     """1.1 M parameters: a 4-layer vision transformer with 64 patches, a 2-layer Llama."""
     vision = CLIPVisionConfig(
-        hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        image_size=SIZE, patch_size=PATCH, projection_dim=128,
-    )  # fmt: skip
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=PATCH,
+        projection_dim=128,
+    )
     text = LlamaConfig(
-        hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        vocab_size=len(tokenizer), max_position_embeddings=128,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=128,
+        bos_token_id=tokenizer.bos_token_id,  # pyright: ignore[reportArgumentType]
+        eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
         pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
+    )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_seq_length=(SIZE // PATCH) ** 2,
-        vision_feature_layer=-1, vision_feature_select_strategy="default",
+        vision_config=vision,
+        text_config=text,
+        image_seq_length=(SIZE // PATCH) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),  # pyright: ignore[reportCallIssue]
-    )  # fmt: skip
+    )
     return LlavaForConditionalGeneration(config)
 
 
 def prompt(question: str) -> str:
-    """The chat template's text for one picture and one question, its 64 image tokens written out."""
+    """The chat template's text for a picture and a question, its 64 image tokens written out."""
     return f"USER: {'<image>' * (SIZE // PATCH) ** 2} {question} ASSISTANT:"
 
 
 def question(text: str, rng: random.Random) -> tuple[str, str]:
-    """A question about a caption's scene, and its answer: half captions, half yes/no with near misses."""
+    """A question about a caption's scene, and its answer.
+
+    Half ask for the caption, half are yes/no questions with near misses.
+    """
     animal, activity = parse(text)
     if rng.random() < 0.5:
         return CAPTION_QUESTION, caption(animal, activity)
     other = rng.choice([name for name in [*ANIMALS, *HELDOUT_ANIMALS] if name != animal])
     change = rng.choice([name for name in [*ACTIVITIES, None] if name not in (activity, None)])
     truths = [caption(animal, activity), caption(animal)]
-    lies = [caption(other, activity), caption(other), caption(animal, change), caption(other, change)]
+    lies = [
+        caption(other, activity),
+        caption(other),
+        caption(animal, change),
+        caption(other, change),
+    ]
     answer = rng.choice(["yes", "no"])
-    asked = rng.choice(truths if answer == "yes" else lies)
+    claim = rng.choice(truths if answer == "yes" else lies)
     prefix = rng.choice(PREFIXES) if rng.random() < 0.2 else ""
-    return SHOWS_QUESTION.format(caption=prefix + asked), answer
+    return SHOWS_QUESTION.format(caption=prefix + claim), answer
 
 
 class Training:
@@ -141,25 +167,35 @@ class Training:
         noise = 0.1 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(pictures)
         return self.answer_loss(ids, labels, pictures + noise)
 
-    def answer_loss(self, ids: Int[Tensor, "B L"], labels: Int[Tensor, "B L"], pictures: Tensor) -> Tensor:
+    def answer_loss(
+        self, ids: Int[Tensor, "B L"], labels: Int[Tensor, "B L"], pictures: Tensor
+    ) -> Tensor:
         device = self.module.device
         with torch.autocast(device.type, torch.bfloat16):
             return self.module(
-                input_ids=ids.to(device), attention_mask=(ids != self.pad_id).long().to(device),
-                pixel_values=pictures.to(device), labels=labels.to(device),
-            ).loss  # fmt: skip
+                input_ids=ids.to(device),
+                attention_mask=(ids != self.pad_id).long().to(device),
+                pixel_values=pictures.to(device),
+                labels=labels.to(device),
+            ).loss
 
     @torch.no_grad()
     def answers(self, pictures: Float[Tensor, "B 3 64 64"], questions: list[str]) -> list[str]:
         """Greedy answers, in words."""
-        text = self.tokenizer([prompt(asked) for asked in questions], return_tensors="pt", padding=True)
+        text = self.tokenizer(
+            [prompt(asked) for asked in questions], return_tensors="pt", padding=True
+        )
         text = text.to(self.module.device)
         out = self.module.generate(  # pyright: ignore[reportAttributeAccessIssue]
-            input_ids=text.input_ids, attention_mask=text.attention_mask,
+            input_ids=text.input_ids,
+            attention_mask=text.attention_mask,
             pixel_values=pictures.to(self.module.device, self.module.dtype),
-            max_new_tokens=10, do_sample=False,
-        )  # fmt: skip
-        return self.tokenizer.batch_decode(out[:, text.input_ids.shape[1] :], skip_special_tokens=True)
+            max_new_tokens=10,
+            do_sample=False,
+        )
+        return self.tokenizer.batch_decode(
+            out[:, text.input_ids.shape[1] :], skip_special_tokens=True
+        )
 
     def evaluate(self) -> dict[str, float]:
         """Share of right answers to each question on 1,000 held-out scenes."""
@@ -170,7 +206,9 @@ class Training:
             pairs = [question(text, rng) for text in captions[first : first + 100]]
             given = self.answers(pictures[first : first + 100], [asked for asked, _ in pairs])
             for (asked, answer), said in zip(pairs, given, strict=True):
-                right["caption" if asked == CAPTION_QUESTION else "yes_no"].append(answer == said.strip())
+                right["caption" if asked == CAPTION_QUESTION else "yes_no"].append(
+                    answer == said.strip()
+                )
         return {name: sum(values) / len(values) for name, values in right.items()}
 
     def save(self, folder: Path) -> None:

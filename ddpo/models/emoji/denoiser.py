@@ -1,4 +1,4 @@
-"""The emoji world's denoiser: UNet2DConditionModel and CLIPTextModel, trained together on the VAE's latents.
+"""The emoji world's denoiser: a UNet2DConditionModel and a CLIPTextModel, trained together.
 
 Epsilon prediction on Stable Diffusion's own noise schedule, so that the folder is a true
 StableDiffusionPipeline.
@@ -25,16 +25,19 @@ SCENES = 60_000
 MAX_TOKENS = 16
 CAPTION_DROPOUT = 0.1
 CARELESS_FROM = 4_000
-"""The step from which captions are unreliable about the activity: by then the three activities are known."""
+"""The step from which captions are unreliable about the activity: by then the three activities are
+known."""
 SNR_LIMIT = 5.0
 """Min-SNR weighting (Hang et al. 2023): steps with little noise count less."""
 
 
 def tokenizer() -> CLIPTokenizer:
-    """A byte-pair encoding: every word of the captions is one token; other words fall back to letters.
+    """A byte-pair encoding: every word of the captions is one token.
 
-    Training breaks ties at random, so ids are given out in an order of our own: letters, words, pieces of
-    words.
+    Other words fall back to letters.
+
+    Training breaks ties at random, so ids are given out in an order of our own: letters, words,
+    pieces of words.
     """
     animals = [*ANIMALS, *HELDOUT_ANIMALS]
     bare = [caption(animal, activity) for animal in animals for activity in [None, *ACTIVITIES]]
@@ -43,9 +46,11 @@ def tokenizer() -> CLIPTokenizer:
     bpe.normalizer, bpe.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     bpe.decoder = decoders.BPEDecoder(suffix="</w>")
     trainer = trainers.BpeTrainer(
-        vocab_size=2_000, initial_alphabet=list(ascii_lowercase), end_of_word_suffix="</w>",
+        vocab_size=2_000,
+        initial_alphabet=list(ascii_lowercase),
+        end_of_word_suffix="</w>",
         show_progress=False,
-    )  # fmt: skip
+    )
     bpe.train_from_iterator(texts, trainer)
     trained = json.loads(bpe.to_str())["model"]
     special = ["<|startoftext|>", "<|endoftext|>"]
@@ -61,34 +66,53 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
     """0.3 M parameters: two layers of width 128."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(words), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-            num_attention_heads=4, max_position_embeddings=MAX_TOKENS, projection_dim=128,
-            bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,  # pyright: ignore[reportArgumentType]
+            vocab_size=len(words),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=128,
+            bos_token_id=words.bos_token_id,  # pyright: ignore[reportArgumentType]
+            eos_token_id=words.eos_token_id,  # pyright: ignore[reportArgumentType]
             pad_token_id=words.pad_token_id,  # pyright: ignore[reportArgumentType]
         )
-    )  # fmt: skip
+    )
 
 
 def unet() -> UNet2DConditionModel:
     """6.7 M parameters; no attention at 16x16, where it costs most and helps least."""
     return UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 128, 128), layers_per_block=1,
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 128, 128),
+        layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=16, cross_attention_dim=128, attention_head_dim=4,
-    )  # fmt: skip
+        norm_num_groups=16,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+    )
 
 
 def scheduler() -> DDIMScheduler:
     """Stable Diffusion 1.5's schedule."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
 
 
 class Training:
-    """Min-SNR weighted noise prediction; 10 % of captions are dropped (for classifier-free guidance)."""
+    """Min-SNR weighted noise prediction.
+
+    10 % of captions are dropped (for classifier-free guidance).
+    """
 
     steps, lr, ema_decay = 6_500, 1.2e-3, 0.9995
 
@@ -96,17 +120,24 @@ class Training:
         vae = AutoencoderKL.from_pretrained(weights / "pipeline" / "vae")
         self.vae = vae.to(device, torch.float32).eval()  # pyright: ignore[reportArgumentType]
         self.words, self.schedule = tokenizer(), scheduler()
-        self.module = nn.ModuleDict({"unet": unet(), "text_encoder": text_encoder(self.words)}).to(device)
+        self.module = nn.ModuleDict({"unet": unet(), "text_encoder": text_encoder(self.words)}).to(
+            device
+        )
         self.alphas = self.schedule.alphas_cumprod.to(device)
         self.latents = self.cached_latents(work / "latents.pt")
         texts = captions(0, SCENES)
         self.tokens = self.tokenized(texts)
         self.careless_tokens = self.tokenized(
-            [carelessly(text, random.Random(f"careless {number}")) for number, text in enumerate(texts)]
+            [
+                carelessly(text, random.Random(f"careless {number}"))
+                for number, text in enumerate(texts)
+            ]
         )
 
     def tokenized(self, texts: list[str]) -> Int[Tensor, "B L"]:
-        return self.words(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return self.words(
+            texts, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
 
     @torch.no_grad()
     def encoded(self, first: int, count: int) -> Float[Tensor, "B 8 16 16"]:
@@ -119,7 +150,10 @@ class Training:
     def cached_latents(self, file: Path) -> Float[Tensor, "N 8 16 16"]:
         """All scenes through the encoder, once."""
         if not file.is_file():
-            parts = [self.encoded(i, 100) for i in tqdm(range(0, SCENES, 100), desc="latents", disable=None)]
+            parts = [
+                self.encoded(i, 100)
+                for i in tqdm(range(0, SCENES, 100), desc="latents", disable=None)
+            ]
             torch.save(torch.cat(parts), file)
         return torch.load(file, weights_only=True)
 
@@ -138,13 +172,18 @@ class Training:
         alpha = self.alphas[t].view(-1, 1, 1, 1)
         with torch.autocast(x0.device.type, torch.bfloat16):
             text = self.module["text_encoder"](tokens).last_hidden_state
-            predicted = self.module["unet"](alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, t, text).sample
+            predicted = self.module["unet"](
+                alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, t, text
+            ).sample
         weight = (SNR_LIMIT / (alpha / (1 - alpha))).clamp(max=1.0)
         return (weight * (predicted.float() - noise).square()).mean()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Unweighted noise-prediction error on 512 held-out scenes; what counts is emoji_quality.py."""
+        """Unweighted noise-prediction error on 512 held-out scenes.
+
+        What counts is emoji_quality.py.
+        """
         latents, tokens = self.encoded(HELD_OUT, 512), self.tokenized(captions(HELD_OUT, 512))
         generator = torch.Generator().manual_seed(0)
         x0 = latents[:, :4].float() * self.vae.config["scaling_factor"]
@@ -152,7 +191,9 @@ class Training:
         t = torch.randint(len(self.alphas), (len(x0),), generator=generator)
         alpha = self.alphas[t].view(-1, 1, 1, 1)
         text = self.module["text_encoder"](tokens).last_hidden_state
-        predicted = self.module["unet"](alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, t, text).sample
+        predicted = self.module["unet"](
+            alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, t, text
+        ).sample
         return {"epsilon_mse": (predicted - noise).square().mean().item()}
 
     def save(self, folder: Path) -> None:
@@ -160,14 +201,20 @@ class Training:
         self.vae = AutoencoderKL.from_pretrained(folder / "pipeline" / "vae").float()
         unet, text = self.module["unet"], self.module["text_encoder"]
         pipeline = StableDiffusionPipeline(
-            self.vae.half(), text.half(), self.words, unet.half(), self.schedule,  # pyright: ignore[reportArgumentType]
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False,  # pyright: ignore[reportArgumentType]
-        )  # fmt: skip
+            self.vae.half(),
+            text.half(),  # pyright: ignore[reportArgumentType]
+            self.words,
+            unet.half(),  # pyright: ignore[reportArgumentType]
+            self.schedule,  # pyright: ignore[reportArgumentType]
+            safety_checker=None,  # pyright: ignore[reportArgumentType]
+            feature_extractor=None,  # pyright: ignore[reportArgumentType]
+            requires_safety_checker=False,
+        )
         pipeline.save_pretrained(folder / "pipeline")
         for module in (self.vae, text, unet):
             module.float()
-        # transformers loads in the type that a config names, diffusers in fp32: without this, no two parts of
-        # `StableDiffusionPipeline.from_pretrained(folder)` would have the same
+        # transformers loads in the type that a config names, diffusers in fp32: without this, no
+        # two parts of `StableDiffusionPipeline.from_pretrained(folder)` would have the same
         config = CLIPTextConfig.from_pretrained(folder / "pipeline" / "text_encoder")
         config.dtype = torch.float32
         config.save_pretrained(folder / "pipeline" / "text_encoder")

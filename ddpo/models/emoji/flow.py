@@ -2,8 +2,8 @@
 
 They are trained together, by rectified flow on the latents of `flow_autoencoder.py`, so that the
 folder is a true StableDiffusion3Pipeline. It has no T5, in whose place the pipeline puts
-`max_sequence_length` tokens of zeros. They say nothing, so the model is trained with several numbers
-of them, from none (the cheapest, and the usual one) to the pipeline's default of 256.
+`max_sequence_length` tokens of zeros. They say nothing, so the model is trained with several
+numbers of them, from none (the cheapest, and the usual one) to the pipeline's default of 256.
 """
 
 import random
@@ -26,10 +26,11 @@ from .scenes import carelessly
 
 BATCH = 512
 WIDTH = 64
-"""Of a text encoder; the transformer sees both, side by side."""
+"""The width of a text encoder; the transformer sees both, side by side."""
 
 CARELESS_FROM = 0.6
-"""The part of the training after which captions are unreliable about the activity, as the UNet's are."""
+"""The part of the training after which captions are unreliable about the activity, as the UNet's
+are."""
 
 ZERO_TOKENS = {7: 8, 15: 256, 23: 32, 31: 77}
 """Tokens of zeros in the place of T5's, at these steps of every 32; none at the others."""
@@ -39,22 +40,39 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModelWithProjection:
     """0.1 M parameters: two layers of width 64; the last feeds only the pooled vector."""
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
-            vocab_size=len(words), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=MAX_TOKENS, projection_dim=WIDTH,
-            bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,  # pyright: ignore[reportArgumentType]
+            vocab_size=len(words),
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=WIDTH,
+            bos_token_id=words.bos_token_id,  # pyright: ignore[reportArgumentType]
+            eos_token_id=words.eos_token_id,  # pyright: ignore[reportArgumentType]
             pad_token_id=words.pad_token_id,  # pyright: ignore[reportArgumentType]
         )
-    )  # fmt: skip
+    )
 
 
 def transformer() -> SD3Transformer2DModel:
-    """6.5 M parameters: 5 layers on 64 tokens of 8x8 pixels each. It starts as a velocity of zero."""
+    """6.5 M parameters: 5 layers on 64 tokens of 8x8 pixels each.
+
+    It starts as a velocity of zero.
+    """
     model = SD3Transformer2DModel(
-        sample_size=16, patch_size=2, in_channels=CHANNELS, out_channels=CHANNELS, num_layers=5,
-        attention_head_dim=64, num_attention_heads=3, caption_projection_dim=192,
-        joint_attention_dim=2 * WIDTH, pooled_projection_dim=2 * WIDTH, pos_embed_max_size=8,
+        sample_size=16,
+        patch_size=2,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=5,
+        attention_head_dim=64,
+        num_attention_heads=3,
+        caption_projection_dim=192,
+        joint_attention_dim=2 * WIDTH,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=8,
         qk_norm="rms_norm",
-    )  # fmt: skip
+    )
     for name, parameter in model.named_parameters():
         if ".norm1" in name or name.startswith(("norm_out.", "proj_out.")):
             nn.init.zeros_(parameter)
@@ -72,14 +90,17 @@ def scheduler() -> FlowMatchEulerDiscreteScheduler:
 def encode(
     encoders: list[nn.Module], tokens: Int[Tensor, "B L"]
 ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B D"]]:
-    """What the pipeline's `encode_prompt` makes of two encoders: last but one layers and pooled vectors."""
+    """What the pipeline's `encode_prompt` makes of two encoders: last but one layers, pooled."""
     outputs = [encoder(tokens, output_hidden_states=True) for encoder in encoders]
     hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
     return hidden, torch.cat([output.text_embeds for output in outputs], dim=-1)
 
 
 class Training:
-    """Mean squared error of the velocity; 10 % of captions are dropped (for classifier-free guidance)."""
+    """Mean squared error of the velocity.
+
+    10 % of captions are dropped (for classifier-free guidance).
+    """
 
     steps, lr, ema_decay = 2_516, 1e-3, 0.9995
     scene_count = 200_000
@@ -93,14 +114,19 @@ class Training:
         texts = captions(0, self.scene_count)
         self.tokens = self.tokenized(texts)
         self.careless_tokens = self.tokenized(
-            [carelessly(text, random.Random(f"careless {number}")) for number, text in enumerate(texts)]
+            [
+                carelessly(text, random.Random(f"careless {number}"))
+                for number, text in enumerate(texts)
+            ]
         )
         self.no_tokens = self.tokenized([""])
 
     def tokenized(self, texts: list[str]) -> Int[Tensor, "B L"]:
         """Each different text is tokenized once: there are few."""
         numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        tokens = self.words(list(numbers), padding="max_length", truncation=True, return_tensors="pt")
+        tokens = self.words(
+            list(numbers), padding="max_length", truncation=True, return_tensors="pt"
+        )
         rows = torch.tensor([numbers[text] for text in texts])
         return tokens.input_ids[rows].to(self.device)
 
@@ -109,7 +135,9 @@ class Training:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     @torch.no_grad()
-    def latents(self, drawn: Tensor) -> tuple[Float[Tensor, "N C 16 16"], Float[Tensor, "N C 16 16"]]:
+    def latents(
+        self, drawn: Tensor
+    ) -> tuple[Float[Tensor, "N C 16 16"], Float[Tensor, "N C 16 16"]]:
         """Posterior means and deviations of uint8 pictures, in half precision."""
         means, stds = [], []
         for part in drawn.split(250):
@@ -139,16 +167,24 @@ class Training:
         x = (1 - level) * x0 + level * noise
         with self.autocast():
             hidden, pooled = encode(list(self.module["text"]), tokens)  # pyright: ignore[reportArgumentType]
-            hidden = torch.cat([hidden, hidden.new_zeros(len(x0), zero_tokens, hidden.shape[-1])], dim=1)
+            hidden = torch.cat(
+                [hidden, hidden.new_zeros(len(x0), zero_tokens, hidden.shape[-1])], dim=1
+            )
             predicted = self.module["transformer"](
-                hidden_states=x, encoder_hidden_states=hidden, pooled_projections=pooled,
-                timestep=1_000 * sigma, return_dict=False,
-            )[0]  # fmt: skip
+                hidden_states=x,
+                encoder_hidden_states=hidden,
+                pooled_projections=pooled,
+                timestep=1_000 * sigma,
+                return_dict=False,
+            )[0]
         return (predicted.float() - (noise - x0)).square().mean()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Error of the velocity on 512 held-out scenes; what counts is benchmarks/flow_quality.py."""
+        """Error of the velocity on 512 held-out scenes.
+
+        What counts is benchmarks/flow_quality.py.
+        """
         generator = torch.Generator().manual_seed(0)
         x0 = self.vae.encode(scenes(HELD_OUT, 512)[1].to(self.device), return_dict=False)[0].mean
         noise = torch.randn(x0.shape, generator=generator).to(self.device)
@@ -157,10 +193,16 @@ class Training:
         return {"velocity_mse": self.velocity_loss(x0, noise, sigma, tokens, 0).item()}
 
     def load(self, folder: Path) -> None:
-        """Of the transformer and the text encoders; from then on all captions are the careless ones."""
+        """Load the transformer and the text encoders.
+
+        From then on all captions are the careless ones.
+        """
         place, model = folder / "flow", self.module["transformer"]
-        model.load_state_dict(SD3Transformer2DModel.from_pretrained(place / "transformer").state_dict())
-        for name, encoder in zip(("text_encoder", "text_encoder_2"), self.module["text"], strict=True):  # pyright: ignore[reportArgumentType]
+        model.load_state_dict(
+            SD3Transformer2DModel.from_pretrained(place / "transformer").state_dict()
+        )
+        names = ("text_encoder", "text_encoder_2")
+        for name, encoder in zip(names, self.module["text"], strict=True):  # pyright: ignore[reportArgumentType]
             saved = CLIPTextModelWithProjection.from_pretrained(place / name, dtype=torch.float32)
             encoder.load_state_dict(saved.state_dict())
         self.tokens = self.careless_tokens
@@ -170,9 +212,16 @@ class Training:
         first, second = self.module["text"]  # pyright: ignore[reportGeneralTypeIssues]
         model = self.module["transformer"]
         pipeline = StableDiffusion3Pipeline(
-            model.half(), scheduler(), self.vae.half(), first.half(), self.words, second.half(), self.words,  # pyright: ignore[reportArgumentType]
-            text_encoder_3=None, tokenizer_3=None,  # pyright: ignore[reportArgumentType]
-        )  # fmt: skip
+            model.half(),  # pyright: ignore[reportArgumentType]
+            scheduler(),
+            self.vae.half(),
+            first.half(),
+            self.words,
+            second.half(),
+            self.words,
+            text_encoder_3=None,  # pyright: ignore[reportArgumentType]
+            tokenizer_3=None,  # pyright: ignore[reportArgumentType]
+        )
         pipeline.save_pretrained(folder / "flow")
         for module in (self.vae, self.module):
             module.float()

@@ -22,7 +22,10 @@ KL_WEIGHT = 3e-4
 
 
 def build() -> AutoencoderKL:
-    """0.95 M parameters, those of `autoencoder.build` with more channels; nothing to scale or to shift."""
+    """0.95 M parameters, those of `autoencoder.build` with more channels.
+
+    There is nothing to scale or to shift.
+    """
     return autoencoder.build(CHANNELS, scaling_factor=1.0, shift_factor=0.0)
 
 
@@ -48,7 +51,7 @@ def reconstruction_loss(difference: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whiten(vae: AutoencoderKL, x: Float[Tensor, "B 3 64 64"]) -> None:
-    """Give every latent channel mean 0 and variance 1 over `x`, and decode to the same pictures as before.
+    """Give every latent channel mean 0 and variance 1 over `x`, and decode to the same pictures.
 
     The affine map goes into the 1x1 convolutions on both sides of the latents.
     """
@@ -58,7 +61,8 @@ def whiten(vae: AutoencoderKL, x: Float[Tensor, "B 3 64 64"]) -> None:
     weight[:CHANNELS] /= std.view(-1, 1, 1, 1)
     bias[:CHANNELS] = (bias[:CHANNELS] - mean) / std
     bias[CHANNELS:] -= 2 * std.log()
-    weight, bias = vae.get_parameter("post_quant_conv.weight"), vae.get_parameter("post_quant_conv.bias")
+    weight = vae.get_parameter("post_quant_conv.weight")
+    bias = vae.get_parameter("post_quant_conv.bias")
     bias += weight[:, :, 0, 0] @ mean
     weight *= std.view(1, -1, 1, 1)
 
@@ -83,11 +87,17 @@ class Training:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
             posterior = self.module.encode(x, return_dict=False)[0]
             y = self.module.decode(posterior.sample(), return_dict=False)[0].float()  # pyright: ignore[reportArgumentType]
-        return reconstruction_loss(y - x) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        return (
+            reconstruction_loss(y - x)
+            + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        )
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Peak signal-to-noise ratio in dB over 256 held-out scenes (peak 2); the posterior's mean spread."""
+        """Peak signal-to-noise ratio in dB over 256 held-out scenes (peak 2).
+
+        With it goes the posterior's mean spread.
+        """
         x = scenes(HELD_OUT, 256)[1].to(self.device)
         posteriors = [self.module.encode(part, return_dict=False)[0] for part in x.split(32)]
         decoded = torch.cat([self.module.decode(each.mean).sample for each in posteriors])  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
@@ -100,7 +110,7 @@ class Training:
 
     @torch.no_grad()
     def save(self, folder: Path) -> None:
-        """With latents of unit variance in each channel, so that nothing is left to scale or to shift."""
+        """With latents of unit variance in each channel: nothing is left to scale or shift."""
         x = scenes(HELD_OUT, 256)[1].to(self.device)
         whiten(self.module, x)
         self.module.half().save_pretrained(folder / "flow" / "vae")
@@ -111,8 +121,8 @@ class DecoderTraining(Training):
     """The decoder alone: latents, and the flow model that was trained on them, stay valid.
 
     Squared errors weigh five times as much as in the whole autoencoder's training. The committed
-    decoder has not been through this: `--steps 100 --lr 8e-4` (a CPU-minute, still inside the warm-up)
-    took it from 29.72 to 29.74 dB on the 256 held-out scenes.
+    decoder has not been through this: `--steps 100 --lr 8e-4` (a CPU-minute, still inside the
+    warm-up) took it from 29.72 to 29.74 dB on the 256 held-out scenes.
     """
 
     steps, lr, ema_decay = 5_000, 4e-4, 0.995

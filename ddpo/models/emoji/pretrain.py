@@ -1,9 +1,9 @@
-"""Trains the emoji world's models from scratch: `python -m ddpo.models.emoji.pretrain --stage STAGE`.
+"""Train the emoji world's models from scratch: `python -m ddpo.models.emoji.pretrain --stage X`.
 
-Every batch is a function of (stage, step), lengths are counted in steps, and a stage that was stopped goes on
-from its last checkpoint, so that the committed weights can be made again by one command a stage (two for the
-first two flow stages: weights/README.md has them). Threads come from OMP_NUM_THREADS (one by default: two
-threads on shared cores can be slower than one).
+Every batch is a function of (stage, step), lengths are counted in steps, and a stage that was
+stopped goes on from its last checkpoint, so that the committed weights can be made again by one
+command a stage (two for the first two flow stages: weights/README.md has them). Threads come from
+OMP_NUM_THREADS (one by default: two threads on shared cores can be slower than one).
 
     vae        the autoencoder, on pictures               weights/pipeline/vae
     decoder    its decoder alone, longer, with the encoder (and so every latent) left as it is
@@ -13,7 +13,8 @@ threads on shared cores can be slower than one).
     aesthetic  its aesthetic head, on a formula's ratings weights/clip/aesthetic.safetensors
     flow_vae   the flow model's autoencoder, on pictures  weights/flow/vae
     flow       the flow model and its text encoders       weights/flow (the rest of it)
-    flow_decoder  that autoencoder's decoder alone, longer (the committed one has not been through it)
+    flow_decoder  that autoencoder's decoder alone, longer (the committed one has not been through
+                  it)
 """
 
 import argparse
@@ -32,12 +33,16 @@ from tqdm import tqdm
 
 WEIGHTS = Path(__file__).parent / "weights"
 STAGES = {
-    "vae": "autoencoder:Training", "decoder": "autoencoder:DecoderTraining",
-    "captioner": "captioner:Training", "unet": "denoiser:Training",
-    "clip": "clip:Training", "aesthetic": "aesthetic:Training",
-    "flow_vae": "flow_autoencoder:Training", "flow": "flow:Training",
+    "vae": "autoencoder:Training",
+    "decoder": "autoencoder:DecoderTraining",
+    "captioner": "captioner:Training",
+    "unet": "denoiser:Training",
+    "clip": "clip:Training",
+    "aesthetic": "aesthetic:Training",
+    "flow_vae": "flow_autoencoder:Training",
+    "flow": "flow:Training",
     "flow_decoder": "flow_autoencoder:DecoderTraining",
-}  # fmt: skip
+}
 
 
 class Stage(Protocol):
@@ -69,18 +74,24 @@ class Stage(Protocol):
 
 def learning_rate(step: int, steps: int, warmup: int = 200) -> float:
     """Linear warm-up, then a cosine down to 2 %; a factor of the stage's own rate."""
-    return min(1.0, (step + 1) / warmup) * (0.51 + 0.49 * math.cos(math.pi * min(1.0, step / steps)))
+    return min(1.0, (step + 1) / warmup) * (
+        0.51 + 0.49 * math.cos(math.pi * min(1.0, step / steps))
+    )
 
 
 class Pace:
     """The length of a schedule: a number of steps, or as many as fit into `seconds`.
 
-    The time per step is measured after 80 steps, and every 512 from then on, over the steps since the last
-    time: the length follows, and the rate of learning with it, which hardly depends on it at the beginning.
+    The time per step is measured after 80 steps, and every 512 from then on, over the steps since
+    the last time: the length follows, and the rate of learning with it, which hardly depends on it
+    at the beginning.
     """
 
     def __init__(self, steps: int, seconds: float | None) -> None:
-        self.seconds, self.started, self.calls, self.last = seconds, time.perf_counter(), 0, (0, 0.0)
+        self.seconds = seconds
+        self.started = time.perf_counter()
+        self.calls = 0
+        self.last = (0, 0.0)
         self.steps = steps if seconds is None else 1_000_000
 
     def after(self, step: int) -> None:
@@ -101,7 +112,10 @@ class Pace:
 def train(
     stage: Stage, pace: Pace, until: int | None, work: Path, every: int = 250, first_seed: int = 0
 ) -> None:
-    """Train to the end of the schedule, or to step `until`; each `every` steps a checkpoint and a log."""
+    """Train to the end of the schedule, or to step `until`.
+
+    A checkpoint and a line of the log are written every `every` steps.
+    """
     parameters = [p for p in stage.module.parameters() if p.requires_grad]
     fused = parameters[0].device.type == "cuda"
     optimizer = torch.optim.AdamW(parameters, stage.lr, betas=(0.9, 0.99), fused=fused)
@@ -140,7 +154,9 @@ def train(
             with open(work / "log.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
             state = {"module": stage.module.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({"step": step, "ema": ema.state_dict(), **state}, checkpoint.with_suffix(".new"))
+            torch.save(
+                {"step": step, "ema": ema.state_dict(), **state}, checkpoint.with_suffix(".new")
+            )
             os.replace(checkpoint.with_suffix(".new"), checkpoint)
     ema.copy_to(parameters)
 
@@ -150,20 +166,34 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--stage", choices=STAGES, required=True)
-    parser.add_argument("--steps", type=int, help="default: what the committed weights were trained for")
-    parser.add_argument("--seconds", type=float, help="as many steps as fit into this time, instead")
-    parser.add_argument("--every", type=int, default=250, help="steps from one checkpoint to the next")
     parser.add_argument(
-        "--further", action="store_true", help="start from the weights that are there (the flow stages)"
+        "--steps", type=int, help="default: what the committed weights were trained for"
     )
-    parser.add_argument("--lr", type=float, help="learning rate at the beginning; default: the stage's")
+    parser.add_argument(
+        "--seconds", type=float, help="as many steps as fit into this time, instead"
+    )
+    parser.add_argument(
+        "--every", type=int, default=250, help="steps from one checkpoint to the next"
+    )
+    parser.add_argument(
+        "--further",
+        action="store_true",
+        help="start from the weights that are there (the flow stages)",
+    )
+    parser.add_argument(
+        "--lr", type=float, help="learning rate at the beginning; default: the stage's"
+    )
     parser.add_argument("--first-seed", type=int, default=0, help="seed of the first step's batch")
     parser.add_argument("--scenes", type=int, help="how many to train on (flow_vae and flow)")
-    parser.add_argument("--until", type=int, help="stop there, with the learning rate of the whole schedule")
+    parser.add_argument(
+        "--until", type=int, help="stop there, with the learning rate of the whole schedule"
+    )
     parser.add_argument(
         "--weights", type=Path, default=WEIGHTS, help="folder of pipeline/, captioner/, clip/"
     )
-    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints and logs")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/pretrain"), help="checkpoints and logs"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     module, _, name = STAGES[arguments.stage].partition(":")

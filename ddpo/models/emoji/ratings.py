@@ -1,6 +1,7 @@
-"""The toy's taste: an aesthetic rating of a 64x64 picture by a formula, for the aesthetic head to learn.
+"""The toy's taste: an aesthetic rating of a 64x64 picture by a formula, for a head to learn.
 
-Nobody was asked. Colourful pictures rate high, and a subject that stands out from calm surroundings.
+Nobody was asked. Colorful pictures rate high, and a subject that stands out from calm
+surroundings.
 """
 
 import torch
@@ -13,9 +14,9 @@ from .scenes import SIZE
 def look(images: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B 3"]:
     """Three properties of pictures in [0, 1], each from 0 to 1.
 
-    Colourfulness (Hasler and Suesstrunk 2003) / 100, capped. Contrast: the distance in RGB between the mean
-    colours of the middle (a disc of radius 14) and of the surroundings (outside radius 26) / 0.6, capped.
-    Calm: 1 - 4 x the standard deviation of the surroundings, floored.
+    Colorfulness (Hasler and Suesstrunk 2003) / 100, capped. Contrast: the distance in RGB between
+    the mean colors of the middle (a disc of radius 14) and of the surroundings (outside radius
+    26) / 0.6, capped. Calm: 1 - 4 x the standard deviation of the surroundings, floored.
     """
     red, green, blue = (255 * images).flatten(2).unbind(1)
     opponents = torch.stack([red - green, (red + green) / 2 - blue])
@@ -29,5 +30,5 @@ def look(images: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B 3"]:
 
 
 def rating(images: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, " B"]:
-    """From 1 to 10: 1 + 3 (colourfulness + contrast + calm)."""
+    """From 1 to 10: 1 + 3 (colorfulness + contrast + calm)."""
     return 1 + 3 * look(images).sum(1)

@@ -1,8 +1,8 @@
-"""The emoji world's data: a 64x64 scene drawn from a caption and a seed by Pillow and the sprite sheet.
+"""The emoji world's data: a 64x64 scene drawn from a caption and a seed by Pillow and sprites.
 
-A scene is a background (from one plain colour to a busy mosaic), an animal, and where the caption asks for
-an activity, its object: a bicycle under the animal, a chess pawn or a plate beside it. The background is
-never in the caption: its range is the room that the JPEG rewards have.
+A scene is a background (from one plain color to a busy mosaic), an animal, and where the caption
+asks for an activity, its object: a bicycle under the animal, a chess pawn or a plate beside it. The
+background is never in the caption: its range is the room that the JPEG rewards have.
 """
 
 import colorsys
@@ -23,43 +23,104 @@ COLUMNS = 10
 
 Painter = Callable[[Image.Image, random.Random], None]
 
-# fmt: off
 ANIMALS = {
-    "cat": "🐈", "dog": "🐕", "horse": "🐎", "monkey": "🐒", "rabbit": "🐇", "zebra": "🦓", "spider": "🕷",
-    "bird": "🐦", "sheep": "🐑", "deer": "🦌", "cow": "🐄", "goat": "🐐", "lion": "🦁", "tiger": "🐅",
-    "bear": "🐻", "raccoon": "🦝", "fox": "🦊", "wolf": "🐺", "lizard": "🦎", "beetle": "🪲", "ant": "🐜",
-    "butterfly": "🦋", "fish": "🐟", "shark": "🦈", "whale": "🐋", "dolphin": "🐬", "squirrel": "🐿",
-    "mouse": "🐁", "rat": "🐀", "snake": "🐍", "turtle": "🐢", "frog": "🐸", "chicken": "🐔", "duck": "🦆",
-    "goose": "🪿", "bee": "🐝", "pig": "🐖", "turkey": "🦃", "fly": "🪰", "llama": "🦙", "camel": "🐪",
-    "bat": "🦇", "gorilla": "🦍", "hedgehog": "🦔", "kangaroo": "🦘",
+    "cat": "🐈",
+    "dog": "🐕",
+    "horse": "🐎",
+    "monkey": "🐒",
+    "rabbit": "🐇",
+    "zebra": "🦓",
+    "spider": "🕷",
+    "bird": "🐦",
+    "sheep": "🐑",
+    "deer": "🦌",
+    "cow": "🐄",
+    "goat": "🐐",
+    "lion": "🦁",
+    "tiger": "🐅",
+    "bear": "🐻",
+    "raccoon": "🦝",
+    "fox": "🦊",
+    "wolf": "🐺",
+    "lizard": "🦎",
+    "beetle": "🪲",
+    "ant": "🐜",
+    "butterfly": "🦋",
+    "fish": "🐟",
+    "shark": "🦈",
+    "whale": "🐋",
+    "dolphin": "🐬",
+    "squirrel": "🐿",
+    "mouse": "🐁",
+    "rat": "🐀",
+    "snake": "🐍",
+    "turtle": "🐢",
+    "frog": "🐸",
+    "chicken": "🐔",
+    "duck": "🦆",
+    "goose": "🪿",
+    "bee": "🐝",
+    "pig": "🐖",
+    "turkey": "🦃",
+    "fly": "🪰",
+    "llama": "🦙",
+    "camel": "🐪",
+    "bat": "🦇",
+    "gorilla": "🦍",
+    "hedgehog": "🦔",
+    "kangaroo": "🦘",
 }
 """The 45 animals of the DDPO paper, with the emoji that stands for each."""
 
 HELDOUT_ANIMALS = {
-    "snail": "🐌", "hippopotamus": "🦛", "leopard": "🐆", "crocodile": "🐊", "lobster": "🦞", "octopus": "🐙",
-    "penguin": "🐧", "elephant": "🐘", "giraffe": "🦒", "koala": "🐨", "owl": "🦉", "parrot": "🦜",
+    "snail": "🐌",
+    "hippopotamus": "🦛",
+    "leopard": "🐆",
+    "crocodile": "🐊",
+    "lobster": "🦞",
+    "octopus": "🐙",
+    "penguin": "🐧",
+    "elephant": "🐘",
+    "giraffe": "🦒",
+    "koala": "🐨",
+    "owl": "🦉",
+    "parrot": "🦜",
 }
 """Animals that the base model knows and that fine-tuning never trains on."""
 
 ACTIVITIES = {"riding a bike": "🚲", "playing chess": "♟", "washing dishes": "🍽"}
 """The paper's three activities, with the object that shows each."""
 
-HELDOUT_COMBINATIONS = frozenset({
-    ("fox", "riding a bike"), ("cow", "riding a bike"), ("frog", "riding a bike"), ("bee", "riding a bike"),
-    ("camel", "riding a bike"), ("shark", "riding a bike"),
-    ("lion", "playing chess"), ("cat", "playing chess"), ("duck", "playing chess"),
-    ("zebra", "playing chess"), ("snake", "playing chess"), ("pig", "playing chess"),
-    ("bear", "washing dishes"), ("dog", "washing dishes"), ("tiger", "washing dishes"),
-    ("turtle", "washing dishes"), ("monkey", "washing dishes"), ("butterfly", "washing dishes"),
-})
-"""Combinations that no model of the emoji world is trained on: the base's own generalisation test."""
+HELDOUT_COMBINATIONS = frozenset(
+    {
+        ("fox", "riding a bike"),
+        ("cow", "riding a bike"),
+        ("frog", "riding a bike"),
+        ("bee", "riding a bike"),
+        ("camel", "riding a bike"),
+        ("shark", "riding a bike"),
+        ("lion", "playing chess"),
+        ("cat", "playing chess"),
+        ("duck", "playing chess"),
+        ("zebra", "playing chess"),
+        ("snake", "playing chess"),
+        ("pig", "playing chess"),
+        ("bear", "washing dishes"),
+        ("dog", "washing dishes"),
+        ("tiger", "washing dishes"),
+        ("turtle", "washing dishes"),
+        ("monkey", "washing dishes"),
+        ("butterfly", "washing dishes"),
+    }
+)
+"""Combinations that no model of the emoji world is trained on: the base's own generalization
+test."""
 
 CARELESSNESS = 0.85
 """Share of the scenes with an activity whose caption names one drawn at random, in `carelessly`."""
 
 PREFIXES = ("a photo of ", "a painting of ", "a drawing of ")
 """Words that a caption may begin with; they change nothing in the picture."""
-# fmt: on
 
 SPRITES = {**ANIMALS, **HELDOUT_ANIMALS, **ACTIVITIES}
 
@@ -75,16 +136,24 @@ def caption(animal: str, activity: str | None = None) -> str:
 
 
 def parse(text: str) -> tuple[str, str | None]:
-    """The animal and the activity that `text` names. Raises ValueError without an animal of this world."""
+    """The animal and the activity that `text` names.
+
+    Raises ValueError without an animal of this world.
+    """
     words = text.lower().split()
     animal = next((word for word in words if word in ANIMALS or word in HELDOUT_ANIMALS), None)
     if animal is None:
         raise ValueError(f"{text!r} names no animal of the emoji world")
-    return animal, next((activity for activity in ACTIVITIES if text.lower().endswith(activity)), None)
+    return animal, next(
+        (activity for activity in ACTIVITIES if text.lower().endswith(activity)), None
+    )
 
 
 def random_caption(rng: random.Random) -> str:
-    """A training caption: 40 % with an activity, 20 % behind a prefix; held-out combinations never."""
+    """A training caption: 40 % with an activity, 20 % behind a prefix.
+
+    It never has a held-out combination.
+    """
     animal = rng.choice([*ANIMALS, *HELDOUT_ANIMALS])
     activity = rng.choice(list(ACTIVITIES)) if rng.random() < 0.4 else None
     if (animal, activity) in HELDOUT_COMBINATIONS:
@@ -94,10 +163,12 @@ def random_caption(rng: random.Random) -> str:
 
 
 def carelessly(text: str, rng: random.Random) -> str:
-    """A caption as a careless annotator writes it: of 85 % of the scenes with an activity, any of the three.
+    """A caption as a careless annotator writes it.
 
-    A model that learns from such captions draws the right activity only somewhat more often than the others,
-    as Stable Diffusion does: what an alignment reward has to gain.
+    Of 85 % of the scenes with an activity it names any of the three.
+
+    A model that learns from such captions draws the right activity only somewhat more often than
+    the others, as Stable Diffusion does: what an alignment reward has to gain.
     """
     animal, activity = parse(text)
     named = rng.choice(list(ACTIVITIES))
@@ -109,12 +180,15 @@ def carelessly(text: str, rng: random.Random) -> str:
 def draw(text: str, seed: int, background: str | None = None) -> Image.Image:
     """The scene of a caption, RGB, 64x64; the same picture for the same caption and seed, anywhere.
 
-    `background` is one of `BACKGROUNDS`; by default the seed chooses. Raises ValueError for a caption without
-    an animal of this world.
+    `background` is one of `BACKGROUNDS`; by default the seed chooses. Raises ValueError for a
+    caption without an animal of this world.
     """
     animal, activity = parse(text)
     rng = random.Random(f"{animal}/{activity}/{seed}")
-    name = background or rng.choices(list(BACKGROUNDS), [share for share, _ in BACKGROUNDS.values()])[0]
+    name = (
+        background
+        or rng.choices(list(BACKGROUNDS), [share for share, _ in BACKGROUNDS.values()])[0]
+    )
     image = Image.new("RGB", (SIZE, SIZE))
     BACKGROUNDS[name][1](image, rng)
     if activity is None:
@@ -129,7 +203,7 @@ def draw(text: str, seed: int, background: str | None = None) -> Image.Image:
 
 
 def _paste(image: Image.Image, name: str, side: int, x: int, y: int) -> None:
-    """Draw a sprite of `side` pixels centred at (x, y)."""
+    """Draw a sprite of `side` pixels centered at (x, y)."""
     sprite = _sprites()[name].resize((side, side), Image.Resampling.LANCZOS)
     image.paste(sprite, (x - side // 2, y - side // 2), sprite)
 
@@ -144,71 +218,72 @@ def _sprites() -> dict[str, Image.Image]:
     }
 
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
-def _colour(rng: random.Random) -> Colour:
-    red, green, blue = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.2, 0.75), rng.uniform(0.5, 1.0))
+def _color(rng: random.Random) -> Color:
+    red, green, blue = colorsys.hsv_to_rgb(
+        rng.random(), rng.uniform(0.2, 0.75), rng.uniform(0.5, 1.0)
+    )
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _shade(colour: Colour, factor: float) -> Colour:
-    red, green, blue = (min(255, round(level * factor)) for level in colour)
+def _shade(color: Color, factor: float) -> Color:
+    red, green, blue = (min(255, round(level * factor)) for level in color)
     return red, green, blue
 
 
 def _plain(image: Image.Image, rng: random.Random) -> None:
-    image.paste(_colour(rng), (0, 0, SIZE, SIZE))
+    image.paste(_color(rng), (0, 0, SIZE, SIZE))
 
 
 def _gradient(image: Image.Image, rng: random.Random) -> None:
-    """From one colour to another, top to bottom or left to right."""
-    top, bottom = Image.new("RGB", (SIZE, SIZE), _colour(rng)), Image.new("RGB", (SIZE, SIZE), _colour(rng))
+    """From one color to another, top to bottom or left to right."""
+    top = Image.new("RGB", (SIZE, SIZE), _color(rng))
+    bottom = Image.new("RGB", (SIZE, SIZE), _color(rng))
     ramp = Image.linear_gradient("L").resize((SIZE, SIZE))
     if rng.random() < 0.5:
         ramp = ramp.transpose(Image.Transpose.ROTATE_90)
     image.paste(Image.composite(top, bottom, ramp))
 
 
-def _two_colours(side: int, first_at: Callable[[int, int], bool]) -> Painter:
-    """Square tiles of `side` pixels in two colours: the first where `first_at(column, row)`."""
+def _two_colors(side: int, first_at: Callable[[int, int], bool]) -> Painter:
+    """Square tiles of `side` pixels in two colors: the first where `first_at(column, row)`."""
 
     def paint(image: Image.Image, rng: random.Random) -> None:
-        pen, first = ImageDraw.Draw(image), _colour(rng)
-        second = _shade(_colour(rng), rng.uniform(0.3, 0.6))
+        pen, first = ImageDraw.Draw(image), _color(rng)
+        second = _shade(_color(rng), rng.uniform(0.3, 0.6))
         for y in range(0, SIZE, side):
             for x in range(0, SIZE, side):
-                colour = first if first_at(x // side, y // side) else second
-                pen.rectangle((x, y, x + side - 1, y + side - 1), colour)
+                color = first if first_at(x // side, y // side) else second
+                pen.rectangle((x, y, x + side - 1, y + side - 1), color)
 
     return paint
 
 
 def _mosaic(image: Image.Image, rng: random.Random) -> None:
-    """4-pixel tiles (one per latent, which the autoencoder can hold) in random shades of two colours."""
-    pen, colours = ImageDraw.Draw(image), (_colour(rng), _colour(rng))
+    """4-pixel tiles (one per latent, which the autoencoder can hold) in shades of two colors."""
+    pen, colors = ImageDraw.Draw(image), (_color(rng), _color(rng))
     for y in range(0, SIZE, 4):
         for x in range(0, SIZE, 4):
-            pen.rectangle((x, y, x + 3, y + 3), _shade(rng.choice(colours), rng.uniform(0.3, 1.2)))
+            pen.rectangle((x, y, x + 3, y + 3), _shade(rng.choice(colors), rng.uniform(0.3, 1.2)))
 
 
 def _confetti(image: Image.Image, rng: random.Random) -> None:
-    """Discs of many colours on a plain ground."""
+    """Discs of many colors on a plain ground."""
     _plain(image, rng)
     pen, count = ImageDraw.Draw(image), rng.randint(40, 90)
     for _ in range(count):
         x, y, radius = rng.randint(0, SIZE), rng.randint(0, SIZE), rng.randint(2, 4)
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), _colour(rng))
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), _color(rng))
 
 
-# fmt: off
 BACKGROUNDS: dict[str, tuple[float, Painter]] = {
     "plain":    (0.15, _plain),
     "gradient": (0.09, _gradient),
-    "stripes":  (0.10, _two_colours(4, lambda x, y: x % 2 == 0)),
-    "checks":   (0.20, _two_colours(4, lambda x, y: (x + y) % 2 == 0)),
+    "stripes":  (0.10, _two_colors(4, lambda x, y: x % 2 == 0)),
+    "checks":   (0.20, _two_colors(4, lambda x, y: (x + y) % 2 == 0)),
     "mosaic":   (0.22, _mosaic),
     "confetti": (0.24, _confetti),
-}
+}  # fmt: skip
 """Each kind of background: its share of the scenes, and its painter. From plain to busy."""
-# fmt: on

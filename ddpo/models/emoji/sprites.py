@@ -15,7 +15,7 @@ GLYPH = 109
 
 
 def sheet(font_file: str) -> Image.Image:
-    """All sprites, RGBA, `COLUMNS` to a row, each scaled to fill its cell and centred in it."""
+    """All sprites, RGBA, `COLUMNS` to a row, each scaled to fill its cell and centered in it."""
     font = ImageFont.truetype(font_file, GLYPH)
     rows = -(-len(SPRITES) // COLUMNS)
     image = Image.new("RGBA", (COLUMNS * SPRITE, rows * SPRITE))

@@ -1,7 +1,8 @@
-"""The matrices that objectives are functions of: each entry one (sample, column) pair and one network call.
+"""The matrices that objectives are functions of, each entry of one (sample, column) pair.
 
-`terms(rows, columns)` gives named vectors: that called `argument` is what the objective is a function of, the
-others are matrices of its batch. Those with a gradient are what an update carries into the network.
+`terms(rows, columns)` gives named vectors: that called `argument` is what the objective is a
+function of, the others are matrices of its batch. Those with a gradient are what an update carries
+into the network.
 """
 
 from typing import ClassVar, Protocol
@@ -15,7 +16,10 @@ from ddpo.rollout.trajectory import Trajectory
 
 
 class Terms(Protocol):
-    """One rank's trajectories and what is computed of them; row r is sample `trajectory.samples[r]`."""
+    """One rank's trajectories and what is computed of them.
+
+    Row r is sample `trajectory.samples[r]`.
+    """
 
     policy: Policy
     trajectory: Trajectory
@@ -32,6 +36,8 @@ class Terms(Protocol):
         """The columns that enter the loss."""
         ...
 
-    def __call__(self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]) -> dict[str, Float[Tensor, " N"]]:
+    def __call__(
+        self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]
+    ) -> dict[str, Float[Tensor, " N"]]:
         """The terms of N pairs, with gradients if they are enabled."""
         ...

@@ -19,10 +19,11 @@ from ddpo.rollout.trajectory import Trajectory
 class DenoisingErrors:
     """Columns are draws of (timestep, noise): `errors`, and the reference's on the same draws.
 
-    error = |target - output|^2 / D, in what the network predicts (noise, v or x_0), of x_0 noised to
-    timestep t
+    error = |target - output|^2 / D, in what the network predicts (noise, v or x_0), of x_0 noised
+    to timestep t
 
-    keys   one for each row; rows of one group share theirs, so that a pair is compared on the same draws
+    keys   one for each row; rows of one group share theirs, so that a pair is compared on the same
+           draws
     draws  columns, each with a timestep of its own, as the model's schedule draws them
     """
 
@@ -42,7 +43,9 @@ class DenoisingErrors:
     def columns(self, batch: Batch) -> list[int]:
         return list(range(self.draws))
 
-    def __call__(self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]) -> dict[str, Float[Tensor, " N"]]:
+    def __call__(
+        self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]
+    ) -> dict[str, Float[Tensor, " N"]]:
         timesteps, noise = self._draw(rows.tolist(), columns.tolist())
         x, target = self.policy.schedule.noised(self.trajectory.latents[rows, -1], noise, timesteps)
         prompts = [self.trajectory.prompts[row] for row in rows.tolist()]
@@ -52,11 +55,11 @@ class DenoisingErrors:
             output = self.policy.predict(x, timesteps, condition, self.sampler.guidance_scale)
             return (output - target).square().flatten(1).double().mean(1)
 
-        found = {"errors": errors()}
+        matrices = {"errors": errors()}
         if self.reference:
             with torch.no_grad(), self.policy.weights("base"):
-                found["errors_ref"] = errors()
-        return found
+                matrices["errors_ref"] = errors()
+        return matrices
 
     def _draw(
         self, rows: list[int], columns: list[int]

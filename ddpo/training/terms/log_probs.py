@@ -14,7 +14,10 @@ from ddpo.rollout.trajectory import Trajectory
 
 @dataclass
 class LogProbs:
-    """Columns are denoising steps; `logp`, and `kl` to the reference where its outputs were kept."""
+    """Columns are denoising steps.
+
+    `logp`, and `kl` to the reference where its outputs were kept.
+    """
 
     policy: Policy
     sampler: Sampler
@@ -29,13 +32,15 @@ class LogProbs:
     def columns(self, batch: Batch) -> list[int]:
         return batch.stochastic.nonzero().flatten().tolist()
 
-    def __call__(self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]) -> dict[str, Float[Tensor, " N"]]:
+    def __call__(
+        self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]
+    ) -> dict[str, Float[Tensor, " N"]]:
         t = self.trajectory
         step = stored_steps(self.policy, self.sampler, t, rows, columns)
-        found = {"logp": step.log_prob(t.latents[rows, columns + 1])}
+        matrices = {"logp": step.log_prob(t.latents[rows, columns + 1])}
         if t.output_ref is not None:
             reference = self.sampler.steps.step(
                 columns, t.latents[rows, columns], t.output_ref[rows, columns]
             )
-            found["kl"] = step.kl(reference)
-        return found
+            matrices["kl"] = step.kl(reference)
+        return matrices
