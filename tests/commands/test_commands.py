@@ -4,7 +4,9 @@ import argparse
 import importlib
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -225,11 +227,14 @@ def stub(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
     picture = Image.new("RGB", (8, 8))
 
     class Run:
+        policy = SimpleNamespace(weights=lambda name: nullcontext(seen.append(f"weights {name}")))
+
         def __init__(self, run_dir: str, *_: Any, **__: Any) -> None:
             seen.append(str(config.of_run(run_dir)))
 
-        def remember(self, column: str) -> None:
+        def remember(self, column: str) -> str:
             seen.append(column)
+            return column
 
         def sample(self, texts: list[str], seeds: list[int], column: str) -> list[Image.Image]:
             seen.append((texts, seeds, column))
