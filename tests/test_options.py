@@ -248,8 +248,8 @@ def facts(run: finetuning.Session) -> str:
             trainer.prompts.hash,
             [each.name for each in run.sets],
             [(r.name, r.weight, r.version, r.min, r.max, worth(r)) for r in run.judges],
-            trainer.scorer.timeout_s,
-            trainer.scorer.group_size,
+            getattr(trainer.scorer, "timeout_s", None),  # recorded pairs have no scorer
+            getattr(trainer.scorer, "group_size", None),
             type(trainer.scorer).__name__,
             trainer.objective,
             trainer.columns,

@@ -15,16 +15,17 @@ import os
 import signal
 import sys
 
-from ddpo import samplers, train
+from ddpo import train
 from ddpo.commands import frame
 from ddpo.records import checkpoint, metrics
 from ddpo.runs import session
+from ddpo.samplers import Gaussian
 from ddpo.training import update
 
 MOMENTS = {  # owner, function, and the call of it that never returns
     "before": (metrics, "write", 2),
     "writing": (checkpoint, "save_file", 5),
-    "sampling": (samplers, "sample", 8),
+    "sampling": (Gaussian, "sample", 8),
     "updating": (update.Pass, "backward", 14),
     "after": (session.Session, "finish", 1),
 }

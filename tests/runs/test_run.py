@@ -275,7 +275,7 @@ MISTAKES = {
         "model.pretrained: 'nowhere/at/all' is no folder",
     ),
     "eta 0": (["--sampler.eta", "0"], "sampler.eta: 0"),
-    "eta": (["--sampler.eta", "1.5"], "sampler.eta: 1.5 is outside [0, 1]"),
+    "eta": (["--sampler.eta", "1.5"], "sampler.eta: must be at least 0 and at most 1, got 1.5"),
     "steps": (["--sampler.num_steps", "2000"], "sampler.num_steps: 2000 is not between 1 and"),
     "minibatches": (["--trainer.minibatches", "3"], "trainer.minibatches: 3 does not divide"),
     "lora": (["--model.loras", "[nowhere/at/all]"], "model.loras: 'nowhere/at/all'"),

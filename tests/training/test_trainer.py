@@ -426,10 +426,11 @@ def test_a_reward_of_the_wrong_shape_is_told_in_one_line() -> None:
         trainer.iterate()
 
 
+@torch.no_grad()
 def mean_reward(trainer: Any) -> float:
     """Of 32 images at fixed keys that training never uses."""
     keys, texts = [(99, i) for i in range(32)], [helpers.WORDS[i % 8] for i in range(32)]
-    parts = list(sample(trainer.policy, trainer.sampler, texts, keys))
+    parts = list(sample(trainer.policy, trainer.sampler, helpers.as_prompts(texts), keys))
     return torch.cat([helpers.redness(part.images, texts, []) for part in parts]).mean().item()
 
 
