@@ -64,10 +64,10 @@ class DenoisingErrors:
     def _draw(
         self, rows: list[int], columns: list[int]
     ) -> tuple[Int[Tensor, " N"], Float[Tensor, "N C H W"]]:
-        timesteps, noise = [], []
+        timesteps, noise, schedule = [], [], self.policy.schedule
         for row, column in zip(rows, columns, strict=True):
             source = generator(*self.keys[row], column)
-            timesteps.append(self.policy.schedule.draw(source))
+            timesteps.append(schedule.draw(source))
             noise.append(torch.randn(self.policy.latent_shape, generator=source))
         device = self.policy.device
         return torch.stack(timesteps).to(device), torch.stack(noise).to(device)
