@@ -32,7 +32,7 @@ constraints:
 # one thread for each of two workers; a demo or a training takes all cores
 test: export OMP_NUM_THREADS ?= 1
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check

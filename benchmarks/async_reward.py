@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from ddpo import config
-from ddpo.runs import build
+from ddpo.building import build
 from ddpo.training.trainer import Trainer
 
 REWARD = """

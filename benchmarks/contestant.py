@@ -12,10 +12,11 @@ import protocol  # pyright: ignore[reportMissingImports]
 import torch
 
 from ddpo import config
+from ddpo.building import build
 from ddpo.prompts import Prompt
 from ddpo.rewards import Values
+from ddpo.rollout.gradients import ImageGradients
 from ddpo.rollout.trajectory import Trajectory
-from ddpo.runs import build
 from ddpo.training.measures import Metrics
 from ddpo.training.trainer import Trainer
 from ddpo.training.update import Pass
@@ -42,6 +43,9 @@ def settings(arguments: argparse.Namespace) -> config.Config:
                 "samples_per_prompt": 1,
                 "minibatches": 1,
                 "micro_batch": arguments.train_batch,
+                "while_sampling": {"auto": "auto", "true": True, "false": False}[
+                    arguments.while_sampling
+                ],
             },
         }
     )
@@ -51,8 +55,10 @@ def measured(trainer: Trainer, phases: protocol.Phases) -> None:
     """Put the harness's marks around the trainer's own phases."""
     rollout, update = trainer.rollout, trainer.update
 
-    def marked_rollout(prompts: list[Prompt]) -> tuple[Trajectory, Values, Metrics, Metrics]:
-        found = rollout(prompts)
+    def marked_rollout(
+        prompts: list[Prompt], gradients: ImageGradients | None = None
+    ) -> tuple[Trajectory, Values, Metrics, Metrics]:
+        found = rollout(prompts, gradients)
         phases.mark("sample_end")
         return found
 
@@ -64,7 +70,9 @@ def measured(trainer: Trainer, phases: protocol.Phases) -> None:
 
 
 def main() -> None:
-    arguments = protocol.add_args(argparse.ArgumentParser()).parse_args()
+    parser = protocol.add_args(argparse.ArgumentParser())
+    parser.add_argument("--while_sampling", choices=("auto", "true", "false"), default="auto")
+    arguments = parser.parse_args()
     protocol.setup(arguments)
     trainer = build.trainer(settings(arguments))
     phases = protocol.Phases(arguments.device, arguments.sample_batch * arguments.batches)

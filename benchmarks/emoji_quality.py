@@ -72,7 +72,7 @@ def main() -> None:
         sizes = scores["jpeg_incompressibility"]
         captioner, clip = scores["emoji_recognition"], scores["emoji_clip"]
         found[name] = {
-            "recognised": statistics.mean(captioner),
+            "recognized": statistics.mean(captioner),
             "images": len(shots),
             "by_clip": statistics.mean(clip),
             "agree": statistics.mean(a == b for a, b in zip(captioner, clip, strict=True)),
@@ -84,7 +84,7 @@ def main() -> None:
             for i in range(0, len(shots), arguments.per_prompt)
         ]
         marks = [
-            [{0.0: "not recognised", 1.0: ""}[shot.scores["emoji_recognition"]] for shot in row]
+            [{0.0: "not recognized", 1.0: ""}[shot.scores["emoji_recognition"]] for shot in row]
             for row in rows
         ]
         cells = [[shot.image for shot in row] for row in rows]

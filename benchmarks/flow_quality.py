@@ -100,7 +100,7 @@ def main() -> None:
         misses = [text for text, score in zip(texts, scores.tolist(), strict=True) if score == 0]
         worst = sorted({(misses.count(text), text) for text in misses}, reverse=True)[:12]
         found[name] = {
-            "recognised": statistics.mean(scores.tolist()),
+            "recognized": statistics.mean(scores.tolist()),
             "images": len(images),
             "cpu_s_per_image": cpu_s,
             "worst": worst,

@@ -4,6 +4,7 @@ weights.
     python benchmarks/gpu.py --out gpu.json                                  # everything
     python benchmarks/gpu.py --out gpu.json --parts peak,sampling --dtypes bf16 --seconds 120
     python benchmarks/gpu.py --out gpu.json --parts plan                     # adds to what is there
+    python benchmarks/gpu.py --out gpu.json --archs sdxl,sd35 --parts sampling,training
     python benchmarks/gpu.py --out /tmp/tiny.json --tiny                     # toy sizes, on a CPU
 
 Every measurement is printed and written as soon as it is made; a part that fails is noted, and the
@@ -20,7 +21,8 @@ from typing import Any
 
 import torch
 from gpu_model import ARCHITECTURES, ARITHMETIC, Case
-from gpu_parts import OF_MACHINE, OF_MODEL, TINY, Bench, Sizes
+from gpu_more import OF_MACHINE, OF_MODEL
+from gpu_parts import TINY, Bench, Sizes
 from gpu_tools import machine
 
 from ddpo.parallel import ranks

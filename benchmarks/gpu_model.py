@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ddpo import config, plugins
+from ddpo.building import build
 from ddpo.config import Config
 from ddpo.config.flags import change
 from ddpo.models import Policy
@@ -20,7 +21,6 @@ from ddpo.parallel.seeds import Purpose
 from ddpo.prompts import Prompt
 from ddpo.rollout.sample import Sampler, sample
 from ddpo.rollout.trajectory import Trajectory, join
-from ddpo.runs import build
 from ddpo.training.measures import Measured
 from ddpo.training.terms.log_probs import LogProbs
 from ddpo.training.update import Pass
@@ -30,9 +30,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "name": "stable_diffusion",
         "pretrained": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     },
+    "sdxl": {"name": "sdxl", "pretrained": "stabilityai/stable-diffusion-xl-base-1.0"},
+    "sd35": {"name": "sd3", "pretrained": "stabilityai/stable-diffusion-3.5-medium"},
     "tiny": {"name": "stable_diffusion", "pretrained": "tiny"},
 }
 """The section `model` of each: any whose architecture `ddpo plan` knows, and a toy for CPUs."""
+
+FLOWS = {"sd35": {"name": "flow_sde"}}
+"""The sampler of those that are rectified flows; all others take DDIM with eta 1."""
 
 ARITHMETIC = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "tf32": "fp32"}
 """model.dtype of each; tf32 lets matrix products use it too, which torch allows to convolutions
@@ -53,15 +58,14 @@ def settings(
     micro_batch: int = 8,
     batch_size: int = 8,
 ) -> Config:
-    """DDPO with LoRA of rank 16, guidance 5 and DDIM of eta 1; `changes` are dotted names, as flags
-    are."""
+    """DDPO with LoRA of rank 16, guidance 5 and noise in every step; `changes` are dotted names, as
+    flags are."""
     values = {
         "model": {**ARCHITECTURES[architecture], "dtype": ARITHMETIC[arithmetic]},
         "lora": {"rank": 16},
         "sampler": {
-            "name": "ddim",
+            **FLOWS.get(architecture, {"name": "ddim", "eta": 1.0}),
             "num_steps": steps,
-            "eta": 1.0,
             "guidance_scale": 5.0,
             "batch_size": batch_size,
         },

@@ -12,13 +12,21 @@ DOORS = ("train", "evaluate")
 """The commands that launchers start too, `-m ddpo.train`; the other modules are in
 ddpo/commands/."""
 
+LOOKING = ("report", "watch", "compare", "push")
+"""Those in ddpo/commands/looking/."""
+
 COMMANDS = (
     "train",
     "plan",
     "evaluate",
     "sample",
     "grid",
+    "users",
+    "report",
+    "watch",
+    "compare",
     "export",
+    "push",
     "score",
     "serve",
     "check",
@@ -39,8 +47,14 @@ def _dispatch(argv: list[str]) -> int | None:
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
         raise UserError(f"{argv[0]}: no such command{nearest(argv[0], COMMANDS)}")
-    place = "ddpo" if argv[0] in DOORS else "ddpo.commands"
-    return importlib.import_module(f"{place}.{argv[0]}").main(argv[1:])
+    return importlib.import_module(module(argv[0])).main(argv[1:])
+
+
+def module(name: str) -> str:
+    """The module of a command."""
+    if name in DOORS:
+        return f"ddpo.{name}"
+    return f"ddpo.commands.{'looking.' * (name in LOOKING)}{name}"
 
 
 def _help() -> str:
@@ -51,7 +65,7 @@ def _help() -> str:
     lines = [f"{__doc__}\n\nusage: ddpo COMMAND [--help] [--debug] ...\n"]
     here = Path(__file__).parent
     for name in COMMANDS:
-        file = (here if name in DOORS else here / "commands") / f"{name}.py"
+        file = here.parent / f"{module(name).replace('.', '/')}.py"
         tree = ast.parse(file.read_text(encoding="utf-8"))
         summary = (ast.get_docstring(tree) or "").partition("\n")[0]
         lines.append(f"  {name:10}{summary}")

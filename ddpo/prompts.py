@@ -13,11 +13,16 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import floor
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from ddpo import plugins
 from ddpo.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 # a module with __path__ is a package: prompts/x.py is ddpo.prompts.x
 __path__ = plugins.folders("prompts")
@@ -27,13 +32,18 @@ __path__ = plugins.folders("prompts")
 class Prompt:
     """One prompt: the words for the model, and what else is known of it, for the rewards.
 
-    key  what tells prompts apart, and what statistics are kept by: the text, unless another is
-         given (as for one caption that is rendered to the taste of two users)
+    key      what tells prompts apart, and what statistics are kept by: the text, unless another is
+             given (as for one caption that is rendered to the taste of two users)
+    taste    (K, D) numbers of whom it is rendered for, for a model with layers for them; None: for
+             nobody
+    weights  of the rewards for this prompt, by their names, times the configuration's; None: 1 each
     """
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
+    taste: "Tensor | None" = field(default=None, compare=False, repr=False)
+    weights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.key:
@@ -41,11 +51,29 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A set within a mixture: how often it is drawn, relative to the others, and its prompts.
+
+    numbers  of its prompts in the mixture, in the set's own order
+    """
+
+    name: str
+    weight: float
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class PromptSet(Sequence[Prompt]):
-    """Prompts in a fixed order; a slice of a set is a set."""
+    """Prompts in a fixed order; a slice of a set is a set.
+
+    whole   how many prompts the set has of which this is a slice; 0: it is the set itself
+    shares  the sets that it is a mixture of, in their order; (): it is none
+    """
 
     name: str
     prompts: tuple[Prompt, ...]
+    whole: int = field(default=0, kw_only=True)
+    shares: tuple[Share, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -56,18 +84,27 @@ class PromptSet(Sequence[Prompt]):
     def __getitem__(self, index: slice) -> "PromptSet": ...
     def __getitem__(self, index: int | slice) -> "Prompt | PromptSet":
         return (
-            PromptSet(self.name, self.prompts[index])
+            PromptSet(self.name, self.prompts[index], whole=self.whole or len(self))
             if isinstance(index, slice)
             else self.prompts[index]
         )
+
+    def drawn(self, index: int, noise: "Generator") -> Prompt:
+        """The prompt as an iteration gets it.
+
+        A set may add what differs from one iteration to the next, drawn from `noise`.
+        """
+        return self[index]
 
     @property
     def hash(self) -> str:
         """sha256 of the texts and the metadata in their order, whatever the set's name and format.
 
-        A key is in the metadata where it is not the text.
+        A key is in the metadata where it is not the text. Of a mixture the weights count too, and
+        which prompts are of which set.
         """
-        content = [[prompt.text, dict(prompt.metadata)] for prompt in self.prompts]
+        content: list[Any] = [[prompt.text, dict(prompt.metadata)] for prompt in self.prompts]
+        content += [[share.weight, share.numbers] for share in self.shares]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -125,9 +162,59 @@ def load(
     return PromptSet(title, tuple(prompts))
 
 
-def named_or_file(source: str) -> PromptSet:
-    """A set by its name, or, where that has an ending, a file by its path."""
-    return load(path=source) if Path(source).suffix else load(source)
+def mixed(sets: Sequence[tuple[PromptSet, float]]) -> PromptSet:
+    """Sets with their weights as one: `a+b`.
+
+    Prompt k of a set stands at (k + 1/2) / weight, so that a slice from the beginning has of each
+    by its weight. A prompt that several sets hold, with the same metadata, stands in it once.
+    Raises UserError where two sets hold different prompts of one key.
+    """
+    found: dict[str, tuple[int, Prompt, str]] = {}
+    numbers: list[list[int]] = [[] for _ in sets]
+    places = [
+        ((k + 0.5) / weight, own, k)
+        for own, (each, weight) in enumerate(sets)
+        for k in range(len(each))
+    ]
+    for _, own, k in sorted(places):
+        each = sets[own][0]
+        prompt = each.prompts[k]
+        number, known, name = found.setdefault(prompt.key, (len(found), prompt, each.name))
+        if known != prompt:
+            raise UserError(
+                f"prompts.sets: {prompt.key!r} stands in {name} and, with other metadata, in "
+                f"{each.name}; give one of the two a column key, or leave one set out"
+            )
+        numbers[own].append(number)
+    prompts = tuple(prompt for _, prompt, _ in found.values())
+    shares = tuple(
+        Share(each.name, weight, tuple(own))
+        for (each, weight), own in zip(sets, numbers, strict=True)
+    )
+    return PromptSet("+".join(share.name for share in shares), prompts, shares=shares)
+
+
+def turn(position: int, weights: Sequence[float]) -> tuple[int, int]:
+    """Whose turn it is in an endless series of sets that come by weight, evenly spread.
+
+    Returns the set's number, and how often it came before. It is a function of the position alone:
+    the first set has its share of the first n positions, rounded; the others share what is left.
+    """
+    exact = [Fraction(weight) for weight in weights]
+    for number, weight in enumerate(exact[:-1]):
+        share = weight / sum(exact[number:])
+        before, after = (floor(share * n + Fraction(1, 2)) for n in (position, position + 1))
+        if after > before:
+            return number, before
+        position -= before
+    return len(weights) - 1, position
+
+
+def named_or_file(source: str, template: str | None = None) -> PromptSet:
+    """A set by its name, or, where that has the ending of a prompt file, a file by its path."""
+    if Path(source).suffix in plugins.PROMPT_SUFFIXES:
+        return load(path=source, template=template)
+    return load(source, template=template)
 
 
 def _of_name(name: str) -> Iterable[Row]:

@@ -4,7 +4,8 @@ A reward is a function
 
     def redness(images, prompts, metadata, *, power: float = 1.0): ...
 
-of images (Float[Tensor, "B 3 H W"] in [0, 1], fp32), B prompts and B metadata mappings that returns
+of images (Float[Tensor, "B 3 H W"] in [0, 1], fp32; or of another medium's samples, as
+`ddpo.sequences` has them), B prompts and B metadata mappings that returns
 B numbers (Float[Tensor, "B"]; NaN means "no value"), or a class with __init__(*, device, dtype,
 **options) and the same __call__. Attributes of the function or class say more of it:
 
@@ -13,6 +14,7 @@ B numbers (Float[Tensor, "B"]; NaN means "no value"), or a class with __init__(*
                            the first, in [0, 1]; an image's value is its win rate among the images
                            of its prompt
     differentiable = True  a gradient reaches the images
+    medium = "dna"         what it scores: images (without the attribute), dna, rna or protein
     version = "..."        what the values depend on besides its source and its options: the
                            version of a server
 """
@@ -32,16 +34,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ddpo import plugins
+from ddpo import media, plugins
 from ddpo.errors import UserError, where
-from ddpo.images import to_uint8
+from ddpo.media import Medium
 from ddpo.plugins import python_objects
 from ddpo.records.cache import Cache
 
 # a module with __path__ is a package; its files may live in several folders
 __path__ = plugins.folders("rewards")
 
-ATTRIBUTES = ("groupwise", "pairwise", "differentiable", "version")
+ATTRIBUTES = ("groupwise", "pairwise", "differentiable", "medium", "version")
 Metadata = Sequence[Mapping[str, Any]]
 Values = dict[str, Float[Tensor, " B"]]
 Score = Callable[[Tensor, Sequence[str], Metadata], Tensor]
@@ -68,7 +70,7 @@ class Reward:
         return (values < low) | (values > high)
 
     def __call__(
-        self, images: Float[Tensor, "B 3 height width"], prompts: Sequence[str], metadata: Metadata
+        self, images: Float[Tensor, "B *sample"], prompts: Sequence[str], metadata: Metadata
     ) -> Float[Tensor, " B"]:
         """B values on the CPU in fp32, with a gradient where the caller enables one.
 
@@ -101,6 +103,11 @@ def groupwise(score: Score) -> bool:
     return getattr(score, "groupwise", False)
 
 
+def medium_of(score: object) -> Medium:
+    """What it scores. Raises UserError for a name that no medium has."""
+    return media.find(getattr(score, "medium", "images"))
+
+
 def win_rates(score: Callable[..., Tensor]) -> Score:
     """The groupwise reward of a pairwise one: an image's mean preference over the others.
 
@@ -125,36 +132,49 @@ def win_rates(score: Callable[..., Tensor]) -> Score:
         return ((preferred + 1 - preferred.T) / 2).nanmean(1)
 
     rates.groupwise = True  # pyright: ignore[reportFunctionMemberAccess]
+    rates.medium = getattr(score, "medium", "images")  # pyright: ignore[reportFunctionMemberAccess]
     return rates
 
 
 def cached(reward: Reward, folder: str, identity: object) -> Score:
     """The reward, asked only for what `folder` does not hold yet; what is not finite is never kept.
 
-    A key is the sha256 of the image's bytes and shape, its prompt, its metadata and `identity`.
+    A key is the sha256 of the image's bytes and shape, its prompt, its metadata and `identity`. Of
+    a reward that compares images it is that of all images of the call, and of the image's place.
     """
-    cache = Cache(folder)
+    cache, medium = Cache(folder), medium_of(reward.score)
+    compares = groupwise(reward.score)
 
     def score(images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
         facts = [
             [identity, images.shape[1:], *each] for each in zip(prompts, metadata, strict=True)
         ]
         texts = [json.dumps(each, sort_keys=True, default=repr).encode() for each in facts]
-        pictures = to_uint8(images).cpu().numpy()
-        keys = [
-            sha256(text + each.tobytes()).digest()
-            for text, each in zip(texts, pictures, strict=True)
-        ]
+        contents = medium.content(images)
+        keys = [sha256(text + each).digest() for text, each in zip(texts, contents, strict=True)]
+        if compares:
+            group = sha256(b"".join(keys)).digest()
+            keys = [sha256(group + number.to_bytes(4)).digest() for number in range(len(keys))]
         known = cache.get(keys)
         values = torch.tensor([known.get(key, torch.nan) for key in keys])
-        if rows := [i for i, key in enumerate(keys) if key not in known]:
+        rows = [i for i, key in enumerate(keys) if key not in known]
+        if rows and compares:
+            rows = [*range(len(keys))]
+        if rows:
             values[rows] = reward(
                 images[rows], [prompts[i] for i in rows], [metadata[i] for i in rows]
             )
             cache.put({keys[i]: values[i].item() for i in rows if values[i].isfinite()})
         return values
 
+    score.medium = medium.name  # pyright: ignore[reportFunctionMemberAccess]
+    score.groupwise = compares  # pyright: ignore[reportFunctionMemberAccess]
     return score
+
+
+def kept(reward: Reward, folder: str, identity: object) -> Reward:
+    """The same reward through `cached`; `identity` tells it from all others, its version too."""
+    return replace(reward, score=cached(reward, folder, identity))
 
 
 def build(

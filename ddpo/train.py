@@ -7,15 +7,24 @@ from ddpo.commands import frame
 from ddpo.config import Config
 from ddpo.errors import UserError
 
-FLAGS = ("--resume RUN_DIR|auto", "--overwrite")
+FLAGS = ("--resume RUN_DIR|auto", "--overwrite", "--profile")
 
 
 def main(argv: list[str]) -> None:
-    """`--config FILE_OR_NAME [--section.key value ...] [--overwrite]`, or `--resume RUN_DIR`."""
-    settings, resume, overwrite = arguments(argv)
+    """`--config FILE_OR_NAME [--section.key value ...] [--overwrite]`, or `--resume RUN_DIR`.
+
+    With `--profile` one iteration's time is looked at.
+    """
+    profiled = "--profile" in argv
+    settings, resume, overwrite = arguments([word for word in argv if word != "--profile"])
     from ddpo.runs.session import Session
 
-    Session(settings, resume, overwrite).train()
+    session = Session(settings, resume, overwrite)
+    if profiled:
+        from ddpo.runs import profile
+
+        profile.attach(session.trainer, session.settings, session.folder)
+    session.train()
 
 
 def arguments(argv: list[str]) -> tuple[Config, bool, bool]:

@@ -30,7 +30,7 @@ UNIFIED_REWARD = (
     "Your task is provided as follows:\n"
     "Text Caption: [{prompt}]"
 )
-"""The words that UnifiedReward 2.0 was trained with (Wang et al. 2025, MIT licence)."""
+"""The words that UnifiedReward 2.0 was trained with (Wang et al. 2025, MIT license)."""
 
 QUESTIONS = {"yes_no": YES_NO, "rubric": RUBRIC, "unified_reward": UNIFIED_REWARD}
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ddpo.images import to_pil
 from ddpo.rewards import UserError
@@ -47,17 +47,23 @@ class VLM:
 
     def inputs(self, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Any:
         """What the model takes: a chat of one picture and one question in each row."""
+        return self.chats(list(zip(pictures, questions, strict=True)))
+
+    def chats(self, contents: Sequence[Sequence[Image.Image | str]]) -> Any:
+        """What the model takes: a chat of pictures and texts, in their order, in each row."""
         chats = [
             [
                 {
                     "role": "user",
                     "content": [
-                        {"type": "image", "image": picture},
-                        {"type": "text", "text": text},
+                        {"type": "text", "text": part}
+                        if isinstance(part, str)
+                        else {"type": "image", "image": part}
+                        for part in content
                     ],
                 }
             ]
-            for picture, text in zip(pictures, questions, strict=True)
+            for content in contents
         ]
         with self._lock:
             inputs = self.processor.apply_chat_template(
@@ -69,6 +75,12 @@ class VLM:
                 processor_kwargs={"padding": True},
             )
         return inputs.to(self.model.device, self.model.dtype)
+
+    @torch.no_grad()
+    def states(self, content: Sequence[Image.Image | str], layer: int) -> Float[Tensor, "L D"]:
+        """A layer's hidden states of all tokens of a chat; 0 is the embeddings, -1 the last."""
+        inputs = self.chats([content])
+        return self.model(**inputs, output_hidden_states=True).hidden_states[layer][0]
 
     @torch.no_grad()
     def answers(
@@ -138,6 +150,17 @@ class VLM:
                 f"{self.option}: this model has no token for any of {', '.join(spellings)}"
             )
         return tokens
+
+
+def hidden_size(name: str, option: str) -> tuple[int, int]:
+    """The width of such a model's hidden states, and the number of its layers; no weights.
+
+    Raises UserError where it cannot be read.
+    """
+    place = folder(name, "captioner")
+    with loading(option, place):
+        config: Any = AutoConfig.from_pretrained(place).get_text_config()
+        return config.hidden_size, config.num_hidden_layers
 
 
 def wording(given: str | None, pretrained: str, default: str, embedded: str) -> str:

@@ -1,4 +1,4 @@
-"""A reward that `ddpo serve` computes elsewhere: on another machine, GPU or set of packages."""
+"""A reward that `ddpo serve` computes elsewhere: on other machines, GPUs or sets of packages."""
 
 import json
 import logging
@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from threading import Semaphore, Thread
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from jaxtyping import Float
@@ -18,8 +17,8 @@ from ddpo.images import to_uint8
 from ddpo.plugins.ranges import NonNegativeInt, PositiveInt, Seconds
 from ddpo.rewards import UserError
 
-from ._http import ask
 from ._png import png
+from ._servers import STRANGER, Servers
 
 log = logging.getLogger("ddpo")
 
@@ -28,14 +27,17 @@ class remote:
     """The score of a reward that a server computes: `ddpo serve --reward NAME` there, this here.
 
     Images travel as 8-bit PNG; range and direction are the served reward's; not differentiable.
-    `url` is the server's address, as http://127.0.0.1:8000. `batch_size` is the number of images a
-    request; two requests are under way at once. `timeout_s` is how many seconds the server may be
-    silent. `retries` is how often a request is repeated, after 0.5, 1, 2, ... seconds, where the
-    server is not reached, silent, breaks off or has an error of its own (5xx, 429); then its images
-    have no value (NaN), with a line in the log.
+    `url` is the server's address, as http://127.0.0.1:8000, or a list of such, whose servers take
+    requests in turn. `batch_size` is the number of images a request; two requests to each server
+    are under way at once. `timeout_s` is how many seconds a server may be silent. `retries` is how
+    often a request is repeated, after 0.5, 1, 2, ... seconds, where the server is not reached,
+    silent, breaks off or has an error of its own (5xx, 429). Then the next server gets it, and the
+    first is left out, with a line in the log; where none is left the images have no value (NaN),
+    and all servers are asked again.
 
-    Raises UserError where that would not help: no server when the run begins, a request that it
-    refuses (4xx), an answer that is not one number or null an image, a reward that was changed.
+    Raises UserError where that would not help: no server when the run begins, servers of different
+    rewards, a request that one refuses (4xx), an answer that is not one number or null an image, a
+    reward that was changed.
     """
 
     def __init__(
@@ -43,29 +45,13 @@ class remote:
         *,
         device: torch.device | str,
         dtype: torch.dtype,
-        url: str = "http://127.0.0.1:8000",
+        url: str | list[str] = "http://127.0.0.1:8000",
         timeout_s: Seconds = 60.0,
         retries: NonNegativeInt = 3,
         batch_size: PositiveInt = 4,
     ) -> None:
-        try:
-            known = urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname
-        except ValueError:
-            known = False
-        if not known:
-            raise UserError(f"remote.url: {url!r} is not an address as http://127.0.0.1:8000")
-        self.url, self.timeout_s, self.retries = url.rstrip("/"), timeout_s, retries
-        self._stranger = f"remote: {self.url} does not answer as `ddpo serve` of this version does"
-        try:
-            health = ask(f"{self.url}/health", None, timeout_s, retries) or {}
-        except ConnectionError as error:
-            raise UserError(
-                f"remote: {url} does not answer ({error}); start `ddpo serve` there"
-            ) from error
-        if not isinstance(health.get("version"), str) or not isinstance(
-            health.get("max_images"), int
-        ):
-            raise UserError(self._stranger)
+        self.servers = Servers(url if isinstance(url, list) else [url], timeout_s, retries)
+        health = self.servers.health
         self.version: str = health["version"]
         self.groupwise = bool(health.get("groupwise"))  # then all images of a call are one request
         self.batch_size = (
@@ -79,16 +65,15 @@ class remote:
         metadata: Sequence[Mapping[str, Any]],
     ) -> Float[Tensor, " B"]:
         if self.groupwise and len(images) > self.batch_size:
-            several = (
-                f"{len(images)} images in a group, {self.url} takes {self.batch_size} a request"
-            )
-            raise UserError(f"remote: {several}; lower trainer.samples_per_prompt")
-        # two in flight: while the server scores one request, the next is sent and unpacked
+            several = f"{len(images)} images in a group, {self.servers} takes {self.batch_size}"
+            raise UserError(f"remote: {several} a request; lower trainer.samples_per_prompt")
+        # two in flight: while a server scores one request, the next is sent and unpacked
         chunks = [
             slice(first, first + self.batch_size)
             for first in range(0, len(images), self.batch_size)
         ]
-        slots, answers = Semaphore(2), [Future[list[float]]() for _ in chunks]
+        slots = Semaphore(2 * len(self.servers))
+        answers = [Future[list[float]]() for _ in chunks]
 
         def work(rows: slice, answer: Future[list[float]]) -> None:
             with slots:
@@ -113,22 +98,18 @@ class remote:
         others = json.dumps({"prompts": list(prompts), "metadata": [dict(row) for row in metadata]})
         # json.dumps would look for what must be escaped
         pictures = b'", "'.join(map(b64encode, files))
+        body = b'{"images": ["%s"], %s' % (pictures, others[1:].encode())
         try:
-            body = b'{"images": ["%s"], %s' % (pictures, others[1:].encode())
-            found = ask(f"{self.url}/score", body, self.timeout_s, self.retries) or {}
+            url, found = self.servers.ask("/score", body)
         except ConnectionError as error:
-            log.warning(
-                "remote: %s: no value after %d tries (%s)", self.url, self.retries + 1, error
-            )
+            log.warning("remote: %s", error)
             return [math.nan] * len(images)
         scores = found["scores"] if isinstance(found.get("scores"), list) else []
         numbers = [math.nan if score is None else score for score in scores]
         if len(numbers) != len(images) or not all(
             type(number) in (int, float) for number in numbers
         ):
-            raise UserError(self._stranger)
+            raise UserError(STRANGER.format(url))
         if found.get("version") != self.version:
-            raise UserError(
-                f"remote: {self.url} has version {found.get('version')}, was {self.version}"
-            )
+            raise UserError(f"remote: {url} has version {found.get('version')}, was {self.version}")
         return numbers

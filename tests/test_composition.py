@@ -93,7 +93,8 @@ def test_each_reward_compared_by_itself_or_their_sum() -> None:
 def test_statistics_of_each_reward_are_its_own_and_survive_a_resume() -> None:
     make = partial(advantages.build, "per_prompt", min_count=2)
     own, group = Mixture(TWO, make, per_reward=True), torch.zeros(4, dtype=torch.long)
-    first, _ = own.credit({"a": torch.tensor(A), "b": torch.tensor(B)}, ["x"] * 4, group)
+    prompts = helpers.as_prompts(["x"] * 4)
+    first, _ = own.credit({"a": torch.tensor(A), "b": torch.tensor(B)}, prompts, group)
     expected = torch.tensor([-1.5, -2.5, 2.5, 1.5], dtype=torch.float64)
     torch.testing.assert_close(first.advantage, expected, atol=1e-5, rtol=0)
     assert own.state() == {"a": {"x": A}, "b": {"x": [-value for value in B]}}
@@ -102,7 +103,7 @@ def test_statistics_of_each_reward_are_its_own_and_survive_a_resume() -> None:
     later = {"a": torch.tensor([4.0]), "b": torch.tensor([20.0])}
     # a: 0 0 2 2 4 has mean 1.6 and std 1.4967; b: its mean
     for mixture in (own, resumed):
-        credit, _ = mixture.credit(later, ["x"], group[:1])
+        credit, _ = mixture.credit(later, helpers.as_prompts(["x"]), group[:1])
         assert credit.advantage.item() == pytest.approx(2 * 2.4 / 2.24**0.5, rel=1e-5)
 
 
@@ -313,7 +314,7 @@ def test_an_evaluation_groups_a_prompts_pictures(monkeypatch: pytest.MonkeyPatch
     asked = PromptSet("words", tuple(Prompt(word, {}) for word in helpers.WORDS[:3]))
     shots = matched.all_shots(policy, sampler, asked, 3, own)
     assert [(shot.prompt, shot.seed) for shot in shots] == [
-        (helpers.WORDS[i // 3], i) for i in range(9)
+        (helpers.WORDS[i // 3], i // 3 + 3 * (i % 3)) for i in range(9)
     ]
     bright = level(from_pil([shot.image for shot in shots])).view(3, 3)
     expected = (bright - bright.mean(1, keepdim=True)).flatten().tolist()
@@ -561,10 +562,10 @@ class bits:
 def test_score_takes_the_files_as_one_group(
     own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Greys of 0, 0.2 and 0.6 lie 0.2667, 0.0667 and 0.3333 from their mean; alone, none does."""
+    """Grays of 0, 0.2 and 0.6 lie 0.2667, 0.0667 and 0.3333 from their mean; alone, none does."""
     monkeypatch.chdir(tmp_path)
-    for name, grey in (("a", 0), ("b", 51), ("c", 153)):
-        Image.new("RGB", (4, 4), (grey, grey, grey)).save(f"{name}.png")
+    for name, gray in (("a", 0), ("b", 51), ("c", 153)):
+        Image.new("RGB", (4, 4), (gray, gray, gray)).save(f"{name}.png")
     Image.new("RGB", (5, 4)).save("wide.png")
     pictures = ["a.png", "b.png", "c.png"]
     assert frame.run(score.main, ["--reward", f"{own}:apart", *pictures]) == 0

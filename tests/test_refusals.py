@@ -13,7 +13,7 @@ import transformers.integrations.peft
 
 from ddpo.__main__ import main
 from ddpo.commands import frame
-from ddpo.models import _adapters
+from ddpo.models._shared import adapters
 from ddpo.training.trainer import Trainer
 
 REMEDY = (
@@ -126,7 +126,7 @@ def test_before_a_run_nothing_is_written_and_in_flight_it_goes_on(
 ) -> None:
     words = helpers.smoke(tmp_path / "run")
     with monkeypatch.context() as planted:
-        planted.setattr(_adapters, "inject_adapter_in_model", picky.too_old)
+        planted.setattr(adapters, "inject_adapter_in_model", picky.too_old)
         assert main(["train", *words]) == 2
     assert (
         f"(says picky 1.2){REMEDY}" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -47,7 +47,9 @@ def test_everything_is_inside_and_nothing_generic_beside(wheel: Path) -> None:
     assert not [name for name in inside if "__pycache__" in name]
     assert {
         "ddpo/bundled/configs/accelerate/cpu2.yaml",
-        "ddpo/evaluation/report.html.j2",
+        "ddpo/evaluation/pages/report.html.j2",
+        "ddpo/evaluation/pages/gallery.js",
+        "ddpo/evaluation/pages/style.css",
         "ddpo/py.typed",
     } <= inside
     assert "ddpo/models/emoji/weights/pipeline/unet/diffusion_pytorch_model.safetensors" in inside
@@ -62,14 +64,15 @@ import ddpo
 from ddpo import plugins
 from ddpo.__main__ import main
 from ddpo.models.emoji import sprites
-from ddpo.models._pipelines import EMBEDDED
+from ddpo.models._shared.families import EMBEDDED
 site = Path(sys.argv[1])
 assert Path(ddpo.__file__).is_relative_to(site), ddpo.__file__
 folders = [Path(folder) for kind in plugins.SUFFIXES for folder in plugins.folders(kind)]
 assert all(folder.is_relative_to(site) for folder in folders)
 for kind in (*plugins.SUFFIXES, "metrics"):
     assert main(["list", kind]) == 0
-assert (EMBEDDED / "model_index.json").is_file() and EMBEDDED.is_relative_to(site)
+for folder in EMBEDDED.values():
+    assert (folder / "model_index.json").is_file() and folder.is_relative_to(site)
 assert main(["train", *sys.argv[2:]]) == 0
 assert main(["evaluate", "run"]) == 0
 assert main(["check", "reward", "jpeg_compressibility"]) == 0

@@ -30,7 +30,7 @@ def gain(result: Result, judged: str = "animals") -> float:
     return result["final"][judged][reward_of(result["task"])]["mean"]
 
 
-def recognised(result: Result, judged: str = "animals") -> float:
+def recognized(result: Result, judged: str = "animals") -> float:
     return result["final"][judged]["emoji_recognition"]["tuned"]
 
 
@@ -92,7 +92,7 @@ def pairs(task: str, names: str) -> tuple[tuple[str, str], ...]:
 
 def order(task: str, *names: str, measure: Callable[[Result], float] = gain) -> tuple[Check, ...]:
     """Each above the next."""
-    words = "is recognised more often than" if measure is recognised else "above"
+    words = "is recognized more often than" if measure is recognized else "above"
     return tuple(
         Check(f"{a} {words} {b}", task, a, b, measure) for a, b in itertools.pairwise(names)
     )
@@ -173,12 +173,12 @@ CLAIMS = (
     ),
     Claim(
         4,
-        "PRDP's beta is a dial against over-optimisation",
+        "PRDP's beta is a dial against over-optimization",
         "Deng et al. 2024, section 5.3",
         pairs("compress", "prdp prdp_beta_middle prdp_beta_high"),
         (
             *order("compress", "prdp", "prdp_beta_middle", "prdp_beta_high"),
-            *order("compress", "prdp_beta_high", "prdp_beta_middle", "prdp", measure=recognised),
+            *order("compress", "prdp_beta_high", "prdp_beta_middle", "prdp", measure=recognized),
         ),
         note="beta is 3e-5, 3 and 30, in kB per nat of the mean log-ratio.",
     ),
@@ -193,11 +193,11 @@ CLAIMS = (
         + pairs("guided", "ddpo ddpo_unguided"),
         (
             *order("compress", "ddpo_passes", "ddpo_passes_open"),
-            *order("compress", "ddpo_passes", "ddpo_passes_open", measure=recognised),
+            *order("compress", "ddpo_passes", "ddpo_passes_open", measure=recognized),
             *order("compress", "prdp_passes", "prdp_passes_open"),
-            *order("compress", "prdp_passes", "prdp_passes_open", measure=recognised),
+            *order("compress", "prdp_passes", "prdp_passes_open", measure=recognized),
             *order("guided", "ddpo", "ddpo_unguided"),
-            *order("guided", "ddpo", "ddpo_unguided", measure=recognised),
+            *order("guided", "ddpo", "ddpo_unguided", measure=recognized),
         ),
         note=(
             "Four passes over each rollout, so that the clip has something to do; "

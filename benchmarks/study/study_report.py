@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from study_arms import QUERIES, TUNED, TUNING_SEED
-from study_claims import CLAIMS, Claim, Pool, Result, gain, interval, kl, recognised, reward_of
+from study_claims import CLAIMS, Claim, Pool, Result, gain, interval, kl, recognized, reward_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -90,13 +90,13 @@ def section(claim: Claim, pool: Pool) -> list[str]:
 
 def table(claim: Claim, pool: Pool) -> list[str]:
     gains = " | ".join(f"gain on {judged}" for judged in claim.sets)
-    lines = [f"| task | arm | {gains} | recognised | KL to the reference | CPU-minutes |"]
+    lines = [f"| task | arm | {gains} | recognized | KL to the reference | CPU-minutes |"]
     lines.append("| --- " * (5 + len(claim.sets)) + "|")
     for task, arm in claim.arms:
         if results := list(pool.get((task, arm), {}).values()):
             measured = [*([gain(result, judged) for result in results] for judged in claim.sets)]
             measured += [
-                [recognised(result) for result in results],
+                [recognized(result) for result in results],
                 [kl(result) for result in results],
             ]
             measured += [[result["train_cpu_s"] / 60 for result in results]]
@@ -122,9 +122,9 @@ def plot(claim: Claim, pool: Pool, file: Path) -> None:
             draw(row[:2], pool[task, arm], arm, f"C{color}")
             results = pool[task, arm].values()
             row[2].scatter(
-                [*map(recognised, results)], [*map(gain, results)], color=f"C{color}", label=arm
+                [*map(recognized, results)], [*map(gain, results)], color=f"C{color}", label=arm
             )
-        labels = ("reward queries", "CPU-minutes of training", "recognised, at the end")
+        labels = ("reward queries", "CPU-minutes of training", "recognized, at the end")
         for ax, label in zip(row, labels, strict=True):
             ax.set(xlabel=label, ylabel=reward_of(task), title=task)
             ax.grid(alpha=0.3)

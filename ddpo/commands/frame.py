@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,6 +22,9 @@ from ddpo.errors import DISK_FULL, Stopped, Told, UserError, refusal
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Main = Callable[[list[str]], int | None]
+
+BROKEN_PIPE = 128 + 13
+"""The exit code of a program that SIGPIPE ends, as shells give it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,21 +74,43 @@ def run(main: Main, argv: Sequence[str]) -> int:
     """Calls `main` with `argv` less --debug and gives the exit code.
 
     0 done, 1 a defect of ours, 2 the user's mistake or a library that refuses what is installed
-    (nothing was written), 3 stopped in flight (the state is saved). On several processes rank 0
-    speaks, but a defect is told by the rank that met it.
+    (nothing was written), 3 stopped in flight (the state is saved), 141 where nobody reads the
+    output any more (`| head`), silently. On several processes rank 0 speaks, but a defect is told
+    by the rank that met it.
     """
     debug, first = "--debug" in argv, os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s")
     logging.getLogger("ddpo").setLevel(logging.INFO if first else logging.ERROR)
     try:
-        return main([word for word in argv if word != "--debug"]) or 0
+        code = main([word for word in argv if word != "--debug"]) or 0
+        sys.stdout.flush()  # here, not at the interpreter's end, where an error cannot be caught
+        return code
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return BROKEN_PIPE
         code, line = _verdict(error)
         if debug:
             traceback.print_exc()
         if first or (code == 1 and not isinstance(error, Told)):
             print(f"ddpo: {line}", file=sys.stderr)
         return code
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of our output has gone; what is still to be written is then dropped.
+
+    A pipe to something else, a reward's server, say, breaks with the same error.
+    """
+    try:
+        place = sys.stdout.fileno()
+    except OSError:  # captured by whoever called us
+        return False
+    watched = select.poll()
+    watched.register(place, 0)  # of a pipe without a reader an error is reported unasked
+    gone = bool(watched.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), place)
+    return gone
 
 
 def _verdict(error: BaseException) -> tuple[int, str]:

@@ -5,13 +5,16 @@ Nothing is written.
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from ddpo import config
+from ddpo.building import build
 from ddpo.commands import frame
+from ddpo.config import Config
 from ddpo.errors import UserError
+from ddpo.planning import calibrate, fitting
 from ddpo.planning import memory as needs
 from ddpo.planning import plan as planning
 from ddpo.planning.calls import Call, Padding, calls, paddings
@@ -21,22 +24,23 @@ from ddpo.training.measures import peak_gb
 Lines = Iterator[tuple[str, str]]
 SOMETIMES = ("ratio gate", "pictures", "evaluation")
 """Phases that are not part of every iteration."""
+FLAGS = {"--processes": "N", "--gpu": "GB", "--calibrate": ""}
+"""Those of this command alone; all others are a training's."""
+NOTES = {"updates": "  forward and backward", "recomputation": "  checkpointed steps, once more"}
 
 
 def main(argv: list[str]) -> None:
-    """`--config FILE_OR_NAME [--section.key value ...] [--processes N]`."""
-    rest, processes, words = [], "1", iter(argv)
-    for word in words:
-        if word.partition("=")[0] == "--processes":
-            processes = word.partition("=")[2] or next(words, "nothing")
-        else:
-            rest.append(word)
-    if not processes.isdecimal() or int(processes) < 1:
-        raise UserError(f"--processes: needs a number of at least 1, got {processes}")
-    settings = config.parse(rest, command="ddpo plan", flags=("--processes N",))
+    """`--config FILE_OR_NAME [--section.key value ...] [--processes N] [--gpu GB]`."""
+    given, rest = own_numbers(argv)
+    processes, flags = (
+        int(given.get("--processes", 1)),
+        [" ".join(each).strip() for each in FLAGS.items()],
+    )
+    settings = config.parse(rest, command="ddpo plan", flags=flags)
     # of a training's process too, before it has a model
     interpreter = 1e9 * peak_gb(torch.device("cpu"))
-    plan = planning.plan(settings, int(processes))
+    settings, chosen = fitted(settings, processes, given.get("--gpu"))
+    plan = planning.plan(settings, processes)
     parts = needs.footprint(plan) if plan.policy else {}
     where, precision, on_cpu = many(plan.processes, "process"), settings.model.dtype, parts
     if precision == "auto":
@@ -49,15 +53,62 @@ def main(argv: list[str]) -> None:
         f"{settings.run_dir}: "
         f"{plan.objective.name}, {settings.model.pretrained} in {precision}, {where}"
     )
+    if chosen:
+        print(chosen)
     for title, lines in {
         "An iteration": iteration(plan),
         "The run": run(plan, parts.get("training")),
         "Evaluations of the denoiser": evaluations(plan),
         "Memory of a process, estimated": memory(parts, on_cpu, interpreter),
+        "Time on this machine, by a few calls": times(settings, processes),
     }.items():
+        if title.startswith("Time") and "--calibrate" not in given:
+            continue
         print(f"\n{title}")
         for name, text in lines:
             print(f"  {name:17} {text}")
+
+
+def own_numbers(argv: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """The values of this command's flags, and all other words."""
+    found: dict[str, float] = {}
+    rest, words = [], iter(argv)
+    for word in words:
+        flag, _, text = word.partition("=")
+        if flag not in FLAGS:
+            rest.append(word)
+            continue
+        if not FLAGS[flag]:
+            found[flag] = 1
+            continue
+        text = text or next(words, "nothing")
+        whole = text.isdecimal() and int(text) >= 1
+        if not whole:
+            raise UserError(f"{flag}: needs a number of at least 1, got {text}")
+        found[flag] = int(text)
+    return found, rest
+
+
+def fitted(settings: Config, processes: int, gpu_gb: float | None) -> tuple[Config, str]:
+    """Numbers in the place of `auto` for sizes of calls, and a line that says which.
+
+    They are those for a GPU with so many GB free, else for this machine.
+    """
+    if not fitting.is_open(settings):
+        if gpu_gb:
+            raise UserError(
+                "--gpu: is for sizes that are auto, and neither sampler.batch_size nor "
+                "trainer.micro_batch is; leave it out"
+            )
+        return settings, ""
+    cuda = torch.cuda.is_available()
+    where = "of a GPU" if gpu_gb else f"free on this machine's {'GPU' if cuda else 'memory'}"
+    device = torch.device("cuda" if cuda else "cpu")
+    room = 1e9 * gpu_gb if gpu_gb else fitting.free_bytes(device, 1 if cuda else processes)
+    settings = fitting.settled(settings, processes, room, bool(gpu_gb) or cuda)
+    images, pairs = settings.sampler.batch_size, settings.trainer.micro_batch
+    line = f"sampler.batch_size {images}, trainer.micro_batch {pairs}"
+    return settings, f"auto: {line}, for the {size(room)} {where}"
 
 
 def many(count: float, noun: str) -> str:
@@ -86,19 +137,23 @@ def iteration(plan: Plan) -> Lines:
 
     yield "images", f"{many(prompts, 'prompt')} x {many(samples, 'sample')} (a group) = {images:,}"
     in_calls = cut(
-        many(plan.settings.sampler.batch_size, "image"), found["sampling"], images * steps
+        many(int(plan.settings.sampler.batch_size), "image"), found["sampling"], images * steps
     )
     offline = plan.settings.objective.offline
     yield "sampling", "none: recorded pairs" if offline else f"{many(steps, 'step')}, {in_calls}"
-    each = many(columns, "draw" if plan.objective.denoising_errors else "trained step")
+    kinds = {"denoising errors": "draw", "rewards": "replay"}
+    each = many(columns, kinds.get(plan.objective.works_on, "trained step"))
     yield "pairs", f"{many(trained, 'image')} x {each} = {trained * columns:,}"
     passes = f"{many(sizes.minibatches, 'minibatch')} x {many(sizes.epochs, 'epoch')}"
     yield "optimizer steps", f"{passes} = {sizes.updates}"
     mine = groups * plan.samples
     shares = (many(groups, "group"), many(mine, "image"), many(mine * columns, "pair"))
     yield "each of them", " = ".join(shares)
-    pairs = trained * columns * sizes.epochs
-    yield "", cut(many(sizes.micro_batch, "pair"), found["updates"], pairs)
+    if plan.collects:
+        yield "", "the first one's gradient is collected while images are sampled"
+    if scored := sizes.updates - plan.collects:
+        pairs = trained * columns * scored // sizes.minibatches
+        yield "", cut(many(sizes.micro_batch, "pair"), found["updates"], pairs)
     if plan.processes > 1:
         shares = {len(sizes.share(process, plan.processes)) for process in range(plan.processes)}
         each = " or ".join(
@@ -133,20 +188,37 @@ def run(plan: Plan, checkpoint_size: float | None) -> Lines:
     iterations = plan.settings.trainer.iterations
     drawn, samples = iterations * sizes.prompts_per_iteration, sizes.samples_per_prompt
     yield "iterations", f"{iterations:,}"
-    yield "reward queries", many(drawn * samples, "image")
+    replays = plan.steps[2] * sizes.epochs if plan.objective.pathwise else 0
+    again = drawn * plan.samples * replays
+    with_gradient = f", {again:,} of them with a gradient" if again else ""
+    yield "reward queries", many(drawn * samples + again, "image") + with_gradient
     yield "optimizer steps", f"{iterations * sizes.updates:,}"
-    count, seen = plan.prompts[0], drawn / max(plan.prompts[0], 1)
-    known = f"{count:,}, each drawn {seen:.3g} times for {seen * samples:.3g} images"
-    yield (
-        "prompts",
-        known if count else f"unknown: the data set {plan.settings.prompts.dataset} is not here",
-    )
+    yield from _prompts(plan, drawn, samples)
     written = -(-iterations // checkpoint.every)
     each = f", {size(checkpoint_size)} each" if checkpoint_size else ""
     yield (
         "checkpoints",
         f"{written}, of which the last {min(checkpoint.keep_last, written)} are kept{each}",
     )
+
+
+def _prompts(plan: Plan, drawn: int, samples: int) -> Lines:
+    """How often each is drawn; of a mixture by sets, which share the draws by their weights."""
+    if not (count := plan.prompts[0]):
+        own = plan.settings.prompts
+        sources = [own.dataset or own.name, *(each.dataset or each.name for each in own.sets or [])]
+        names = ", ".join(filter(None, sources))
+        yield "prompts", f"unknown: a data set is not here, of {names}"
+        return
+    whole = sum(share.weight for share in plan.shares)
+    sets = [
+        (f" of {share.name}", len(share.numbers), drawn * share.weight / whole)
+        for share in plan.shares
+    ]
+    for i, (name, size, times) in enumerate(sets or [("", count, drawn)]):
+        seen = times / size
+        each = f"each drawn {seen:.3g} times for {seen * samples:.3g} images"
+        yield "prompts" if i == 0 else "", f"{size:,}{name}, {each}"
 
 
 def rows(counted: Counter[Call], in_network: bool = False) -> Counter[str]:
@@ -171,7 +243,7 @@ def evaluations(plan: Plan) -> Lines:
     total, usual = sum(each, Counter[Call]()), rows(once)
     yield "", f"{'an iteration':>14}{'the run':>14}"
     for phase, count in rows(total).items():
-        note = "  forward and backward" if phase == "updates" else ""
+        note = NOTES.get(phase, "")
         yield phase, f"{format(usual[phase], ',') if phase in usual else '':>14}{count:>14,}{note}"
     yield "all", f"{usual.total():>14,}{rows(total).total():>14,}"
     network = rows(once, True).total(), rows(total, True).total()
@@ -183,6 +255,18 @@ def evaluations(plan: Plan) -> Lines:
     yield "network rows", f"{network[0]:>14,}{network[1]:>14,}  {guidance}"
 
 
+def times(settings: Config, processes: int) -> Lines:
+    """Seconds of an iteration by phase, and the whole run's; evaluations and pictures apart."""
+    known = config.in_precision(settings, build.precision(settings))
+    found = calibrate.seconds(known, processes)
+    whole = found.pop("iteration")
+    for phase, taken in found.items():
+        yield phase, f"{taken:.3g} s, {taken / whole:.0%} of an iteration"
+    hours = whole * settings.trainer.iterations / 3600
+    yield "an iteration", f"{whole:.3g} s in {known.model.dtype}"
+    yield "the run", f"{hours:.3g} hours, without pictures and evaluations"
+
+
 def memory(parts: dict[str, int], cpu_parts: dict[str, int], interpreter: float) -> Lines:
     """Where it goes, and the peak on a GPU and on a CPU, which may compute in another precision."""
     if not parts:
@@ -191,8 +275,9 @@ def memory(parts: dict[str, int], cpu_parts: dict[str, int], interpreter: float)
             "the model's files are not on this machine, and its sizes are not known from its name",
         )
         return
-    yield "weights", size(parts["weights"])
-    yield "training", f"{size(parts['training'])}: trained weights and AdamW's averages"
+    away = f", and {size(parts['offloaded'])} offloaded" if parts["offloaded"] else ""
+    yield "weights", size(parts["weights"]) + away
+    yield "training", f"{size(parts['training'])}: trained weights and the optimizer's averages"
     yield (
         "trajectories",
         f"{size(parts['latents'])} of latents in fp32, {size(parts['images'])} of images",

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ddpo import rewards
+from ddpo import plugins, rewards
 from ddpo.commands import frame, single_reward
 from ddpo.errors import UserError
 from ddpo.models import DTYPES
@@ -39,6 +39,8 @@ def main(argv: list[str]) -> None:
     parser.add_number("--max-mb", PositiveFloat, default=128, help=size)
     arguments = parser.parse_args(argv)
     wanted, dtype = single_reward.wanted(arguments.reward, arguments)
+    if (scores := rewards.medium_of(plugins.load("rewards", wanted.name)).name) != "images":
+        raise UserError(f"--reward: {wanted.name} scores {scores}; only images are served")
     try:
         import fastapi  # noqa: F401
         import uvicorn

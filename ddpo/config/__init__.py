@@ -11,6 +11,7 @@ from ddpo.config.reading import (
     parse,
     read,
     resolve,
+    with_calls,
 )
 from ddpo.config.sections import (
     REWARDS,
@@ -54,4 +55,5 @@ __all__ = [
     "parse",
     "read",
     "resolve",
+    "with_calls",
 ]

@@ -2,14 +2,21 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from ddpo.config import yaml_text
-from ddpo.config.sections import REWARDS, Config, is_named
+from ddpo.config.parts import Part, is_named, nested
+from ddpo.config.sections import REWARDS, Config
 from ddpo.errors import UserError, nearest
 
-WHOLE = Config.model_fields.keys() - {"seed", "run_dir"}
-"""The sections and lists, whose text is YAML."""
+WHOLE = Config.model_fields.keys() - {"seed", "run_dir"} | {
+    f"{name}.{inner}"
+    for name, info in Config.model_fields.items()
+    if (section := nested(info.annotation))
+    for inner, field in section.model_fields.items()
+    if nested(field.annotation)
+}
+"""The sections and lists, and the sections within these, whose text is YAML."""
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +88,12 @@ def _place(key: str, outer: Any, part: str) -> str | int:
 
 
 def _drop_options(key: str, section: dict[str, Any], name: Any) -> None:
-    annotation = Config.model_fields[key.partition(".")[0]].annotation
-    model: Any = next(
-        (each for each in (annotation, *get_args(annotation)) if is_named(each)), None
-    )
-    if model is None or section.get("name", model.model_fields["name"].default) == name:
+    model: type[Part] | None = Config
+    for part in key.split(".")[:-1]:
+        if model is not None and not part.isdecimal():
+            field = model.model_fields.get(part)
+            model = nested(field.annotation) if field else None
+    if not is_named(model) or section.get("name", model.model_fields["name"].default) == name:
         return
     kept = model.model_fields.keys() - {"params"}
     dropped = [other for other in section if other not in kept]

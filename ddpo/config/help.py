@@ -47,7 +47,7 @@ def _options(
     elif value and any(section_of(schema, entry) for entry in entries):
         for i, entry in enumerate(entries):
             yield from _options(schema, entry, value[i], (f"{place}.{i}", "", ""))
-    elif not section and node.get("maxItems") != 0:
+    elif not (section and value is not None) and node.get("maxItems") != 0:
         words = type_words(schema, node), bounds(schema, node)
         yield place, Option(value, node, *words, title, about)
 

@@ -7,15 +7,16 @@ the sentences of its docstring that name them in backticks.
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, get_args, get_origin
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast, get_args, get_origin
 
 from pydantic import Field, create_model
 from pydantic.errors import PydanticUserError
 
 from ddpo import plugins
 from ddpo.config import words
-from ddpo.config.sections import REWARDS, Config, Named, Part, is_named
+from ddpo.config.parts import Named, Part, is_named, nested
+from ddpo.config.sections import REWARDS, Config, Model
 from ddpo.errors import UserError
 from ddpo.plugins import python_objects
 
@@ -26,6 +27,7 @@ KINDS = {
     "eval_rewards": "rewards",
     "objective": "objectives",
     "advantage": "advantages",
+    "taste": "tastes",
 }
 """Section -> the kind of what it names."""
 
@@ -50,13 +52,31 @@ def model(values: Mapping[str, Any]) -> type[Part]:
         element: Any = get_args(hint)[0] if get_origin(hint) is list else None
         given = values.get(name, {} if element is None else [])
         if is_named(hint):
-            fields[name] = (fitted(hint, name, given), Field({}, validate_default=True))
+            section = fitted(_with_named(hint, name, given), name, given)
+            fields[name] = (section, Field({}, validate_default=True))
         elif is_named(element) and isinstance(given, list):
             entries = [fitted(element, f"{name}.{i}", entry) for i, entry in enumerate(given)]
             fields[name] = (tuple[tuple(entries)], ())
         else:
-            fields[name] = (hint, info)
+            section = None if element else nested(hint)
+            fields[name] = (_with_named(section, name, given) if section else hint, info)
     return create_model("Config", __base__=Part, __cls_kwargs__=MADE, **fields)
+
+
+def _with_named(section: type[Part], place: str, given: Any) -> Any:
+    """A section, or None, in which the sections that name something take its options."""
+    inner: Fields = {}
+    for name, info in section.model_fields.items():
+        model = nested(info.annotation)
+        if is_named(model):
+            values = given.get(name) if isinstance(given, dict) else None
+            inner[name] = (fitted(model, f"{place}.{name}", values) | None, info)
+    if not inner:
+        return Config.model_fields[place].annotation
+    about = section.__doc__
+    return create_model(
+        section.__name__, __base__=section, __doc__=about, __cls_kwargs__=MADE, **inner
+    )
 
 
 def fitted(section: type[Named], place: str, given: Any) -> type[Part]:
@@ -71,7 +91,8 @@ def fitted(section: type[Named], place: str, given: Any) -> type[Part]:
     if not isinstance(name, str):
         return section
     try:
-        thing = find(place.partition(".")[0], name)
+        kinds = [part for part in place.split(".") if part in KINDS]
+        thing = find(kinds[-1], name)
     except UserError as error:
         raise UserError(f"{place}.name: {error}") from error
     if thing is None:
@@ -108,16 +129,44 @@ def with_options(section: type[Named], name: str, thing: Thing) -> type[Part]:
 
 
 def _options(thing: Thing) -> Fields:
-    paragraphs = (" ".join(text.split()) for text in (inspect.getdoc(thing) or "").split("\n\n"))
-    sentences = [part for text in paragraphs for part in re.split(r"(?<=\.) (?=[A-Z`])", text)]
     fields: Fields = {}
-    for parameter in inspect.signature(thing, eval_str=True).parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in CONTEXT:
-            about = " ".join(part for part in sentences if f"`{parameter.name}`" in part)
-            default = ... if parameter.default is parameter.empty else parameter.default
-            hint = Any if parameter.annotation is parameter.empty else parameter.annotation
-            fields[parameter.name] = (hint, Field(default, description=about or "no description"))
+    for sources, signature in _signatures(thing):
+        texts = [part for each in sources for part in (inspect.getdoc(each) or "").split("\n\n")]
+        paragraphs = (" ".join(text.split()) for text in dict.fromkeys(texts))
+        sentences = [part for text in paragraphs for part in re.split(r"(?<=\.) (?=[A-Z`])", text)]
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in CONTEXT:
+                about = " ".join(part for part in sentences if f"`{parameter.name}`" in part)
+                default = ... if parameter.default is parameter.empty else parameter.default
+                hint = Any if parameter.annotation is parameter.empty else parameter.annotation
+                field = hint, Field(default, description=about or "no description")
+                fields.setdefault(parameter.name, field)
     return fields
+
+
+def _signatures(thing: Thing) -> Iterator[tuple[list[Thing], inspect.Signature]]:
+    """The thing's own and, as long as a class hands further keywords on (**options), its parents'.
+
+    Each with what may have the docstring: a class, and the parent whose signature it inherits.
+    """
+    signature = inspect.signature(thing, eval_str=True)
+    made = [each for each in getattr(thing, "__mro__", ()) if "__init__" in vars(each)]
+    yield list(dict.fromkeys([thing, *made[:1]])), signature
+    for parent in made[1:]:
+        if all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values()):
+            return
+        signature = inspect.signature(parent, eval_str=True)
+        yield [parent], signature
+
+
+def section_of(kind: str) -> type[Named]:
+    """The section of that name: at the top, in a list there, or within another one."""
+    hints = {
+        name: nested(info.annotation)
+        for model in (Model, Config)
+        for name, info in model.model_fields.items()
+    }
+    return cast(type[Named], hints[kind])
 
 
 def find(section: str, name: str) -> object | None:

@@ -13,11 +13,15 @@ from pydantic import BaseModel, ValidationError
 
 from ddpo import plugins
 from ddpo.config import flags as command_line
-from ddpo.config import help, named, words, yaml_text
-from ddpo.config.sections import Config, is_named
+from ddpo.config import help, inheritance, named, words, yaml_text
+from ddpo.config.parts import Part, is_named, nested
+from ddpo.config.sections import Config
 from ddpo.errors import UserError
 
-PROMPT_SOURCES = {"name", "path", "dataset"}
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The layers that get an adapter where neither the configuration nor the family names any."""
+
+PROMPT_SOURCES = {"name", "path", "dataset", "sets"}
 
 
 def parse(argv: Sequence[str], *, command: str = "ddpo train", flags: Sequence[str] = ()) -> Config:
@@ -60,27 +64,70 @@ def read(file: Path) -> dict[str, Any]:
     values = yaml_text.read(str(file), plugins.text_of(file)) or {}
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected options, as {{key: value}}, got {values!r}")
-    return {str(key): value for key, value in values.items()}
+    return _with_sets({str(key): value for key, value in values.items()})
 
 
 def resolve(values: dict[str, Any]) -> Config:
     """The configuration of nested YAML values."""
-    prompts = values.get("prompts")
-    sources = [
-        key for key in sorted(PROMPT_SOURCES) if isinstance(prompts, dict) and prompts.get(key)
-    ]
-    if len(sources) > 1:
-        raise UserError(
-            f"prompts: {' and '.join(sources)} are given; keep one, which the others would hide"
-        )
+    values = _with_sets(values)
+    _check_sources(values.get("prompts"))
     _add_plugins(values)
+    inheritance.complete(values)
+    values = _with_family(values)
     model = named.model(values)
     try:
         valid = model.model_validate(values)
     except ValidationError as error:
         raise UserError(words.line(error, words.schema_of(model))) from error
     made = {name: _section(Config.model_fields[name].annotation, value) for name, value in valid}
+    if made["lora"] and made["lora"].target_modules is None:
+        family = named.load("models", made["model"].name)
+        targets = list(getattr(family, "lora_targets", ATTENTION))
+        made["lora"] = made["lora"].model_copy(update={"target_modules": targets})
     return Config.model_construct(**made)
+
+
+def _with_sets(values: dict[str, Any]) -> dict[str, Any]:
+    """The same, where a list stands in the place of the prompts, with this list as their `sets`."""
+    prompts = values.get("prompts")
+    return {**values, "prompts": {"sets": prompts}} if isinstance(prompts, list) else values
+
+
+def _check_sources(prompts: Any) -> None:
+    """Raises UserError where the prompts, or one of several sets, have two sources or none."""
+    if not isinstance(prompts, Mapping):
+        return
+    places: dict[str, Any] = {"prompts": prompts}
+    if isinstance(sets := prompts.get("sets"), list):
+        if not sets:
+            raise UserError("prompts.sets: is empty; it needs at least one set")
+        places |= {f"prompts.sets.{i}": entry for i, entry in enumerate(sets)}
+    for place, entry in places.items():
+        if not isinstance(entry, Mapping):
+            continue  # of a wrong type, which is refused with all else that is
+        sources = [key for key in sorted(PROMPT_SOURCES) if entry.get(key)]
+        if len(sources) > 1:
+            raise UserError(
+                f"{place}: {' and '.join(sources)} are given; keep one, which the others would hide"
+            )
+        if place != "prompts" and not sources:
+            raise UserError(f"{place}: needs a name, a path or a dataset")
+
+
+def _with_family(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with the family of `model.pretrained` in the place of `model.name: auto`."""
+    model, usual = (
+        values.get("model", {}),
+        Config.model_fields["model"].get_default(call_default_factory=True),
+    )
+    if not isinstance(model, dict) or model.get("name", usual.name) != "auto":
+        return values
+    from ddpo.models._shared.families import family_of  # loads torch, which reading a file does not
+
+    pretrained = model.get("pretrained", usual.pretrained)
+    # what is no text is refused with all else that is of a wrong type
+    name = family_of(pretrained if isinstance(pretrained, str) else usual.pretrained)
+    return {**values, "model": {**model, "name": name}}
 
 
 def options(config: Config) -> dict[str, help.Option]:
@@ -93,9 +140,19 @@ def _section(hint: Any, value: Any) -> Any:
     """What was read with the options of the named thing, as the section of `Config`."""
     if isinstance(value, tuple):
         return [_section(get_args(hint)[0], entry) for entry in value]
-    if not is_named(hint) or isinstance(value, hint):
+    hint = nested(hint)
+    if hint is None or value is None or type(value) is hint:
         return value
-    own: dict[str, Any] = {key: inner for key, inner in value if key in hint.model_fields}
+    if not is_named(hint):
+        inner = {key: _section(hint.model_fields[key].annotation, each) for key, each in value}
+        return hint.model_construct(None, **inner)
+    own: dict[str, Any] = {
+        key: _section(hint.model_fields[key].annotation, inner)
+        if isinstance(inner, Part)
+        else inner
+        for key, inner in value
+        if key in hint.model_fields
+    }
     if "params" in own:
         own["params"] = dict(own["params"])
     else:
@@ -130,6 +187,18 @@ def flat(value: Any) -> Any:
 def in_precision(config: Config, dtype: Literal["auto", "fp32", "bf16", "fp16"]) -> Config:
     """The same with another `model.dtype`."""
     return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+
+
+def with_calls(config: Config, batch_size: int, micro_batch: int, shown: int) -> Config:
+    """The same with other sizes of network calls; `shown` is that of `evaluation.sampler`."""
+    sampler = config.sampler.model_copy(update={"batch_size": batch_size})
+    trainer = config.trainer.model_copy(update={"micro_batch": micro_batch})
+    evaluation = config.evaluation
+    if evaluation.sampler is not None:
+        own = evaluation.sampler.model_copy(update={"batch_size": shown})
+        evaluation = evaluation.model_copy(update={"sampler": own})
+    parts = {"sampler": sampler, "trainer": trainer, "evaluation": evaluation}
+    return config.model_copy(update=parts)
 
 
 def changed(old: Config, new: Config) -> list[str]:

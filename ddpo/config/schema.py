@@ -1,10 +1,13 @@
 """The JSON Schema of a configuration file: editors complete it and underline what is wrong."""
 
 import logging
-from typing import Any, get_args
+from typing import Any
+
+from pydantic_core import PydanticUndefined
 
 from ddpo.config import named, words
-from ddpo.config.sections import Config, Named
+from ddpo.config.parts import Named
+from ddpo.config.sections import Config
 from ddpo.errors import UserError
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -23,8 +26,10 @@ def document() -> dict[str, Any]:
     schema = words.schema_of(Config)
     for section in named.KINDS:
         if section != "eval_rewards":  # of the same model as rewards
-            hint: Any = Config.model_fields[section].annotation
-            _fit(schema, section, *(get_args(hint) or [hint]))
+            _fit(schema, section, named.section_of(section))
+    prompts = schema["properties"]["prompts"]
+    several = schema["$defs"]["Prompts"]["properties"]["sets"]["anyOf"][0]
+    schema["properties"]["prompts"] = {"anyOf": [prompts, several]}  # a list is short for `sets`
     about = "What can be set in a run of ddpo"
     return {"$schema": DIALECT, **schema, "title": "ddpo configuration", "description": about}
 
@@ -33,9 +38,13 @@ def _fit(schema: dict[str, Any], section: str, model: type[Named]) -> None:
     """Says in the section's node what can be named and, for each name, which options there are."""
     node, known = schema["$defs"][model.__name__], named.names(section)
     own, default = node["properties"], model.model_fields["name"].default
+    automatic = [] if default in (*known, PydanticUndefined) else [default]
     is_flat = own.pop("options", None) is not None
     own["name"].pop("type")
-    own["name"]["anyOf"] = [{"enum": known}, {"type": "string", "pattern": ELSEWHERE}]
+    own["name"]["anyOf"] = [
+        {"enum": [*automatic, *known]},
+        {"type": "string", "pattern": ELSEWHERE},
+    ]
     if is_flat:
         del node["additionalProperties"]  # said for each name below
     node["allOf"] = []
@@ -45,7 +54,7 @@ def _fit(schema: dict[str, Any], section: str, model: type[Named]) -> None:
         except UserError as error:
             log.warning("%s; its options are left open", error)
             continue
-        schema["$defs"] |= fitted.get("$defs", {})
+        schema["$defs"] |= fitted.pop("$defs", {})
         if is_flat:
             then = {**fitted, "properties": {**fitted["properties"], **dict.fromkeys(own, True)}}
         else:

@@ -1,24 +1,12 @@
 """What can be set, in one model a section; the strings under the fields are what --help prints."""
 
 from collections.abc import Callable
-from contextlib import suppress
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    WrapValidator,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError, WrapValidator, model_validator
 
-from ddpo.config import words, yaml_text
+from ddpo.config import words
+from ddpo.config.parts import Named, Open, Part
 from ddpo.errors import UserError
 from ddpo.plugins.python_objects import Given
 from ddpo.plugins.ranges import (
@@ -35,81 +23,29 @@ from ddpo.plugins.ranges import (
 
 REWARDS = ("rewards", "eval_rewards")
 
-NUMBERS = {bool, int, float}
-WRITTEN = {*NUMBERS, list, tuple, dict, Any}
-"""What the text of a flag may stand for, as YAML says; an option of another class gets the text."""
 
+class Taste(Open):
+    """A user's taste, which the denoiser is given attention of its own for (PPD)."""
 
-class Part(BaseModel):
-    """Options read from YAML and flags: none unknown, true is no int and 2.0 neither."""
-
-    model_config = ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
-        hint = cls.model_fields[str(info.field_name)].annotation
-        classes, leaves = _classes(hint), _classes(hint, inside=True)
-        if isinstance(value, str) and classes & WRITTEN:
-            with suppress(yaml.YAMLError):
-                yaml_text.refuse_twice("", value)
-                read = yaml.safe_load(value)
-                fits = str not in classes or type(read) in classes
-                value = read if fits and read is not None else value
-        for inner in value if isinstance(value, list | tuple) else [value]:
-            exact = type(inner) in leaves or (type(inner) is int and float in leaves)
-            if type(inner) in NUMBERS and leaves & NUMBERS and not exact:
-                raise PydanticCustomError("exact_type", "of another type")
-        return value
-
-
-def _classes(hint: Any, inside: bool = False) -> set[Any]:
-    """The classes that a type is a union of; `inside`: those of its elements in place of a list."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return {type(value) for value in args}
-    if origin is Annotated:
-        return _classes(args[0], inside)
-    if origin and not inside and origin not in (Union, UnionType):
-        return {origin}
-    return set().union(*(_classes(inner, inside) for inner in args)) if args else {hint}
-
-
-class Named(Part):
-    """A section whose `name` names a thing, and which takes the options of that."""
-
-    name: str
-
-
-def is_named(hint: Any) -> TypeGuard[type[Named]]:
-    """Whether a type is such a section."""
-    return isinstance(hint, type) and issubclass(hint, Named)
-
-
-class Open(Named):
-    """One that has these options flat beside its own, as in `{name: ddpo, clip_range: 1e-4}`."""
-
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apart(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        own = {key: value for key, value in values.items() if key in cls.model_fields}
-        others = {key: value for key, value in values.items() if key not in own}
-        return own | {"options": {**own.get("options", {}), **others}}
+    name: str  # pyright: ignore[reportIncompatibleVariableOverride]
+    """where tastes come from: one of `ddpo list tastes`"""
+    tokens: PositiveInt = 1
+    """tokens of a taste"""
+    dim: PositiveInt
+    """numbers of each: as many as where they come from has, which an error says"""
+    dropout: UnitFloat = 0.1
+    """share of the prompts that are rendered to nobody's taste: it keeps a mode without one"""
 
 
 class Model(Open):
     """The diffusion model that is fine-tuned."""
 
-    name: str = "stable_diffusion"
-    """an adapter of `ddpo list models`"""
+    name: str = "auto"
+    """a family of `ddpo list models`; auto: the one that the weights are of, by the class in their
+    model_index.json"""
     pretrained: str = "emoji"
-    """Hub name or folder of the weights; `emoji` is the small model that comes with ddpo"""
+    """Hub name or folder of the weights; `emoji` and `emoji_flow` are the small models that come
+    with ddpo"""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """precision of the network; log-probabilities and the trained weights are always fp32. auto: on
     a GPU bf16 if it has that, else fp16; on a CPU fp32, unless bf16 proves faster when the run
@@ -118,20 +54,42 @@ class Model(Open):
     """LoRA files or Hub names fused into the weights before training"""
     gradient_checkpointing: bool = False
     """less memory and more time: activations are computed again in the backward pass"""
+    compile: Literal["auto"] | bool = False
+    """compile the denoiser's repeated blocks, for rollout and update alike, which takes a minute or
+    more at the start. auto: on a GPU, for a run long enough to gain by it"""
+    taste: Taste | None = None
+    """layers for a user's taste, which are trained beside the LoRA, and where tastes come from;
+    null: none"""
 
 
 class Lora(Part):
-    """The low-rank adapter that is trained; `lora: null` trains the whole denoiser."""
+    """The low-rank adapter that is trained; `lora: null` trains the whole denoiser, or, with
+    model.taste, nothing of it."""
 
     rank: PositiveInt = 16
     """rank of the update"""
     alpha: PositiveFloat | None = None
     """the update is scaled by alpha / rank; null: alpha = rank, the only choice every program reads
     alike"""
-    target_modules: list[str] = Field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
-    """ends of the names of the denoiser's layers that get an adapter; [] with text_encoder: none"""
+    target_modules: list[str] | None = None
+    """ends of the names of the denoiser's layers that get an adapter; null: its attention, as
+    docs/models.md lists it for each family; [] with text_encoder: none"""
     text_encoder: bool = False
-    """adapt the text encoder too"""
+    """adapt the CLIP text encoders too: one of Stable Diffusion and FLUX, both of SDXL and SD 3"""
+
+
+class SdeWindow(Part):
+    """The steps that have noise; all others are deterministic, in the rollout too (MixGRPO)."""
+
+    size: PositiveInt
+    """steps inside, of those with a log-probability; sampler.num_steps: all"""
+    start: NonNegativeInt = 0
+    """the first step inside in the first iteration, counted from 0, the noisiest"""
+    stride: NonNegativeInt = 1
+    """steps by which the window moves each time; behind the last place comes the first again; 0: it
+    stays"""
+    every: PositiveInt = 25
+    """iterations after which it moves"""
 
 
 class Sampler(Open):
@@ -145,14 +103,17 @@ class Sampler(Open):
     """classifier-free guidance; 1 is none and takes half the time"""
     negative_prompt: str = ""
     """what guidance leads away from; empty: from no prompt at all"""
-    batch_size: PositiveInt = 8
-    """images a network call; sets speed and memory, never the result"""
+    batch_size: Literal["auto"] | PositiveInt = 8
+    """images a network call; sets speed and memory, never the result. auto: the most that fit,
+    found once"""
+    sde_window: SdeWindow | None = None
+    """noise, and training, in these steps alone; null: in all"""
 
 
-class Prompts(Part):
-    """The prompts of training: a named set, a file of one's own, or a data set."""
+class PromptSource(Part):
+    """One prompt set: a named one, a file of one's own, or a data set."""
 
-    name: str | None = "animals"
+    name: str | None = None
     """a set of `ddpo list prompts`"""
     path: str | None = None
     """a txt, jsonl, csv or py file; takes the place of name"""
@@ -166,9 +127,27 @@ class Prompts(Part):
     template: str | None = None
     """text around each prompt, as in "A painting of a {prompt}" """
 
+
+class WeightedPrompts(PromptSource):
+    """One set of several, and how often it is drawn."""
+
+    weight: PositiveFloat = 1.0
+    """prompts that are drawn of this set, relative to those of the others"""
+
+
+class Prompts(PromptSource):
+    """The prompts of training: a named set, a file of one's own, a data set, or several of them."""
+
+    name: str | None = "animals"
+    """a set of `ddpo list prompts`"""
+    sets: list[WeightedPrompts] | None = None
+    """several sets in the place of one, each with name, path or dataset, and a weight, by which it
+    is drawn: [{name: animals, weight: 2}, {name: activities}], which may stand in the place of the
+    whole section"""
+
     @model_validator(mode="after")
     def _one_source(self) -> "Prompts":
-        self.name = None if self.path or self.dataset else self.name
+        self.name = None if self.path or self.dataset or self.sets else self.name
         return self
 
 
@@ -211,13 +190,15 @@ class Objective(Open):
     timestep_fraction: Share = 1.0
     """random share of the denoising steps that is trained on, drawn each iteration"""
     timestep_window: tuple[NonNegativeInt, PositiveInt] | None = None
-    """[first, end): train on these steps alone, counted from 0, the noisiest; null: all"""
+    """[first, end): train on these steps alone, counted from 0, the noisiest; null: all; see
+    sampler.sde_window too, which has no noise elsewhere"""
     drop_last: NonNegativeInt = 0
     """this many steps at the end are not trained on"""
     guidance_scale: NonNegativeFloat | None = None
     """guidance in the update; null: that of the sampler, the policy that drew the images"""
     draws: PositiveInt | None = None
-    """(timestep, noise) pairs per image and pass, for rwr and dpo; null: sampler.num_steps"""
+    """(timestep, noise) pairs per image and pass, for rwr, dpo and nft; null:
+    sampler.num_steps"""
     offline: bool = False
     """learn from recorded pairs: prompts.path has columns chosen and rejected, images; rewards only
     judge"""
@@ -245,25 +226,42 @@ class Trainer(Part):
     """prompts drawn an iteration; one that is drawn twice makes two groups"""
     samples_per_prompt: PositiveInt = 8
     """images of each of them; an iteration makes prompts_per_iteration x samples_per_prompt"""
+    shared_noise: bool = False
+    """the samples of a prompt begin from one noise and differ by that of the steps, as in
+    DanceGRPO and MixGRPO; false: each has its own, as in Flow-GRPO"""
     minibatches: PositiveInt = 2
     """optimizer steps per pass; divides prompts_per_iteration, since the samples of a prompt stay
     together"""
     epochs: PositiveInt = 1
     """passes over the images of an iteration"""
-    micro_batch: PositiveInt = 16
-    """(sample, step) pairs a network call; sets speed and memory, never the result"""
+    micro_batch: Literal["auto"] | PositiveInt = 16
+    """(sample, step) pairs a network call; sets speed and memory, never the result. auto: the most
+    that fit, found once"""
+    while_sampling: Literal["auto"] | bool = "auto"
+    """collect the gradient of an iteration's first update while its images are sampled, so that it
+    scores none of them again: the same gradient, in less time. auto: with one minibatch, where the
+    objective and memory allow it"""
+    ratio_gate: Literal["auto"] | PositiveFloat = "auto"
+    """before the first update, the run stops where scoring a step again gives a ratio further from
+    1 than this. auto: a tenth of the objective's clip range, at most 0.01 and at least 1e-6 in
+    fp32, 1e-5 in half precision; a number is for a device that rounds more"""
+    decode_batch: PositiveInt | None = None
+    """images decoded and scored at a time where the reward is differentiated; null: micro_batch"""
+    optimizer: Literal["adamw", "adamw8bit", "adafactor"] = "adamw"
+    """adamw8bit keeps AdamW's averages in 8 bits, by bitsandbytes; adafactor those of rows and
+    columns alone"""
     lr: PositiveFloat = 3e-4
-    """learning rate of AdamW"""
+    """learning rate"""
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
     """cosine and linear go down to 0 at the last iteration"""
     warmup_steps: NonNegativeInt = 0
     """optimizer steps in which the learning rate rises from 0"""
     betas: tuple[UnitFloat, UnitFloat] = (0.9, 0.999)
-    """AdamW's averages of the gradient and of its square"""
+    """AdamW's averages of the gradient and of its square; adafactor has others"""
     adam_eps: PositiveFloat = 1e-8
-    """AdamW's epsilon"""
+    """AdamW's epsilon; adafactor has others"""
     weight_decay: NonNegativeFloat = 1e-4
-    """AdamW's decoupled weight decay"""
+    """decoupled weight decay"""
     max_grad_norm: PositiveFloat = 1.0
     """gradients with a larger norm are scaled down to it"""
     reward_timeout_s: PositiveFloat | None = 600.0
@@ -279,28 +277,58 @@ class Ema(Part):
     """weight of the past at each optimizer step; 0: no average is kept"""
 
 
+class Keep(Part):
+    """Which checkpoints are not deleted."""
+
+    last: PositiveInt = 3
+    """the newest ones"""
+    spaced: NonNegativeInt = 8
+    """at most so many more, evenly spaced since the start"""
+
+
 class Checkpoint(Part):
     """The state from which `--resume` goes on."""
 
     every: PositiveInt = 10
     """iterations from one checkpoint to the next; the last iteration always makes one"""
     keep_last: PositiveInt = 3
-    """older checkpoints are deleted"""
+    """older checkpoints are deleted, but for the best one and those of keep"""
+    keep: Keep | None = None
+    """takes the place of keep_last: the newest ones, and some spaced over the whole run, so that
+    where over-optimization began is still there"""
 
 
 class Evaluation(Part):
     """Base and tuned model side by side at matched seeds."""
 
-    prompts: str | None = None
-    """a held-out set judged besides the training prompts"""
+    prompts: str | list[str] | None = None
+    """a held-out set judged besides the training prompts, or several: names or files"""
     every: NonNegativeInt = 0
-    """iterations between evaluations during training; 0: only at the end"""
+    """iterations between evaluations during training, the first one before it; 0: only at the
+    end"""
     samples_per_prompt: PositiveInt = 2
     """images of each prompt"""
     num_prompts: PositiveInt | None = None
     """this many prompts of each set, from its beginning; null: all"""
     seed: Seed = 0
     """of the first picture of a set, whatever the run's own seed is; the others count up"""
+    features: NonBlank | None = None
+    """the image encoder by which diversity and the distance to the base in distribution are
+    measured: a CLIP of the Hub or open_clip's, as openai/clip-vit-large-patch14-336, or emoji;
+    null: that of the embedded world for its models, else none"""
+    best: Literal["trained", "judge", "front"] | None = None
+    """which evaluation of a training is the best one, @best and, where this is set, lora/: by the
+    trained rewards, by the judges' gain, or by the trained rewards as long as nothing shows
+    over-optimization; null: by the judges where there are any, and lora/ is the last iteration's"""
+    on_over_optimization: Literal["warn", "stop", "rollback"] = "warn"
+    """what happens when the rule of docs/evaluation.md finds it: a line in the log; the run stops;
+    or it stops and goes back to the last checkpoint before the signs"""
+    kl_pictures: NonNegativeInt = 4
+    """trajectories of each set, evenly spaced over its prompts, whose KL to the base is measured
+    when they are made; each takes two more network rows per step"""
+    sampler: Sampler | None = None
+    """how these pictures are made; what it leaves out is as in `sampler`; null: as in training, all
+    steps with their noise"""
 
 
 class Log(Part):
@@ -316,6 +344,14 @@ class Log(Part):
     """pictures in samples/ each time"""
     every: PositiveInt = 10
     """iterations from one set of pictures to the next"""
+
+
+class Parallel(Part):
+    """How processes share the work; how many there are is the launcher's to say."""
+
+    shard: bool = False
+    """keep the frozen denoiser in pieces, one on each process (FSDP2): less memory, more messages;
+    false: every process holds it whole"""
 
 
 class Config(Part):
@@ -334,12 +370,18 @@ class Config(Part):
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     log: Log = Field(default_factory=Log)
+    parallel: Parallel = Field(default_factory=Parallel)
     plugins: list[str] = Field(default_factory=list)
     """folders with rewards/ prompts/ objectives/ models/ samplers/ advantages/ of your own"""
     seed: Seed = 0
     """all randomness is a function of (seed, iteration, sample)"""
     run_dir: NonBlank = "runs/default"
     """the folder everything is written into"""
+
+    @property
+    def trains_whole(self) -> bool:
+        """Whether the denoiser itself is trained, in the place of what is added to it."""
+        return self.lora is None and self.model.taste is None
 
     def __init__(self, **values: Any) -> None:
         """Raises UserError with the place, the value and the remedy.

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from ddpo.evaluation import stats
-from ddpo.images import GUARDS
+from ddpo.media import GUARDS
 from ddpo.records import metrics
 from ddpo.rewards import short_name
 
@@ -44,10 +44,15 @@ class Run:
     matches: list[Match]
 
     @property
+    def columns(self) -> list[str]:
+        """The evaluated columns, the reference first."""
+        return self.results.get("columns") or ["base", "tuned"]
+
+    @property
     def sets(self) -> list[str]:
         """The evaluated sets, that of the training prompts first."""
         prompts = self.config["prompts"]
-        train = prompts["name"] or Path(prompts.get("dataset") or Path(prompts["path"]).stem).name
+        train = "+".join(map(_title, prompts.get("sets") or [prompts]))
         return sorted(self.results["sets"], key=lambda name: name != train)
 
     @property
@@ -55,6 +60,11 @@ class Run:
         """The evaluated rewards, without the guards."""
         names = dict.fromkeys(name for entries in self.results["sets"].values() for name in entries)
         return [name for name in names if name not in GUARDS]
+
+    @property
+    def guards(self) -> list[str]:
+        """The guards of what the model makes."""
+        return [g for g in GUARDS if any(g in m.scores[self.columns[0]] for m in self.pairs[:1])]
 
     @property
     def trained(self) -> list[str]:
@@ -66,7 +76,8 @@ class Run:
     def other_settings(self) -> str:
         """Settings in which pictures and training differ: `num_steps 2 (in training: 50)`."""
         made, own = self.results.get("config") or {}, self.config
-        used = {**made.get("sampler", {}), "dtype": made.get("model", {}).get("dtype")}
+        sampler = made.get("evaluation", {}).get("sampler") or made.get("sampler", {})
+        used = {**sampler, "dtype": made.get("model", {}).get("dtype")}
         trained = {**own.get("sampler", {}), "dtype": own.get("model", {}).get("dtype")}
         names = [
             key for key in used if key != "batch_size" and used[key] not in (None, trained.get(key))
@@ -77,8 +88,13 @@ class Run:
 
     @property
     def pairs(self) -> list[Match]:
-        """The matches that have both a base and a tuned picture."""
-        return [match for match in self.matches if {"base", "tuned"} <= match.images.keys()]
+        """The matches that have a picture in every column."""
+        return [match for match in self.matches if {*self.columns} <= match.images.keys()]
+
+
+def _title(source: Json) -> str:
+    """The name of a prompt set, as it stands in results.json."""
+    return source["name"] or Path(source.get("dataset") or Path(source["path"]).stem).name
 
 
 def name_of(term: Json) -> str:
@@ -102,7 +118,8 @@ def read(folder: Path) -> Run:
                 key: math.nan if v is None else v for key, v in found.items()
             },
         )
-    config = yaml.safe_load((folder / "config.yaml").read_bytes())
+    settings = folder / "config.yaml"  # which only a run has
+    config = yaml.safe_load(settings.read_bytes()) if settings.is_file() else results["config"]
     return Run(
         folder, config, metrics.read(folder / "metrics.jsonl"), results, list(found.values())
     )
@@ -141,6 +158,8 @@ def _words(entry: Json) -> Json:
 
 def verdict(difference: Json) -> str:
     """`rose` or `fell` where the interval leaves out 0, else `no clear change`."""
+    if math.isnan(difference["low"] or 0):
+        return "no interval"
     if (difference["low"] or 0) > 0:
         return "rose"
     return "fell" if (difference["high"] or 0) < 0 else "no clear change"
@@ -160,20 +179,74 @@ def select(matches: Sequence[Match], set_name: str, count: int) -> list[Match]:
 
 
 def rows(run: Run) -> list[Json]:
-    """The table of all sets and rewards; `heldout` is every set but the first."""
+    """The table of all sets, rewards and columns; `heldout` is every set but the first."""
     return [
         {
             "set": name,
             "reward": reward,
+            "column": column,
             "trained": reward in run.trained,
             "heldout": number > 0,
-            "sentence": sentence(name, reward, entry),
-            **_words(entry),
+            "sentence": sentence(name, reward, pair),
+            **_words(pair),
         }
         for number, name in enumerate(run.sets)
         for reward, entry in run.results["sets"][name].items()
         if reward not in GUARDS
+        for column, pair in pairs_of(entry, run.columns)
     ]
+
+
+def pairs_of(entry: Json, columns: Sequence[str]) -> list[tuple[str, Json]]:
+    """Each column beside the reference as an entry of two columns, `base` and `tuned`."""
+    reference, *others = columns
+    return [
+        (column, {"base": entry[reference], "tuned": entry[column], **_compared(entry, column)})
+        for column in others
+        if reference in entry and column in entry
+    ]
+
+
+def _compared(entry: Json, column: str) -> Json:
+    """The comparison of a column; before there were many of them it stood beside the two."""
+    own = entry[column] if "difference" in entry[column] else entry
+    return {key: own[key] for key in ("difference", "win_rate")}
+
+
+def alone(run: Run) -> list[Json]:
+    """The table of an evaluation of one column, which is compared with nothing."""
+    if len(run.columns) != 1:
+        return []
+    (column,) = run.columns
+    found = []
+    for name in run.sets:
+        for score, entry in run.results["sets"][name].items():
+            if score not in GUARDS and column in entry:
+                own, digits = entry[column], _digits_of(entry[column]["se"])
+                mean, error = (_number(own[key], digits) for key in ("mean", "se"))
+                found.append(
+                    {"set": name, "score": score, "mean": mean, "se": error, "n": own["n"]}
+                )
+    return found
+
+
+def tasks(run: Run) -> list[Json]:
+    """By set, score and kind of prompts each column's mean, and last the mean over the kinds.
+
+    The mean over tasks is GenEval's overall score. Guards are left out.
+    """
+    found = []
+    for name, scores in run.results.get("tasks", {}).items():
+        for score in (score for score in scores if score not in GUARDS):
+            each, means = scores[score]["each"], scores[score]["mean"]
+            lines = [
+                (task, {c: entry[c]["mean"] for c in run.columns}) for task, entry in each.items()
+            ]
+            found += [
+                {"set": name, "score": score, "task": task, "means": own, "overall": own is means}
+                for task, own in [*lines, ("mean over tasks", means)]
+            ]
+    return found
 
 
 def signs(run: Run) -> list[Json]:
@@ -186,13 +259,12 @@ def signs(run: Run) -> list[Json]:
             lost = row["trained"] and row["reward"] in gained and row["verdict"] != "rose"
             text, alert = row["sentence"].partition(" (")[0], row["verdict"] == "fell" or lost
             found.append({"kind": kind, "text": text, "note": row["verdict"], "alert": alert})
-    for name in GUARDS:
-        columns = [
-            np.array([m.scores[c][name] for m in run.pairs], float) for c in ("base", "tuned")
-        ]
+    for name in run.guards if len(run.columns) > 1 else ():
+        columns = [np.array([m.scores[c][name] for m in run.pairs], float) for c in run.columns[:2]]
         base, tuned = (stats.summary(column)["mean"] for column in columns)
         change = (tuned - base) / base if base else math.nan
-        digits = _digits(stats.paired(*columns))
+        before, after = columns
+        digits = _digits(stats.paired(before, after, [m.prompt for m in run.pairs]))
         if not math.isnan(change):
             text = f"{name}: {_number(base, digits)} -> {_number(tuned, digits)}"
             note, alert = _number(100 * change, 0, "+", " %"), abs(change) >= GUARD_ALERT
@@ -202,7 +274,11 @@ def signs(run: Run) -> list[Json]:
 
 def _digits(difference: Json) -> int:
     """Decimals that give an interval two significant digits: 0.52 to 0.66, 12 to 15."""
-    width = difference["high"] - difference["low"]
+    return _digits_of(difference["high"] - difference["low"])
+
+
+def _digits_of(width: float) -> int:
+    """Decimals that give a width two significant digits; NaN: there is none."""
     return min(6, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 3
 
 

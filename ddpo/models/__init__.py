@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ddpo import plugins
+from ddpo.media import Medium
+from ddpo.models._shared.families import EMBEDDED as EMBEDDED
 from ddpo.prompts import Prompt
-from ddpo.samplers import NoiseSchedule
 
 __path__ = [*__path__, *plugins.folders("models")[1:]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,8 +40,11 @@ class Policy(Protocol):
 
     N is any number of (sample, step) pairs.
 
-    latent_shape   (C, H, W)
-    image_size     height and width of its pictures, in pixels
+    medium         what it makes: how that is shown, guarded, written and read
+    latent_shape   of a state: (C, H, W), or (L,) letters
+    latent_dtype   of a state: fp32, or int64 where it is letter numbers
+    image_size     (height, width) of its pictures in pixels; one number where they are square, 0
+                   where it makes none
     half_precision whether the network computes in bf16 or fp16
     modules        all its networks, trained or not: for counting what they take
     snapshots      values of the trained parameters by the name under which `weights` puts them in
@@ -48,15 +52,17 @@ class Policy(Protocol):
     """
 
     device: torch.device
-    latent_shape: tuple[int, int, int]
-    image_size: int
+    medium: Medium
+    latent_shape: tuple[int, ...]
+    latent_dtype: torch.dtype
+    image_size: int | tuple[int, int]
     half_precision: bool
     modules: Sequence[torch.nn.Module]
     snapshots: dict[str, Mapping[str, Tensor]]
 
     @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise levels of its training.
+    def schedule(self) -> Any:
+        """A `NoiseSchedule`, the noise levels of its training, or a `MaskSchedule` of letters.
 
         Raises UserError where steps on them have no density.
         """
@@ -77,23 +83,29 @@ class Policy(Protocol):
 
     def predict(
         self,
-        latents: Float[Tensor, "N C H W"],
-        timesteps: Int[Tensor, " N"],
+        latents: Shaped[Tensor, "N *state"],
+        timesteps: Shaped[Tensor, " N"],
         condition: Any,
         guidance_scale: float,
-    ) -> Float[Tensor, "N C H W"]:
-        """The network's output under guidance, in fp32.
+    ) -> Float[Tensor, "N *output"]:
+        """The network's output under guidance, in fp32: one of the latents' shape, or (N, L, A)
+        log-probabilities of letters.
+
+        Timesteps are those of the schedule: whole numbers, or of a rectified flow any in [0, N].
 
         The arithmetic is the same with and without gradients.
         """
         ...
 
-    def encode(self, images: Float[Tensor, "N 3 height width"]) -> Float[Tensor, "N C H W"]:
-        """Latents of pictures in [0, 1]: the mode of the autoencoder's posterior, fp32."""
+    def encode(self, images: Float[Tensor, "N *sample"]) -> Shaped[Tensor, "N *state"]:
+        """The last states of samples: of pictures, the mode of the autoencoder's posterior."""
         ...
 
-    def decode(self, latents: Float[Tensor, "N C H W"]) -> Float[Tensor, "N 3 height width"]:
-        """Pictures in [0, 1], fp32; with a gradient if one is enabled."""
+    def decode(self, latents: Shaped[Tensor, "N *state"]) -> Float[Tensor, "N *sample"]:
+        """The samples of last states, as the medium has them, fp32.
+
+        Pictures have a gradient if one is enabled.
+        """
         ...
 
     def weights(self, name: str) -> AbstractContextManager[None]:
@@ -105,13 +117,16 @@ class Policy(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write what was trained in the format that diffusers loads."""
+        """Write what was trained in the format that diffusers, or peft, loads."""
         ...
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Pictures that compare an export with the run: DDIM of each prompt, noise from its key."""
+    """Samples that compare an export with the run: of each prompt, with noise from its key.
+
+    Pictures are drawn by DDIM with `eta`, or by Euler's method along a rectified flow.
+    """
 
     prompts: Sequence[Prompt]
     keys: Sequence[tuple[int, ...]]
@@ -122,7 +137,14 @@ class Trial:
 
 
 class Exportable(Protocol):
-    """What a policy has besides, so that `ddpo export` can write it for other programs."""
+    """What a policy has besides, so that `ddpo export` can write it for other programs.
+
+    reader         the programs that read the files back
+    trial_sampler  the sampler of the trial, which those programs have too
+    """
+
+    reader: str
+    trial_sampler: str
 
     def check_format(self, file_format: str) -> None:
         """Raises UserError for a format that is unknown, or cannot hold what was trained."""
@@ -134,8 +156,8 @@ class Exportable(Protocol):
 
     def read_back(
         self, file_format: str, folder: Path, pretrained: str, trial: Trial
-    ) -> tuple[Float[Tensor, "B 3 height width"], dict[str, Tensor]]:
-        """The trial's pictures and all merged weights, by means that know nothing of this code."""
+    ) -> tuple[Float[Tensor, "B *sample"], dict[str, Tensor]]:
+        """The trial's samples and all merged weights, by means that know nothing of this code."""
         ...
 
     def merged_weights(self) -> dict[str, Tensor]:

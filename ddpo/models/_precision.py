@@ -59,7 +59,9 @@ def timed(policies: Sequence[Policy]) -> list[float]:
 
 
 def _pass(policy: Policy) -> None:
-    latents = torch.zeros(ROWS, *policy.latent_shape, device=policy.device)
+    latents = torch.zeros(
+        ROWS, *policy.latent_shape, dtype=policy.latent_dtype, device=policy.device
+    )
     timesteps = torch.zeros(ROWS, dtype=torch.long, device=policy.device)
     condition = policy.condition([Prompt("")] * ROWS)
     policy.predict(latents, timesteps, condition, 1.0).sum().backward()

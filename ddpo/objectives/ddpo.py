@@ -6,7 +6,7 @@ from torch import Tensor, maximum
 from ddpo.objectives import Batch, PositiveFloat, declare
 
 
-@declare(separable=True, trust_region="clip_range")
+@declare(separable=True, uniform_over_steps=True, follows_advantage=True, trust_region="clip_range")
 def ddpo(
     logp: Float[Tensor, "B T"], batch: Batch, *, clip_range: PositiveFloat = 1e-4
 ) -> Float[Tensor, ""]:

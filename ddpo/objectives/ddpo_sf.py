@@ -6,7 +6,7 @@ from torch import Tensor
 from ddpo.objectives import Batch, declare
 
 
-@declare(separable=True, on_policy=True)
+@declare(separable=True, uniform_over_steps=True, follows_advantage=True, on_policy=True)
 def ddpo_sf(logp: Float[Tensor, "B T"], batch: Batch) -> Float[Tensor, ""]:
     """DDPO, score function: one update a rollout, without ratios (arXiv 2305.13301).
 

@@ -7,7 +7,7 @@ from torch import Tensor, maximum
 from ddpo.objectives import AtLeastOne, Batch, NonNegativeFloat, PositiveFloat, declare
 
 
-@declare(needs=("logp_ref",), compares=True, trust_region="clip_range")
+@declare(uniform_over_steps=True, needs=("logp_ref",), compares=True, trust_region="clip_range")
 def p3o(
     logp: Float[Tensor, "B T"],
     batch: Batch,

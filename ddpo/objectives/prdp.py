@@ -6,7 +6,7 @@ from torch import Tensor, maximum
 from ddpo.objectives import Batch, PositiveFloat, declare
 
 
-@declare(needs=("logp_ref",), compares=True, trust_region="clip_range")
+@declare(uniform_over_steps=True, needs=("logp_ref",), compares=True, trust_region="clip_range")
 def prdp(
     logp: Float[Tensor, "B T"],
     batch: Batch,

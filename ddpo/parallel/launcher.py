@@ -32,9 +32,9 @@ def check(dtype: str, environment: Mapping[str, str] = os.environ) -> None:
     for variable, (what, name) in SHARDING.items():
         if environment.get(variable, "").lower() in ("1", "true", "yes", "on", "y", "t"):
             raise UserError(
-                f"{variable}: accelerate's configuration asks for {what}, which ddpo does not do: "
-                "every process holds the whole model; "
+                f"{variable}: accelerate's configuration asks for {what}, which ddpo does not do; "
                 f"take distributed_type MULTI_GPU, without {name}"
+                + ("; parallel.shard: true shares the denoiser" if "FSDP" in what else "")
             )
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision != "no" and PRECISIONS.get(precision) != dtype:
@@ -48,7 +48,7 @@ def check(dtype: str, environment: Mapping[str, str] = os.environ) -> None:
     if compiler != "no":
         raise UserError(
             "ACCELERATE_DYNAMO_BACKEND: accelerate's configuration asks for torch.compile with "
-            f"{compiler}, which ddpo does not do; take dynamo_backend NO"
+            f"{compiler}; that is model.compile here; take dynamo_backend NO"
         )
     steps = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps != "1":

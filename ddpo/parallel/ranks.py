@@ -4,7 +4,8 @@ Everything works in one process without any setting up; under accelerate or torc
 the ranks.
 """
 
-from collections.abc import Iterator, Sequence
+import atexit
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -23,6 +24,9 @@ Item = TypeVar("Item")
 SHARED = {"UserError": UserError, "Stopped": Stopped, "OSError": OSError}
 """The errors that keep their kind on their way to the other ranks; any other is a defect, Told."""
 
+before_waiting: list[Callable[[], None]] = []
+"""What this rank does before it waits for the others: `lockstep` serves their calls."""
+
 PATIENCE = timedelta(days=365)
 """How long a rank waits in `gather` for one that is still alive: whatever that one has to do."""
 
@@ -39,19 +43,30 @@ def state() -> PartialState:
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     process = PartialState(cpu=on_cpu)
     if process.num_processes > 1:
-        _words()
+        words()
     return process
 
 
 @cache
-def _words() -> dist.ProcessGroup:
+def words() -> dist.ProcessGroup:
     """The group in which ranks pass objects: over sockets, not the gradients' (NCCL on GPUs).
 
     The gradients' group gives up after its timeout (10 minutes with NCCL), however busy the missing
     rank is. This one waits as long as the other lives, and notices at once when it dies: its socket
     closes. Made where ranks have just met, by the first call of `state`.
     """
+    atexit.register(_part)
     return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
+
+
+def _part() -> None:
+    """Takes the process groups down, before the interpreter does so in any order.
+
+    Without it one process in five aborts at its end, its work done, and the launcher calls the run
+    failed: gloo's threads are still running when their owner is destroyed (torch 2.14).
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def share(count: int, rank: int, world: int) -> range:
@@ -69,9 +84,10 @@ def gather(items: Sequence[Item]) -> list[Item]:
     """
     if state().num_processes == 1:
         return list(items)
+    _prepare()
     by_rank: list[list[Item]] = [[] for _ in range(state().num_processes)]
-    with _talk():
-        dist.all_gather_object(by_rank, list(items), group=_words())
+    with talk():
+        dist.all_gather_object(by_rank, list(items), group=words())
     return [item for each in by_rank for item in each]
 
 
@@ -83,8 +99,9 @@ def sum_(tensors: Sequence[Tensor]) -> None:
     """
     if state().num_processes == 1 or not tensors:
         return
+    _prepare()
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    with _talk():
+    with talk():
         dist.all_reduce(flat)
     for tensor, total in zip(
         tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
@@ -96,11 +113,17 @@ def agree(value: Tensor) -> bool:
     """Whether a tensor is the same, bit for bit, on every rank."""
     if state().num_processes == 1:
         return True
+    _prepare()
     low, high = value.clone(), value.clone()
-    with _talk():
+    with talk():
         dist.all_reduce(low, dist.ReduceOp.MIN)
         dist.all_reduce(high, dist.ReduceOp.MAX)
     return bool((low == high).all())
+
+
+def _prepare() -> None:
+    for prepare in before_waiting:
+        prepare()
 
 
 @contextmanager
@@ -134,11 +157,13 @@ def together() -> Iterator[None]:
 
 
 @contextmanager
-def _talk() -> Iterator[None]:
+def talk() -> Iterator[None]:
     """A collective that fails has lost a partner; the backends say so with a RuntimeError."""
     try:
         yield
     except RuntimeError as error:
+        if dist.get_backend() == "nccl":  # to take its groups down is to wait for the one lost
+            atexit.unregister(_part)
         raise Lost(
             f"lost another process of this run ({' '.join(str(error).split())[:100]})"
         ) from error

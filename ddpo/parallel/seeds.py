@@ -9,7 +9,8 @@ import torch
 class Purpose(IntEnum):
     """First number of every key, so that no two uses share a stream."""
 
-    NOISE, PROMPTS, MINIBATCHES, GLOBAL, EVALUATION, DENOISING, TIMESTEPS = range(1, 8)
+    NOISE, PROMPTS, MINIBATCHES, GLOBAL, EVALUATION, DENOISING, TIMESTEPS, START = range(1, 9)
+    VARIATIONS = 9
 
 
 def generator(*key: int) -> torch.Generator:

@@ -20,6 +20,7 @@ class Sizes:
     minibatches            optimizer steps per pass; divides prompts_per_iteration
     epochs                 passes over the samples
     micro_batch            (sample, column) pairs per network call
+    decode_batch           images that are decoded with a graph at a time; None: a micro-batch
     """
 
     prompts_per_iteration: int
@@ -27,6 +28,7 @@ class Sizes:
     minibatches: int = 1
     epochs: int = 1
     micro_batch: int = 16
+    decode_batch: int | None = None
 
     @property
     def images(self) -> int:

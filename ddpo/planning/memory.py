@@ -1,75 +1,22 @@
-"""What memory a computation needs, counted on tensors that have sizes and no content."""
+"""What memory a run needs, counted on tensors that have sizes and no content."""
 
-import gc
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import ceil
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
-from ddpo.models._conditions import CACHE_BYTES
-from ddpo.planning import memory
+from ddpo.building import build, sharding
+from ddpo.models._shared.conditions import CACHE_BYTES
+from ddpo.objectives import Replay
+from ddpo.planning import imaginary
 from ddpo.planning.plan import Plan
 from ddpo.prompts import Prompt
+from ddpo.rollout.replay import by_parts, unroll
 
-imaginary = FakeTensorMode(allow_non_fake_inputs=True)
-"""Within it, operations give tensors without content, those of real tensors too."""
-
-
-class Alive(TorchDispatchMode):
-    """Within it, counts the bytes of the tensors that operations make.
-
-    Those that are still alive are `now`, the most at one time is `peak`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = self.now = 0
-        self._sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in () if func.is_view else tree_iter(made):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        return made
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = storage.nbytes()
-            self.now += self._sizes[key]
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        self.now -= self._sizes.pop(key)
-
-
-def peak_bytes(compute: Callable[[], object]) -> int:
-    """The most that the tensors made by `compute` take at one time.
-
-    Tensors made before it are not counted.
-
-    Exact for what torch allocates tensor by tensor; the scratch space inside a kernel is not in it.
-    """
-    with imaginary, Alive() as alive:
-        compute()
-    return alive.peak
-
-
-def kept_bytes(compute: Callable[[], object]) -> int:
-    """What of the tensors made by `compute` is still alive when it has returned."""
-    with imaginary, Alive() as alive:
-        compute()
-        gc.collect()
-    return alive.now
-
+FEW_STEPS = 4
+"""Steps of a replay that are gone through; what more of them take follows from these."""
 
 HEAP = 1.4
 """On a CPU the C library's heap holds more than what is alive in it: up to 1.4 times as much,
@@ -86,65 +33,192 @@ def footprint(plan: Plan) -> dict[str, int]:
 
     The process with the largest share counts.
 
-    weights, training       frozen weights; trained ones with AdamW's two averages, and the EMA's
+    weights, training       frozen weights; trained ones with what the optimizer keeps of them, the
+                            EMA's and the old policy's
+    offloaded               frozen networks that come to a GPU only to compute
     latents, images         what the sampled chunks leave behind; with a KL, the reference's means
                             too
     sampling, decoding, update      the peak within a call of each kind; an update's has the
-                                    gradients
-    working, peak           the most of the last five at one time, and all together
+                                    gradients, and that of a replay its pictures without the reward
+    gradients               of each image, where they are collected while it is sampled
+    visiting                the largest network that comes to a GPU, with what is there beside it
+    working, peak           the most of these at one time, and all together; on a CPU nothing visits
     embeddings              of prompts, kept in the main memory, which the peak leaves out
     """
     policy, settings = plan.policy, plan.settings
-    trainer, whole, chunk = settings.trainer, settings.lora is None, settings.sampler.batch_size
+    whole, chunk = settings.trains_whole, int(settings.sampler.batch_size)
     trained = sum(parameter.nbytes for parameter in policy.parameters().values())
-    networks = {id(p): p.nbytes for module in policy.modules for p in module.parameters()}
-    frozen = sum(networks.values()) - trained
-    share = ceil(trainer.prompts_per_iteration / plan.processes) * trainer.samples_per_prompt
-    stored = ceil(share / chunk) * chunk
-    kept = plan.steps[0] * (1 + ("kl" in plan.objective.needs)) + 1
+    frozen = _bytes(policy.modules) - trained - getattr(policy, "saved_bytes", 0)
+    offloaded = getattr(policy, "offloaded", [])
+    share = share_of(plan)
+    stored = stored_images(plan, chunk)
     with torch.no_grad():
-        embedding = memory.kept_bytes(lambda: policy.condition([Prompt("fox")], None))
-    with memory.imaginary, torch.no_grad():
-        a_latent, an_image = _noise(plan, 1).nbytes, policy.decode(_noise(plan, 1)).nbytes
+        embedding = imaginary.kept_bytes(lambda: policy.condition([Prompt("fox")], None))
+    with imaginary.tensors, torch.no_grad():
+        a_latent, an_image = states(plan, 1).nbytes, policy.decode(states(plan, 1)).nbytes
+        an_output = _output(plan, 1, plan.guidance).nbytes
+    outputs = an_output * len({"kl", "kl_old"} & set(plan.objective.needs))
+    copies = 1 + bool(settings.ema.decay) + (plan.objective.old_policy is not None)
     sizes = {
-        "weights": frozen + trained * whole,
-        "training": trained * (3 + bool(settings.ema.decay)),
-        "latents": stored * kept * a_latent,
+        "weights": frozen + trained * whole - _bytes(offloaded) - _elsewhere(plan),
+        "offloaded": _bytes(offloaded),
+        "training": trained * copies + _averages(plan),
+        "latents": stored * ((plan.steps[0] + 1) * a_latent + plan.steps[0] * outputs),
         "images": stored * an_image,
         "embeddings": min(CACHE_BYTES, _prompts_drawn(plan) * embedding),
-        "sampling": memory.peak_bytes(lambda: _call(plan, chunk, False)),
-        "decoding": memory.peak_bytes(lambda: torch.no_grad()(policy.decode)(_noise(plan, chunk))),
-        "update": memory.peak_bytes(lambda: _call(plan, trainer.micro_batch, True)),
+        "gradients": plan.collects * share * trained,
+        "sampling": imaginary.peak_bytes(lambda: _call(plan, chunk, plan.collects)),
+        "decoding": imaginary.peak_bytes(lambda: _decode(plan, chunk)),
+        "update": _update(plan),
     }
+    return {**sizes, **totals(plan, sizes)}
+
+
+def _elsewhere(plan: Plan) -> int:
+    """Bytes of the denoiser's frozen weights that lie on other processes: `parallel.shard`.
+
+    What belongs to no block stays gathered, and two blocks are there at a time: one computes while
+    the next one comes.
+    """
+    if not plan.settings.parallel.shard:
+        return 0
+    network = plan.policy.network
+
+    def frozen(module: torch.nn.Module) -> int:
+        return sum(p.nbytes for p in module.parameters() if not p.requires_grad)
+
+    parts = [frozen(block) for block in sharding.blocks(network)]
+    away = 1 - 1 / plan.processes
+    return max(0, round(sum(parts) * away) - 2 * max(parts))
+
+
+def totals(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
+    """`working`, `visiting` and `peak` of a footprint's other numbers."""
     # while the chunks' latents are joined they are there twice
     sampled = sizes["images"] + max(sizes["sampling"], sizes["decoding"], sizes["latents"])
-    sizes["working"] = sizes["latents"] + max(sampled, sizes["update"])
-    return {**sizes, "peak": sizes["weights"] + sizes["training"] + sizes["working"]}
+    kept = sizes["latents"] + sizes["gradients"]
+    found = {"working": kept + max(sampled, sizes["update"])}
+    offloaded = getattr(plan.policy, "offloaded", [])
+    visits = [_bytes([module]) for module in offloaded]
+    if offloaded:  # the autoencoder is one of them; text encoders come one after the other
+        decoding = sizes["images"] + sizes["decoding"] + visits[-1]
+        found["visiting"] = kept + max(decoding, *visits)
+    kept_here = sizes["weights"] + sizes["training"]
+    return {**found, "peak": kept_here + max(found["working"], found.get("visiting", 0))}
 
 
-def _noise(plan: Plan, rows: int) -> Tensor:
-    return torch.empty(rows, *plan.policy.latent_shape)
+def share_of(plan: Plan) -> int:
+    """Images of the process that samples most."""
+    sizes = plan.sizes
+    return ceil(sizes.prompts_per_iteration / plan.processes) * sizes.samples_per_prompt
+
+
+def stored_images(plan: Plan, chunk: int) -> int:
+    """Images that are kept, with the last chunk's padding."""
+    return ceil(share_of(plan) / chunk) * chunk
+
+
+def _bytes(modules: Iterable[torch.nn.Module]) -> int:
+    """Of the parameters and buffers, each once."""
+    tensors = (t for module in modules for t in [*module.parameters(), *module.buffers()])
+    return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
+
+
+SMALL_FOR_8_BITS = 4096
+"""Parameters with fewer numbers have their averages in fp32."""
+
+
+def _averages(plan: Plan) -> int:
+    """What the optimizer keeps: two averages like the weights; in 8 bits; or by row and column."""
+    parameters, kind = list(plan.policy.parameters().values()), plan.settings.trainer.optimizer
+    if kind == "adafactor":
+        return sum(
+            4 * (p.numel() // p.shape[-1] + p.numel() // p.shape[-2]) if p.dim() > 1 else p.nbytes
+            for p in parameters
+        )
+    if kind == "adamw8bit":
+        # a scale in fp32 for each 256 numbers
+        large = [p.numel() for p in parameters if p.numel() >= SMALL_FOR_8_BITS]
+        small = sum(8 * p.numel() for p in parameters if p.numel() < SMALL_FOR_8_BITS)
+        return sum(2 * (count + 4 * ceil(count / 256)) for count in large) + small
+    return 2 * sum(p.nbytes for p in parameters)
+
+
+def states(plan: Plan, rows: int) -> Tensor:
+    return torch.zeros(rows, *plan.policy.latent_shape, dtype=plan.policy.latent_dtype)
+
+
+def _output(plan: Plan, rows: int, scale: float, prompts: Sequence[Prompt] = ()) -> Tensor:
+    policy, sampler = plan.policy, plan.settings.sampler
+    timesteps = torch.zeros(rows, dtype=torch.long)
+    negative = None if scale == 1 else sampler.negative_prompt
+    condition = policy.condition(prompts or [Prompt("fox")] * rows, negative)
+    return policy.predict(states(plan, rows), timesteps, condition, scale)
+
+
+@torch.no_grad()
+def _decode(plan: Plan, rows: int) -> None:
+    plan.policy.decode(states(plan, rows))
 
 
 def _call(plan: Plan, rows: int, grad: bool) -> None:
     """A call of the denoiser: of a rollout, or with `grad` of an update and its backward pass."""
-    policy, sampler = plan.policy, plan.settings.sampler
     pairs = plan.samples * plan.steps[2]
     prompts = [Prompt(str(i // pairs if grad else i // plan.samples)) for i in range(rows)]
-    timesteps = torch.zeros(rows, dtype=torch.long)
-    scale = plan.guidance if grad else sampler.guidance_scale
-
-    def output() -> Tensor:
-        condition = policy.condition(prompts, None if scale == 1 else sampler.negative_prompt)
-        return policy.predict(_noise(plan, rows), timesteps, condition, scale)
-
+    scale = plan.guidance if grad else plan.settings.sampler.guidance_scale
     with torch.set_grad_enabled(grad):
-        result = output()
-        if grad and "errors_ref" in plan.objective.needs:
+        result = _output(plan, rows, scale, prompts)
+        if grad and {"errors_ref", "errors_old"} & set(plan.objective.needs):
             with torch.no_grad():
-                output()
+                _output(plan, rows, scale, prompts)
     if grad:
         result.sum().backward()
+
+
+def _update(plan: Plan) -> int:
+    """The peak within a call of an update with its backward pass; of a replay, its longest.
+
+    Where the only update's gradient is collected while sampling, pairs are scored without one, to
+    measure ratios.
+    """
+    replay = plan.objective.pathwise
+    if replay is None:
+        learns = not (plan.collects and plan.sizes.updates == 1)
+        return imaginary.peak_bytes(lambda: _call(plan, plan.sizes.micro_batch, learns))
+    steps = replay.taken(replay.last_steps[1])
+    if steps <= FEW_STEPS:
+        return imaginary.peak_bytes(_replay(plan, replay, replay.last_steps[1]))
+    # of each step more only its state is kept, since it is computed again in the backward pass
+    few = FEW_STEPS - 1, FEW_STEPS
+    less, more = (imaginary.peak_bytes(_replay(plan, replay, count)) for count in few)
+    return more + (steps - FEW_STEPS) * (more - less)
+
+
+def _replay(plan: Plan, replay: Replay, steps: int) -> Callable[[], None]:
+    """A replay of so many steps, its pictures, and the backward pass."""
+    policy, rows = plan.policy, plan.sizes.micro_batch
+    # the steps' tables need contents
+    sampler = replace(build.sampler(plan.settings, policy), guidance_scale=plan.guidance)
+    sampler = replace(sampler, steps=sampler.steps.relaxed(*replay.relaxed))
+    prompts = [Prompt(str(i // (plan.samples * replay.columns))) for i in range(rows)]
+    shape = steps, *sampler.steps.noise_shape(policy.latent_shape)
+    size, reference = plan.sizes.decode_batch or rows, "kl" in plan.objective.needs
+
+    def update() -> None:
+        noise = torch.empty(rows, *shape)
+        unrolled = unroll(
+            policy,
+            sampler,
+            prompts,
+            states(plan, rows),
+            noise,
+            reference=reference,
+            to_x0=replay.to_x0,
+        )
+        means = by_parts(lambda x0: policy.decode(x0).flatten(1).mean(1), size, unrolled.x0)
+        (means.sum() if unrolled.kl is None else (means + unrolled.kl).sum()).backward()
+
+    return update
 
 
 def _prompts_drawn(plan: Plan) -> int:
@@ -155,5 +229,6 @@ def _prompts_drawn(plan: Plan) -> int:
 
 def on_cpu(footprint: Mapping[str, int], interpreter: float) -> float:
     """Peak resident bytes of a process on a CPU, given what it takes before a model is there."""
-    held = footprint["peak"] + footprint["embeddings"]
+    parts = ("weights", "offloaded", "training", "working", "embeddings")
+    held = sum(footprint[part] for part in parts)
     return interpreter + FIRST_CALLS + held + (HEAP - 1) * footprint["working"]

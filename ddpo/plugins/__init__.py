@@ -23,7 +23,7 @@ from ddpo.plugins import python_objects
 PROMPT_SUFFIXES = (".txt", ".jsonl", ".csv", ".py")
 """What a prompt file may be; `ddpo.prompts` reads them."""
 
-USER_KINDS = ("rewards", "prompts", "objectives", "models", "samplers", "advantages")
+USER_KINDS = ("rewards", "prompts", "objectives", "models", "samplers", "advantages", "tastes")
 SUFFIXES = {
     **dict.fromkeys(USER_KINDS, (".py",)),
     "prompts": PROMPT_SUFFIXES,
@@ -37,7 +37,7 @@ HERE = Path(__file__).parents[1]
 
 def folders(kind: str) -> list[str]:
     """The folders that hold files of this kind, without repetition: ours first, then the users'."""
-    if kind in ("objectives", "models", "samplers", "advantages"):
+    if kind in ("objectives", "models", "samplers", "advantages", "tastes"):
         ours = HERE / kind
     else:
         bundled = HERE / "bundled" / kind  # in a wheel; in a checkout they stand beside ddpo/

@@ -111,13 +111,21 @@ def find(run_dir: Path, wanted: str = "last") -> Path:
     return there[name]
 
 
-def keep(run_dir: Path, last: int, best: int | None = None) -> None:
-    """Delete all but the `last` newest checkpoints and the one of iteration `best`.
+def keep(
+    run_dir: Path, last: int, best: int | None = None, spaced: int = 0, every: int = 1
+) -> None:
+    """Delete all but the `last` newest checkpoints, the one of iteration `best` and `spaced` more.
 
-    What kills have left goes, too.
+    These are at multiples of `every` times a power of two, the smallest with which they are not
+    more: what is kept later was kept before. What kills have left goes, too.
     """
-    for folder in all_of(run_dir)[:-last]:
-        if int(folder.name) != best:
+    folders = all_of(run_dir)
+    stride, newest = every, max((int(folder.name) for folder in folders), default=0)
+    while spaced and newest // stride > spaced:
+        stride *= 2
+    for folder in folders[:-last]:
+        iteration = int(folder.name)
+        if iteration != best and not (spaced and iteration % stride == 0):
             shutil.rmtree(folder)
     for folder in (run_dir / "checkpoints").glob(".*.writing"):
         shutil.rmtree(folder)
@@ -128,7 +136,7 @@ def optimizer_tensors(
 ) -> dict[str, Tensor]:
     """An optimizer's state by its parameters' names: `exp_avg/unet.conv_in.weight`."""
     return {
-        f"{key}/{name}": value
+        f"{key}/{name}": torch.as_tensor(value)  # some count their steps in plain numbers
         for name, parameter in parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
@@ -142,7 +150,11 @@ def restore_optimizer(
     for flat, value in tensors.items():
         key, name = flat.split("/", 1)
         parameter = parameters[name]
-        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        if key != "step":
+            value = value.to(parameter.device)
+        elif not value.is_floating_point():
+            value = int(value)
+        optimizer.state[parameter][key] = value
 
 
 def restore_parameters(parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,8 @@ METRICS = {
     "gated/<name>": "share of the images outside the gate of one reward",
     "loss": "the objective's loss, mean over the iteration's optimizer steps",
     "ratio/mean": (
-        "mean of exp(logp_new - logp_old) over all pairs scored in the iteration's updates; near 1"
+        "mean of exp(logp_new - logp_old) over all pairs scored in the iteration's updates, or "
+        "over a few where the gradient was collected while sampling; near 1"
     ),
     "ratio/max_dev": (
         "largest |ratio - 1| among them; with one update per iteration at most 1e-6 in fp32"
@@ -37,13 +38,22 @@ METRICS = {
     "skipped_steps": (
         "optimizer steps left out because loss or gradient was not finite; should be 0"
     ),
+    "left_out": (
+        "share of the samples with a reward whose advantage is 0, which the update leaves out "
+        "where no gradient comes from them; a rise means that rewards tell images apart no more"
+    ),
     "guard/brightness": "mean brightness of the images, 0 to 1",
     "guard/saturation": "mean saturation, 0 to 1",
     "guard/edge_density": (
         "share of pixels on an edge; a fall under a compression reward means blank pictures"
     ),
     "guard/color_entropy": "entropy of the color histogram; a fall means fewer colors",
-    "eval/<name>": "mean of a reward over the evaluation prompts at fixed seeds",
+    "guard/gc_content": "share of G and C in sequences, 0 to 1",
+    "guard/longest_run": "letters of the longest run of one letter; a rise means poly-A",
+    "guard/entropy": "entropy of a sequence's letters in bits; a fall means fewer kinds of letters",
+    "guard/duplicates": "share of the iteration's sequences that another one equals; should be 0",
+    "eval/<name>": "mean of a reward or a guard over the evaluation prompts at fixed seeds",
+    "eval/kl": "KL of the denoising chain to the base in nats, on a few trajectories of these",
     "time/sample": "seconds spent in sampling",
     "time/reward": "seconds spent waiting for rewards after sampling had ended",
     "time/update": "seconds spent in the update",

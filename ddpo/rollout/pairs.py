@@ -51,9 +51,11 @@ def recorded(
         yield Trajectory(indices[:genuine], chosen, latents, nothing, images[:genuine])
 
 
-def _picture(file: Path, size: int) -> Image.Image:
-    """Cut to a square about the middle, and scaled."""
+def _picture(file: Path, size: int | tuple[int, int]) -> Image.Image:
+    """Cut to the policy's shape about the middle, and scaled."""
+    height, width = (size, size) if isinstance(size, int) else size
     try:
-        return ImageOps.fit(Image.open(file).convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+        image = Image.open(file).convert("RGB")
+        return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     except OSError as error:
         raise UserError(f"prompts.path: {file} cannot be read as an image ({error})") from error

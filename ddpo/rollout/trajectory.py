@@ -1,12 +1,13 @@
-"""What a rollout leaves behind: latents, log-probabilities and pictures of one rank's samples."""
+"""What a rollout leaves behind: states, log-probabilities and samples of one rank."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from ddpo.parallel import ranks
 from ddpo.prompts import Prompt
 
 
@@ -17,20 +18,22 @@ class Trajectory:
     samples    B numbers of these samples within the iteration (0 <= number < global batch), in
                order
     prompts    B of them
-    latents    (B, T + 1, C, H, W) in fp32: x_T first, x_0 last
+    latents    (B, T + 1, ...) x_T first, x_0 last: (C, H, W) in fp32, or L letter numbers
     logp_old   (B, T), mean over latent dimensions, 0 at steps without a density
     logp_ref   likewise under the reference, if an objective needs it
-    output_ref (B, T, C, H, W) the network's output under the reference, likewise
-    images     (B, 3, H, W) in [0, 1]
+    output_ref (B, T, ...) the network's output under the reference, likewise
+    output_old likewise under the policy that sampled
+    images     (B, ...) what the policy makes: (3, H, W) in [0, 1], or what its medium says
     """
 
     samples: list[int]
     prompts: list[Prompt]
-    latents: Float[Tensor, "B T1 C H W"]
+    latents: Shaped[Tensor, "B T1 *state"]
     logp_old: Float[Tensor, "B T"]
-    images: Float[Tensor, "B 3 height width"]
+    images: Float[Tensor, "B *sample"]
     logp_ref: Float[Tensor, "B T"] | None = None
-    output_ref: Float[Tensor, "B T C H W"] | None = None
+    output_ref: Float[Tensor, "B T *output"] | None = None
+    output_old: Float[Tensor, "B T *output"] | None = None
 
 
 def join(parts: Sequence[Trajectory]) -> Trajectory:
@@ -48,4 +51,10 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
         images=parts[0].images[:0],
         logp_ref=together("logp_ref"),
         output_ref=together("output_ref"),
+        output_old=together("output_old"),
     )
+
+
+def of_all_ranks(matrix: Float[Tensor, "b T"], device: torch.device) -> Float[Tensor, "B T"]:
+    """Each rank's rows, in the order of the samples: ranks hold contiguous blocks."""
+    return torch.tensor(ranks.gather(matrix.tolist()), dtype=matrix.dtype, device=device)

@@ -1,4 +1,4 @@
-"""A run's model in other programs' formats, read back by plain diffusers before it counts.
+"""A run's model in other programs' formats, read back by these before it counts.
 
 A reader is right only if its pictures are. So the files are written aside, loaded by a pipeline
 that knows nothing of ours, fresh from the base model, and moved into place once its pictures and
@@ -8,7 +8,7 @@ its weights equal ours.
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ddpo import samplers
+from ddpo.building import build
 from ddpo.errors import Stopped, UserError, refusal
 from ddpo.models import Exportable, Policy, Trial
 from ddpo.parallel.seeds import Purpose
 from ddpo.rollout.sample import Sampler, sample
-from ddpo.runs import build
 from ddpo.runs.finished import Run
 
 BAR = 1 / 255
@@ -35,7 +35,7 @@ PICTURES = 3
 """Pictures that are compared. What they do not show, as a layer of little effect, the weights
 do."""
 
-Pictures = Float[Tensor, "B 3 height width"]
+Pictures = Float[Tensor, "B *sample"]
 
 
 def check(folder: Path) -> None:
@@ -75,31 +75,30 @@ def export(run: Run, file_format: str, folder: Path) -> str:
             theirs, weights = _read_back(
                 policy, file_format, aside, run.config.model.pretrained, trial
             )
-            fault = _picture_fault(ours, theirs) or _weight_fault(policy.merged_weights(), weights)
+            fault = _picture_fault(run.policy, ours, theirs) or _weight_fault(
+                policy.merged_weights(), weights
+            )
             if fault:
-                raise Stopped(f"export: read back by diffusers, {fault}; nothing was written")
+                raise Stopped(f"export: read back by {policy.reader}, {fault}; nothing was written")
             folder.parent.mkdir(parents=True, exist_ok=True)
             aside.rename(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"--to: {folder} cannot be written ({error}); nothing is left of it"
         ) from error
-    apart, change = ((ours - others).abs().max().item() for others in (theirs, base))
+    change, medium = (ours - base).abs().max().item(), run.policy.medium
     seen = "" if change > BAR else ": what was trained cannot be seen"
-    effect = f"the base model's differ by up to {255 * change:.3g}/255{seen}"
-    return (
-        f"{len(ours)} pictures by plain diffusers equal ours up to {255 * apart:.1g}/255; {effect}"
-    )
+    effect = f"the base model's differ {medium.apart(ours, base)}{seen}"
+    equal = f"by plain {policy.reader} differ from ours {medium.apart(ours, theirs)}"
+    return f"{len(ours)} {medium.shown} {equal}; {effect}"
 
 
-def _picture_fault(ours: Pictures, theirs: Pictures) -> str:
+def _picture_fault(policy: Policy, ours: Pictures, theirs: Pictures) -> str:
     error, worst = (ours - theirs).abs().flatten(1).amax(1).max(0)
-    which = f"picture {worst + 1} of {len(ours)}"
-    return (
-        ""
-        if error <= BAR
-        else f"{which} differs from ours by {255 * error:.3g}/255, more than 1/255"
-    )
+    which = f"{policy.medium.shown.removesuffix('s')} {worst + 1} of {len(ours)}"
+    row = slice(int(worst), int(worst) + 1)
+    apart = policy.medium.apart(ours[row], theirs[row])
+    return "" if error <= BAR else f"{which} differs from ours {apart}, more than is allowed"
 
 
 def _weight_fault(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:
@@ -123,9 +122,9 @@ def _exportable(run: Run, file_format: str) -> Exportable:
 
 @torch.no_grad()
 def _our_pictures(policy: Policy, trial: Trial) -> Pictures:
-    steps = samplers.build("ddim", policy.schedule, trial.num_steps, eta=trial.eta).to(
-        policy.device
-    )
+    name = cast(Exportable, policy).trial_sampler
+    options = {"eta": trial.eta} if name == "ddim" else {}
+    steps = samplers.build(name, policy.schedule, trial.num_steps, **options).to(policy.device)
     sampler = Sampler(steps, trial.guidance_scale, len(trial.prompts), trial.negative_prompt)
     (part,) = sample(policy, sampler, trial.prompts, trial.keys)
     return part.images.cpu()
@@ -141,12 +140,12 @@ def _read_back(
         if line := refusal(error):
             raise UserError(f"export: {line}; nothing was written") from error
         message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        fault = f"diffusers cannot read the {file_format} files back ({message})"
+        fault = f"{policy.reader} cannot read the {file_format} files back ({message})"
         raise Stopped(f"export: {fault}; nothing was written") from error
 
 
 def _trial(run: Run) -> Trial:
-    """The run's prompts, steps, guidance (plain diffusers has none below 1) and eta, by DDIM."""
+    """The run's prompts, steps, guidance (plain diffusers has none below 1) and eta."""
     settings = run.config.sampler
     prompts = build.prompt_set(run.config)[:PICTURES].prompts
     keys = [(Purpose.EVALUATION, seed) for seed in range(len(prompts))]

@@ -31,12 +31,15 @@ OURS = [
     "config.yaml",
     "provenance.json",
     "metrics.jsonl",
+    "evaluations.jsonl",
     "index.html",
     "README.md",
     "samples",
     "checkpoints",
     "lora",
     "evaluation",
+    "pictures",
+    "profile",
     "tensorboard",
     "wandb",
 ]
@@ -63,6 +66,8 @@ MAY_CHANGE = (
     "trainer.micro_batch",
     "sampler.batch_size",
     "model.gradient_checkpointing",
+    "model.compile",
+    "parallel.",
     "trainer.reward_timeout_s",
     "trainer.max_missing",
 )
@@ -84,11 +89,20 @@ def check(folder: Path, resume: bool, overwrite: bool) -> None:
 def check_changes(folder: Path, new: Config) -> None:
     """Raises UserError naming an option that differs from the run's own and may not.
 
-    A precision that was chosen for the run stays chosen: `auto` becomes it.
+    A precision that was chosen for the run stays chosen, and so do the sizes of its calls: `auto`
+    becomes them.
     """
     old = config.load(folder / "config.yaml")
     if new.model.dtype == "auto":
         new.model.dtype = old.model.dtype
+    if new.trainer.micro_batch == "auto":
+        new.trainer.micro_batch = old.trainer.micro_batch
+    for given, found in (
+        (new.sampler, old.sampler),
+        (new.evaluation.sampler, old.evaluation.sampler or old.sampler),
+    ):
+        if given is not None and given.batch_size == "auto":
+            given.batch_size = found.batch_size
     for place in config.changed(old, new):
         if not place.startswith(MAY_CHANGE):
             no = "which cannot be continued with another value"

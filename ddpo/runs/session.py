@@ -2,8 +2,6 @@
 
 import logging
 import math
-import signal
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,18 +11,22 @@ import torch
 from tqdm import tqdm
 
 from ddpo import config
+from ddpo.building import build
 from ddpo.config import Config, checks
 from ddpo.errors import Stopped, UserError, refusal
 from ddpo.evaluation import card, matched
+from ddpo.evaluation.overoptimization import Alarm
 from ddpo.evaluation.table import table
-from ddpo.models._precision import Precision
 from ddpo.parallel import launcher, ranks
+from ddpo.parallel.interruption import Interruption
 from ddpo.records import checkpoint, metrics
-from ddpo.records.files import whole
+from ddpo.records.files import remove, whole
 from ddpo.records.tracking import Trackers
-from ddpo.runs import build
 from ddpo.runs import folder as run_folder
+from ddpo.runs import settling
 from ddpo.runs.finished import Run
+from ddpo.runs.panel import Panel
+from ddpo.scoring.encoding import encoder
 
 log = logging.getLogger("ddpo")
 
@@ -62,16 +64,23 @@ class Session:
             if continues:
                 run_folder.check_given(self.settings)
                 run_folder.check_changes(self.folder, self.settings)
-            dtype = build.precision(self.settings)
-        self.settings = self._settled(dtype)
+        self.settings, chosen = settling.settled(self.settings)
         with ranks.together():
             self.trainer = build.trainer(self.settings)
+            if chosen:
+                self.settings = settling.tried(self.settings, self.trainer)
+        self.settings = settling.agreed(self.settings, self.trainer, chosen)
+        with ranks.together():
+            self.sampler = build.evaluation_sampler(self.settings, self.trainer.policy)
             self.sets = build.evaluation_sets(self.settings)
             device = self.trainer.policy.device
             judges = build.reward_list(
                 self.settings.eval_rewards, device, self.settings.model.dtype
             )
             self.judges = [*self.trainer.mixture.rewards, *judges]
+            watches = self.settings.evaluation.every
+            wanted = self.settings.evaluation.features, self.settings.model.pretrained
+            self.encode = encoder(*wanted, self.trainer.policy) if watches else None
             provenance = run_folder.provenance(
                 self.trainer.prompts.hash, self.judges, self.settings
             )
@@ -84,23 +93,16 @@ class Session:
                 run_folder.create(self.folder, self.settings, overwrite, provenance)
                 if continues:
                     metrics.cut(self.folder / "metrics.jsonl", self.trainer.iteration)
+            guards = self.trainer.policy.medium.guards
+            self.panel = Panel(self.folder, self.settings, self.judges, guards)
+            if continues:
+                self.panel.cut(self.trainer.iteration, self.main)
             trackers = self.settings.log.trackers if self.main else []
             flat, project = config.flat(self.settings), self.settings.log.project
             self.trackers = Trackers(trackers, self.folder, flat, project)
-        self._asked_to_stop = False
+        self.interruption = Interruption()
         self._row: dict[str, Any] = {}
-
-    def _settled(self, dtype: Precision) -> Config:
-        """The settings with rank 0's choice for `model.dtype: auto`, on all ranks.
-
-        config.yaml keeps it.
-        """
-        if self.settings.model.dtype != "auto":
-            return self.settings
-        everyone: list[Precision] = ranks.gather([dtype])
-        chosen = everyone[0]
-        log.info("model.dtype: auto takes %s on this machine", chosen)
-        return config.in_precision(self.settings, chosen)
+        self._alarm: Alarm | None = None
 
     def train(self) -> None:
         """All iterations that are left. A finished run says so and does nothing."""
@@ -113,12 +115,15 @@ class Session:
             log.info(text, self.folder, total)
             return
         stop = False
-        with self.signals(), self.bars(total) as bar, self.in_flight():
+        with self.interruption.listening(), self.bars(total) as bar, self.in_flight():
             if trainer.iteration == 0:
+                first = ranks.gather([not self.panel.rows])[0]
+                if self.settings.evaluation.every and first:
+                    self.evaluate()
                 self.pictures()
             while trainer.iteration < total and not stop:
                 self.iterate(bar)
-                stop = any(ranks.gather([self._asked_to_stop]))
+                stop = any(ranks.gather([self.interruption.asked]))
             with ranks.together():
                 self.save()
                 if trainer.iteration == total:
@@ -135,6 +140,7 @@ class Session:
         """
         self._row = {}
         row = self._row = self.trainer.iterate()
+        self.keep_sizes()
         if self.due(self.settings.evaluation.every):
             row |= self.evaluate()
         with ranks.together():
@@ -150,6 +156,20 @@ class Session:
             is_best = self.best is not None and self.best["iteration"] == self.trainer.iteration
             if self.due(self.settings.checkpoint.every) or is_best:
                 self.save()
+        self.react()
+
+    def keep_sizes(self) -> None:
+        """In config.yaml, those of calls that were halved in the iteration when memory ran out."""
+        found = settling.with_sizes(self.settings, self.trainer)
+        if found == self.settings:
+            return
+        log.warning("memory ran out: from here on %s", settling.told(found))
+        with ranks.together():
+            self.settings = found
+            self.sampler = build.evaluation_sampler(found, self.trainer.policy)
+            if self.main:
+                with whole(self.folder / "config.yaml") as aside:
+                    aside.write_text(config.dump(found), encoding="utf-8")
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
@@ -208,7 +228,7 @@ class Session:
         seeds = [len(prompts) * i // count for i in range(count)]
         chosen = [prompts[i] for i in seeds]
         with self.trainer.policy.weights(self.shown):
-            arguments = (self.trainer.policy, self.trainer.sampler, chosen, seeds, self.judges[:1])
+            arguments = (self.trainer.policy, self.sampler, chosen, seeds, self.judges[:1])
             shots = matched.shared(*arguments, timeout_s=self.settings.trainer.reward_timeout_s)
         with ranks.together():
             if self.main:
@@ -232,24 +252,65 @@ class Session:
     def evaluate(self) -> dict[str, float]:
         """Means of all rewards over the evaluation prompts (held out, if any) at fixed seeds.
 
-        The iteration with the highest `standing` is the best.
+        The iteration that `Panel.best` puts highest is the best; that of iteration 0 is what all
+        others are compared with.
         """
         trainer, per_prompt = self.trainer, self.settings.evaluation.samples_per_prompt
         with self.trainer.policy.weights(self.shown):
-            arguments = (trainer.policy, trainer.sampler, self.sets[-1], per_prompt, self.judges)
+            arguments = (trainer.policy, self.sampler, self.sets[-1], per_prompt, self.judges)
             timeout_s, seed = self.settings.trainer.reward_timeout_s, self.settings.evaluation.seed
-            shots = matched.all_shots(*arguments, timeout_s, seed)
-        names = [judge.name for judge in self.judges]
-        values = {name: torch.tensor([shot.scores[name] for shot in shots]) for name in names}
-        means = {name: column.nanmean().item() for name, column in values.items()}
-        mean = trainer.mixture.standing(values)
+            kl_pictures = self.settings.evaluation.kl_pictures if trainer.iteration else 0
+            shots = matched.all_shots(*arguments, timeout_s, seed, None, kl_pictures)
+        values = {name: torch.tensor([s.scores[name] for s in shots]) for name in shots[0].scores}
+        with ranks.together():
+            means = self.panel.add(trainer.iteration, shots, self.encode, self.main)
+            mean = self.panel.best(trainer.mixture.standing(values))
+            told = (mean, self.panel.alarm())
+        (mean, self._alarm), *_ = ranks.gather([told])  # rank 0's, which has read the whole file
+        if trainer.iteration == 0:
+            return {}
         if math.isnan(mean):
-            log.warning(
-                "iteration %d cannot be the best: its evaluation has no value", trainer.iteration
-            )
+            log.warning("iteration %d cannot be the best by its evaluation", trainer.iteration)
         if mean > (self.best["mean"] if self.best else float("-inf")):
             self.best = {"iteration": trainer.iteration, "mean": mean}
         return {f"eval/{name}": mean for name, mean in means.items()}
+
+    def react(self) -> None:
+        """To over-optimization, where the last evaluation shows it, as the configuration says.
+
+        Raises Stopped unless it only warns.
+        """
+        alarm, self._alarm = self._alarm, None
+        if alarm is None:
+            return
+        line = f"over-optimization at iteration {alarm.iteration}: {alarm.reason}"
+        action = self.settings.evaluation.on_over_optimization
+        if action == "warn":
+            log.warning("%s; evaluation.on_over_optimization: stop or rollback ends it", line)
+            return
+        if action == "rollback":
+            line = f"{line}; {self.roll_back(alarm.good)}"
+        raise Stopped(line)
+
+    def roll_back(self, iteration: int) -> str:
+        """To the newest checkpoint up to this iteration, with lora/ and the card; in words."""
+        with ranks.together():
+            there = [path for path in checkpoint.all_of(self.folder) if self.main]
+        names = ranks.gather([path.name for path in there])
+        good = [name for name in names if int(name) <= iteration]
+        if not good:
+            return f"no checkpoint up to iteration {iteration} is kept, so nothing is rolled back"
+        with ranks.together():
+            for name in names if self.main else ():
+                if int(name) > iteration:
+                    remove(self.folder / "checkpoints" / name)
+        self.restore()
+        with ranks.together():
+            self.panel.cut(self.trainer.iteration, self.main)
+            if self.main:
+                metrics.cut(self.folder / "metrics.jsonl", self.trainer.iteration)
+            self.finish()
+        return f"rolled back to checkpoint {good[-1]}"
 
     def save(self) -> None:
         """A checkpoint of all that the next iteration depends on, if this iteration has none."""
@@ -262,7 +323,9 @@ class Session:
         )
         self._saved = iteration
         best = self.best["iteration"] if self.best else None
-        checkpoint.keep(self.folder, self.settings.checkpoint.keep_last, best)
+        own = self.settings.checkpoint
+        kept = (own.keep.last, own.keep.spaced) if own.keep else (own.keep_last, 0)
+        checkpoint.keep(self.folder, kept[0], best, kept[1], own.every)
 
     def restore(self) -> None:
         """Go back to the newest whole checkpoint, or to the start; every rank to the same one."""
@@ -283,11 +346,17 @@ class Session:
     def finish(self) -> None:
         """lora/ and the model card."""
         if self.main:
-            with self.trainer.policy.weights(self.shown), whole(self.folder / "lora") as aside:
+            policy, name = self.trainer.policy, self.shown
+            if self.settings.evaluation.best and self.best:
+                name = f"{self.best['iteration']:06d}"
+                tensors, _ = checkpoint.load(self.folder / "checkpoints" / name)
+                values = tensors.get("ema", tensors["parameters"])
+                policy.snapshots[name] = {k: v.to(policy.device) for k, v in values.items()}
+            with policy.weights(name), whole(self.folder / "lora") as aside:
                 self.trainer.policy.save(aside)
             card.write(self.folder)
             self.trackers.finish()
-            what = "LoRA" if self.settings.lora else "UNet"
+            what = "network" if self.settings.trains_whole else "adapter"
             text = "done: %s holds the %s; see what changed with: ddpo evaluate %s"
             log.info(text, self.folder / "lora", what, self.folder)
 
@@ -317,33 +386,6 @@ class Session:
 
             self.trainer.progress = progress
             yield outer
-
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM saves and stops after the iteration.
-
-        The second stops at once.
-
-        A launcher of many processes passes on the signal that the terminal sent to all: that is no
-        second.
-        """
-        echo_s = 1.0 if ranks.state().num_processes > 1 else 0.0
-        signals: list[float] = []
-
-        def ask(number: int, frame: object) -> None:
-            signals.append(time.monotonic())
-            if len(signals) > 1 and signals[-1] - signals[0] >= echo_s:
-                raise KeyboardInterrupt
-            if not self._asked_to_stop:
-                log.info("stopping after this iteration (once more to stop at once)")
-            self._asked_to_stop = True
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _words(error: OSError) -> str:

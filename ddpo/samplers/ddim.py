@@ -4,9 +4,10 @@ import torch
 
 from ddpo.errors import UserError
 from ddpo.plugins.ranges import ZeroToOne
-from ddpo.samplers import NoiseSchedule, Steps, gaussian_steps
+from ddpo.samplers import NoiseSchedule, Steps, deterministic_with, gaussian_steps, require
 
 
+@deterministic_with(eta=0.0)
 def ddim(schedule: NoiseSchedule, num_steps: int, *, eta: ZeroToOne = 1.0) -> Steps:
     """DDIM (Song et al. 2021, equations 12 and 16), stochastic for `eta` > 0.
 
@@ -20,6 +21,7 @@ def ddim(schedule: NoiseSchedule, num_steps: int, *, eta: ZeroToOne = 1.0) -> St
     """
     if not 0 <= eta <= 1:
         raise UserError(f"sampler.eta: {eta} is outside [0, 1]")
+    require("variance-preserving", schedule, "ddim")
     timesteps = schedule.timesteps(num_steps)
     (signal, noise), (signal_next, noise_next) = (
         schedule.levels(t) for t in (timesteps, timesteps - len(schedule) // num_steps)

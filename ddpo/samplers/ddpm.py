@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from ddpo.errors import UserError
-from ddpo.samplers import NoiseSchedule, Steps, gaussian_steps
+from ddpo.samplers import NoiseSchedule, Steps, gaussian_steps, require
 
 
 def ddpm(
@@ -22,6 +22,7 @@ def ddpm(
     """
     if variance not in ("small", "large"):
         raise UserError(f"sampler.variance: {variance!r} is neither small nor large")
+    require("variance-preserving", schedule, "ddpm")
     timesteps = schedule.timesteps(num_steps)
     signal, noise = schedule.levels(timesteps)
     signal_next = torch.cat([signal[1:], signal.new_ones(1)])

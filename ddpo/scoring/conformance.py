@@ -1,7 +1,7 @@
 """The conformance kit: does a reward keep the contract of `ddpo.rewards`?
 
-It scores the six pictures of conformance.png, whole and in parts, and compares. Every call gets
-copies of its own, so that no check sees what another one did.
+It scores six samples of the reward's medium (of images, those of conformance.png), whole and in
+parts, and compares. Every call gets copies of its own, so that no check sees what another one did.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,23 +10,26 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
-from ddpo.images import from_pil
 from ddpo.prompts import Prompt
-from ddpo.rewards import Score, groupwise
+from ddpo.rewards import Score, groupwise, medium_of
 
 PROMPTS = (
     Prompt("a fox", {"animal": "fox"}),
-    Prompt("a cat riding a bike", {"animal": "cat", "activity": "riding a bike"}),
-    Prompt("two dogs", {"animal": "dog", "count": 2, "text": "dogs"}),
+    Prompt(
+        "a cat riding a bike",
+        {"animal": "cat", "activity": "riding a bike", "include": [{"class": "cat", "count": 1}]},
+    ),
+    Prompt(
+        "two dogs",
+        {"animal": "dog", "count": 2, "text": "dogs", "include": [{"class": "dog", "count": 2}]},
+    ),
     Prompt("an ant", {"animal": "ant"}),
     Prompt("a cow playing chess", {"animal": "cow", "activity": "playing chess"}),
     Prompt("a fish", {"animal": "fish"}),
@@ -62,8 +65,8 @@ class Case:
         self.every = list(range(6))
         kinds = prompts[:1] if groupwise(score) else prompts  # then the six are one group
         self.prompts = [kinds[i % len(kinds)] for i in self.every]
-        with Image.open(Path(__file__).with_suffix(".png")) as row:
-            self.images = torch.cat(from_pil([row]).chunk(6, dim=3)).to(device)
+        self.medium = medium_of(score)
+        self.images = self.medium.examples().to(device)
 
     def inputs(self, rows: Sequence[int]) -> tuple[Tensor, list[str], list[Mapping[str, Any]]]:
         chosen = [self.prompts[i] for i in rows]
@@ -88,7 +91,8 @@ class Case:
         limit = 0 if exact else TOLERANCE * (known.max() - known.min()) + 1e-5 * known.abs().max()
         same = ((others - self.whole).abs() <= limit) | (others.isnan() & self.whole.isnan())
         for i in (~same).nonzero().flatten().tolist():
-            return f"image {i + 1} of 6 scores {self.whole[i]:.6g}, and {others[i]:.6g} {what}"
+            one = self.medium.shown.removesuffix("s")
+            return f"{one} {i + 1} of 6 scores {self.whole[i]:.6g}, and {others[i]:.6g} {what}"
         return ""
 
 
@@ -162,7 +166,7 @@ def _gradient(case: Case) -> str:
     return (
         case.difference(values.detach().cpu(), "with a gradient")
         if found.any()
-        else "zero at every pixel"
+        else "zero everywhere"
     )
 
 
@@ -180,7 +184,12 @@ def _bare(case: Case) -> str:
 
 
 CHECKS: dict[str, tuple[Callable[[Case], str], str, str]] = {
-    "call": (_call, "", "takes (images, prompts, metadata): 6 images (6, 3, 64, 64) in [0, 1]"),
+    "call": (
+        _call,
+        "",
+        "takes (images or sequences, prompts, metadata): 6 images (6, 3, 64, 64) in [0, 1], or 6 "
+        "sequences (6, 100, letters), one-hot",
+    ),
     "shape": (_shape, "call", "returns a number an image: shape (6,) for 6, (1,) for 1"),
     "type": (_type, "call", "returns floating-point numbers"),
     "values": (_values, "shape type", "returns finite numbers, or NaN for no value"),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddpo.advantages import Advantage
 from ddpo.errors import Stopped
+from ddpo.prompts import Prompt
 from ddpo.rewards import Reward, Values
 from ddpo.scoring.ranking import PREFERENCE
 from ddpo.training.selection import extremes
@@ -38,6 +39,8 @@ class Mixture:
         that w_k weighs standard deviations (GDPO, Liu et al. 2026, arXiv 2601.05242). A_k is that
         of sign(w_k) r_k. Differs: GDPO normalizes the sum once more over the batch.
 
+    A prompt may weigh the rewards in its own way, w_k times its `weights`.
+
     A gated sample is compared as the worst of its group, and its advantage is never above 0.
 
     make          an advantage with empty memory
@@ -45,6 +48,8 @@ class Mixture:
     keep_extremes only the k best and k worst samples of a group are trained on; None: all
     max_missing   share of an iteration's samples without a reward above which a run stops
     recorded      preferences of recorded pairs are trained on; the rewards only judge
+    pathwise      samples are not compared, but each follows its reward's gradient: gated ones are
+                  left out
     """
 
     rewards: Sequence[Reward]
@@ -54,6 +59,7 @@ class Mixture:
     keep_extremes: int | None = None
     max_missing: float = 0.5
     recorded: bool = False
+    pathwise: bool = False
     advantages: dict[str, Advantage] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,10 +68,15 @@ class Mixture:
         )
         self.advantages = {name: self.make() for name in parts}
 
-    def total(self, values: Values) -> Float[Tensor, " B"]:
-        """The weighted sum; NaN where it is not finite, or a reward with a gate has no value."""
+    def total(self, values: Values, own: Values | None = None) -> Float[Tensor, " B"]:
+        """The weighted sum; NaN where it is not finite, or a reward with a gate has no value.
+
+        `own` are the samples' own weights, by reward, times which those here count.
+        """
         parts = [
-            reward.weight * values[reward.name] for reward in self.rewards if reward.weight != 0
+            reward.weight * (own or {}).get(reward.name, 1.0) * values[reward.name]
+            for reward in self.rewards
+            if reward.weight != 0
         ]
         gates = [reward for reward in self.rewards if reward.gates]
         unknown = [torch.where(values[reward.name].isnan(), torch.nan, 0.0) for reward in gates]
@@ -93,26 +104,28 @@ class Mixture:
         return torch.where(gated, reward[known].min(), reward[known]).mean().item()
 
     def credit(
-        self, values: Values, keys: Sequence[str], group: Int[Tensor, " B"]
+        self, values: Values, prompts: Sequence[Prompt], group: Int[Tensor, " B"]
     ) -> tuple[Credit, dict[str, float]]:
         """The credit of all samples of an iteration, and the metrics of its rewards.
 
-        `keys` are those of the samples' prompts. Raises Stopped where too many samples have no
-        reward.
+        `prompts` are those of the samples. Raises Stopped where too many samples have no reward.
         """
         values = {name: torch.where(v.isfinite(), v, torch.nan) for name, v in values.items()}
-        total = (values[PREFERENCE] if self.recorded else self.total(values)).double()
+        own = own_weights(prompts, [reward.name for reward in self.rewards])
+        total = (values[PREFERENCE] if self.recorded else self.total(values, own)).double()
         valued = ~total.isnan()
         self._stop_if_too_few(values, valued)
         outside = {} if self.recorded else self.outside(values)
         gated = _any(outside, valued)
         reward, advantage = torch.zeros_like(total), torch.zeros_like(total)
         known = {name: column[valued].double() for name, column in values.items()}
-        arguments = ([keys[i] for i in _rows(valued)], group[valued], gated[valued])
-        reward[valued], advantage[valued] = self._compare(known, total[valued], *arguments)
-        present = valued.clone()
+        keys = [prompts[i].key for i in _rows(valued)]
+        arguments = (total[valued], keys, group[valued], gated[valued])
+        shares = {name: weights[valued].double() for name, weights in own.items()}
+        reward[valued], advantage[valued] = self._compare(known, shares, *arguments)
+        present = valued & ~gated if self.pathwise else valued.clone()
         if self.keep_extremes is not None:
-            present[valued] = extremes(reward[valued], group[valued], self.keep_extremes)
+            present[valued] &= extremes(reward[valued], group[valued], self.keep_extremes)
         metrics = {
             "reward/mean": total[valued].mean().item(),
             "reward/std": total[valued].std(correction=0).item(),
@@ -127,6 +140,7 @@ class Mixture:
     def _compare(
         self,
         values: Mapping[str, Float[Tensor, " N"]],
+        own: Mapping[str, Float[Tensor, " N"]],
         total: Float[Tensor, " N"],
         keys: Sequence[str],
         group: Int[Tensor, " N"],
@@ -138,7 +152,8 @@ class Mixture:
             parts = []
             for name, weight in weights.items():
                 signed = lowered(copysign(1.0, weight) * values[name], group, gated)
-                parts.append(abs(weight) * self.advantages[name](signed, keys, group))
+                share = abs(weight) * own.get(name, 1.0)
+                parts.append(share * self.advantages[name](signed, keys, group))
             reward = advantage = torch.stack(parts).sum(0)
         else:
             reward = lowered(total, group, gated)
@@ -165,6 +180,17 @@ class Mixture:
         """Take up the memory that `state` gave."""
         for name, advantage in self.advantages.items():
             advantage.load_state_dict(state.get(name, {}) if self.per_reward else dict(state))
+
+
+def own_weights(prompts: Sequence[Prompt], names: Sequence[str]) -> Values:
+    """By what each prompt multiplies the weights of rewards; 1 where it has none of its own.
+
+    Empty where no prompt has any.
+    """
+    if all(prompt.weights is None for prompt in prompts):
+        return {}
+    own = [dict.fromkeys(names, 1.0) if p.weights is None else p.weights for p in prompts]
+    return {name: torch.tensor([weights.get(name, 0.0) for weights in own]) for name in names}
 
 
 def lowered(

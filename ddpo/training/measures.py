@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddpo.models import Policy
 from ddpo.parallel import ranks
+from ddpo.rollout.sample import Sampler, stored_steps
+from ddpo.rollout.trajectory import Trajectory
 
 Metrics = dict[str, float]
 
@@ -30,6 +33,38 @@ def kl_pairs(images: int, columns: Sequence[int]) -> list[tuple[int, int]]:
     count = max(1, min(MOST_KL_PAIRS, images * len(columns) // PAIRS_PER_KL_PAIR))
     middles = [(2 * i + 1) / (2 * count) for i in range(count)]
     return [(int(images * middle), columns[int(len(columns) * middle)]) for middle in middles]
+
+
+def spread_pairs(
+    sampler: Sampler, trajectory: Trajectory, images: int
+) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """Rows and columns of this rank's share of `kl_pairs`, on the host.
+
+    None where nothing was sampled, or without a density.
+    """
+    columns = sampler.steps.stochastic.nonzero().flatten().tolist()
+    sampled = columns and trajectory.latents.shape[1] > 1
+    mine = {sample: row for row, sample in enumerate(trajectory.samples)}
+    spread = kl_pairs(images, columns) if sampled else []
+    pairs = [(mine[sample], column) for sample, column in spread if sample in mine]
+    rows, places = torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(1)
+    return rows, places
+
+
+@torch.no_grad()
+def kl_to_reference(policy: Policy, sampler: Sampler, trajectory: Trajectory, images: int) -> float:
+    """Mean KL of a step to the reference per latent dimension, over a few samples and steps.
+
+    Of all ranks; NaN where no step has a density.
+    """
+    rows, columns = spread_pairs(sampler, trajectory, images)
+    kls: list[float] = []
+    if len(rows):
+        step = stored_steps(policy, sampler, trajectory, rows, columns)
+        with policy.weights("base"):
+            kls = step.kl(stored_steps(policy, sampler, trajectory, rows, columns)).tolist()
+    everyone = ranks.gather(kls)
+    return sum(everyone) / len(everyone) if everyone else math.nan
 
 
 def peak_gb(device: torch.device) -> float:

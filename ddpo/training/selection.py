@@ -1,4 +1,4 @@
-"""Which steps and which samples of an iteration are trained on."""
+"""Which prompts, steps and samples an iteration trains on."""
 
 import math
 from dataclasses import dataclass, field
@@ -6,6 +6,35 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from ddpo.parallel.seeds import Purpose, generator
+from ddpo.parallel.sizes import Sizes
+from ddpo.prompts import Prompt, PromptSet, Share, turn
+
+
+def draw(prompts: PromptSet, sizes: Sizes, seed: int, iteration: int) -> list[Prompt]:
+    """The prompts of an iteration (from 0), `samples_per_prompt` times each.
+
+    They are the next ones of an endless series of passes over the set, each pass in an order of its
+    own. A prompt that comes twice, where one pass ends and the next begins or in a set smaller than
+    an iteration, makes two groups. The sets of a mixture take turns by their weights, and each has
+    passes of its own.
+    """
+    shares = prompts.shares or (Share(prompts.name, 1.0, tuple(range(len(prompts)))),)
+    weights = [share.weight for share in shares]
+    first, drawn = iteration * sizes.prompts_per_iteration, list[Prompt]()
+    orders: dict[tuple[int, int], list[int]] = {}
+    for position in range(first, first + sizes.prompts_per_iteration):
+        own, count = turn(position, weights)
+        numbers = shares[own].numbers
+        around, place = divmod(count, len(numbers))
+        if (own, around) not in orders:
+            # without its number the first set of a mixture comes in the order that it has alone
+            noise = generator(Purpose.PROMPTS, seed, around, *([own] if own else []))
+            orders[own, around] = torch.randperm(len(numbers), generator=noise).tolist()
+        number = numbers[orders[own, around][place]]
+        drawn.append(prompts.drawn(number, generator(Purpose.VARIATIONS, seed, position)))
+    return [prompt for prompt in drawn for _ in range(sizes.samples_per_prompt)]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ An iteration is a function of the weights, the optimizer, the advantage's statis
 iteration): nothing random is carried from one to the next.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,11 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.training_utils import EMAModel
-from jaxtyping import Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from ddpo.errors import Stopped
-from ddpo.images import GUARDS
+from ddpo.media import joined
 from ddpo.models import Policy
 from ddpo.objectives import Batch, Objective
 from ddpo.parallel import ranks
@@ -27,17 +26,22 @@ from ddpo.prompts import Prompt, PromptSet
 from ddpo.records import checkpoint
 from ddpo.rewards import Values
 from ddpo.rollout import pairs as offline
-from ddpo.rollout.sample import Sampler, sample, stored_steps
+from ddpo.rollout.gradients import ImageGradients, Layers
+from ddpo.rollout.sample import Sampler, sample
 from ddpo.rollout.trajectory import Trajectory, join
 from ddpo.scoring import Scoring
-from ddpo.training.credit import Credit, Mixture
-from ddpo.training.gates import first_pass_deviation, gate_limit
-from ddpo.training.measures import Measured, Metrics, kl_pairs, peak_gb
-from ddpo.training.selection import Columns
+from ddpo.training.batches import batch_of
+from ddpo.training.credit import Mixture
+from ddpo.training.gates import check_ranks, check_ratios
+from ddpo.training.halving import IMAGES, PAIRS, Halving
+from ddpo.training.measures import Measured, Metrics, kl_to_reference, peak_gb
+from ddpo.training.old_policy import OldPolicy
+from ddpo.training.selection import Columns, draw
 from ddpo.training.terms import Terms
 from ddpo.training.terms.denoising_errors import DenoisingErrors
 from ddpo.training.terms.log_probs import LogProbs
-from ddpo.training.update import Pass, clip_gradients
+from ddpo.training.terms.outcomes import replays
+from ddpo.training.update import Pass, clip_gradients, loss_scale, measure_ratios
 
 MAX_SKIPPED = 3
 """Iterations in a row without one good optimizer step after which a run stops."""
@@ -57,9 +61,14 @@ class Trainer:
     mixture       what samples are credited with, given their rewards
     columns       which steps, or draws of noise, are trained on
     pairs_folder  where recorded pairs lie, which then take the place of rollouts
+    shared_noise  the samples of one prompt begin from one x_T
+    gradient_layers  the layers whose gradients are collected while images are sampled; None: the
+                  first update scores them again, as all others do
+    ratio_gate    the |ratio - 1| before the first update that is let pass; None: the usual limit
     progress      called with a phase, how much of it is done, and of how much
     iteration     those that are done
     gated         the checks around the first update have passed in this process
+    halving       the sizes of calls that were halved when memory ran out
     """
 
     policy: Policy
@@ -76,11 +85,18 @@ class Trainer:
     seed: int
     columns: Columns = field(default_factory=Columns)
     pairs_folder: Path | None = None
+    shared_noise: bool = False
+    gradient_layers: Layers | None = None
+    ratio_gate: float | None = None
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None
     iteration: int = field(default=0, init=False)
     skipped_in_a_row: int = field(default=0, init=False)
     gated: bool = field(default=False, init=False)
+    halving: Halving = field(default_factory=Halving, init=False)
     _begun: _Begun | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.old_policy = OldPolicy(self.policy, self.objective)
 
     def iterate(self) -> Metrics:
         """One iteration; its metrics.
@@ -92,16 +108,27 @@ class Trainer:
         key = (Purpose.GLOBAL, self.seed, self.iteration, ranks.state().process_index)
         torch.manual_seed(generator(*key).initial_seed())
         prompts = self.draw()
-        trajectory, values, guards, times = self.rollout(prompts)
+        gradients = self.image_gradients()
+        trajectory, values, guards, times = self.rollout(prompts, gradients)
         batch, outcome = self.outcome(prompts, trajectory, values)
         measured, terms = Measured(self.objective.ratio_bound), self.terms(trajectory, epoch=0)
-        work = Pass(terms, batch, self.objective, self.sizes.micro_batch, measured, moved=False)
+        work = Pass(
+            *(terms, batch, self.objective, self.sizes.micro_batch, measured, gradients),
+            moved=False,
+            halving=self.halving,
+        )
         self.gate(work)
+        if gradients is not None:  # the update scores no pair, so that a few stand for all
+            measure_ratios(work, self.present_sampler, self.sizes.images)
         before_update = time.perf_counter()
         trained = batch.rows(batch.present.nonzero().flatten())
         updated = {**self.update(work), **self.objective.metrics(trained)}
         times["time/update"] = time.perf_counter() - before_update
-        updated["kl_ref"] = self.kl_to_reference(trajectory)
+        updated["kl_ref"] = kl_to_reference(
+            self.policy, self.present_sampler, trajectory, self.sizes.images
+        )
+        self.old_policy.follow(self.iteration)
+        self.resize(self.halving.of_all_ranks())
         self.iteration += 1
         self._begun = None
         times["time/total"] = time.perf_counter() - started
@@ -117,35 +144,34 @@ class Trainer:
         }
 
     def draw(self) -> list[Prompt]:
-        """This iteration's prompts, `samples_per_prompt` times each.
+        """This iteration's prompts, `samples_per_prompt` times each."""
+        return draw(self.prompts, self.sizes, self.seed, self.iteration)
 
-        They are the next ones of an endless series of passes over the set, each pass in an order of
-        its own. A prompt that comes twice, where one pass ends and the next begins or in a set
-        smaller than an iteration, makes two groups.
-        """
-        first, size = self.iteration * self.sizes.prompts_per_iteration, len(self.prompts)
-        positions = range(first, first + self.sizes.prompts_per_iteration)
-        keys = {
-            number: (Purpose.PROMPTS, self.seed, number)
-            for number in {p // size for p in positions}
-        }
-        orders = {
-            n: torch.randperm(size, generator=generator(*key)).tolist() for n, key in keys.items()
-        }
-        drawn = [self.prompts[orders[p // size][p % size]] for p in positions]
-        return [prompt for prompt in drawn for _ in range(self.sizes.samples_per_prompt)]
+    def image_gradients(self) -> ImageGradients | None:
+        """What collects the gradient of the first update while images are sampled."""
+        if self.gradient_layers is None:
+            return None
+        return ImageGradients(
+            self.gradient_layers, self.trained_steps(), loss_scale(self.policy.half_precision)
+        )
 
-    def rollout(self, prompts: list[Prompt]) -> tuple[Trajectory, Values, Metrics, Metrics]:
+    def trained_steps(self) -> Bool[Tensor, " T"]:
+        """The denoising steps of this iteration that enter the loss."""
+        noise = generator(Purpose.TIMESTEPS, self.seed, self.iteration)
+        return self.columns.subset(self.present_sampler.steps.stochastic, noise)
+
+    def rollout(
+        self, prompts: list[Prompt], gradients: ImageGradients | None = None
+    ) -> tuple[Trajectory, Values, Metrics, Metrics]:
         """This rank's trajectories (whole groups), all ranks' rewards, guards' means, seconds."""
         state, started = ranks.state(), time.perf_counter()
         mine = self.sizes.samples(self.sizes.share(state.process_index, state.num_processes))
-        parts, guards = [], dict.fromkeys(GUARDS, 0.0)
-        with ranks.together(), torch.no_grad():
-            for part in self.trajectories([prompts[i] for i in mine], mine):
+        parts, measured, medium = [], [], self.policy.medium
+        with ranks.together(), torch.no_grad(), self.old_policy.samples():
+            for part in self.trajectories([prompts[i] for i in mine], mine, gradients):
                 metadata = [prompt.metadata for prompt in part.prompts]
                 self.scorer.submit(part.images, [prompt.text for prompt in part.prompts], metadata)
-                for name, guard in GUARDS.items():
-                    guards[name] += guard(part.images).double().sum().item() / len(prompts)
+                measured.append(medium.measure(part.images))
                 part.samples = [mine[i] for i in part.samples]
                 parts.append(part)
                 self.progress("sampling", part.samples[-1] - mine[0] + 1, len(mine))
@@ -155,11 +181,19 @@ class Trainer:
         everyone = {
             name: torch.tensor(ranks.gather(column.tolist())) for name, column in values.items()
         }
-        totals = ranks.gather([guards])
-        means = {f"guard/{name}": sum(row[name] for row in totals) for name in GUARDS}
+        columns = {
+            name: torch.tensor(ranks.gather(column), dtype=torch.float64)
+            for name, column in joined(measured).items()
+        }
+        means = {
+            f"guard/{name}": column.double().mean().item()
+            for name, column in medium.compared(columns).items()
+        }
         return join(parts), everyone, means, times
 
-    def trajectories(self, prompts: list[Prompt], numbers: list[int]) -> Iterator[Trajectory]:
+    def trajectories(
+        self, prompts: list[Prompt], numbers: list[int], gradients: ImageGradients | None = None
+    ) -> Iterator[Trajectory]:
         """Sampled by the policy, or recorded ones.
 
         With them goes what the objective needs of the reference.
@@ -169,11 +203,28 @@ class Trainer:
                 self.policy, prompts, self.pairs_folder, self.sampler.batch_size
             )
         keys = [(Purpose.NOISE, self.seed, self.iteration, number) for number in numbers]
-        wanted = {"logp_ref": "logp_ref", "kl": "output_ref"}
-        reference = [wanted[need] for need in self.objective.needs if need in wanted]
-        return sample(
-            self.policy, self.sampler, prompts, keys, reference, self.columns.guidance_scale
-        )
+        groups = [self.sizes.group(number) for number in numbers]
+        starts = [(Purpose.START, self.seed, self.iteration, group) for group in groups]
+        wanted = {"logp_ref": "logp_ref", "kl": "output_ref", "kl_old": "output_old"}
+        needs = self.objective.needs if self.objective.scores_steps else ()
+        reference = [wanted[need] for need in needs if need in wanted]
+
+        def rest(first: int, batch_size: int) -> Iterator[Trajectory]:
+            sampler = replace(self.present_sampler, batch_size=batch_size)
+            return sample(
+                *(self.policy, sampler, prompts[first:], keys[first:], reference),
+                guidance_scale=self.columns.guidance_scale,
+                starts=starts[first:] if self.shared_noise else None,
+                gradients=gradients,
+            )
+
+        size = self.halving.sizes.get(IMAGES, self.sampler.batch_size)
+        return self.halving.sampled(rest, len(prompts), size, gradients)
+
+    def resize(self, sizes: Mapping[str, int]) -> None:
+        """Other sizes of network calls, by the options' names."""
+        self.sampler = replace(self.sampler, batch_size=sizes.get(IMAGES, self.sampler.batch_size))
+        self.sizes = replace(self.sizes, micro_batch=sizes.get(PAIRS, self.sizes.micro_batch))
 
     def terms(self, trajectory: Trajectory, epoch: int) -> Terms:
         """What the objective is a function of.
@@ -182,60 +233,33 @@ class Trainer:
         """
         own = self.columns.guidance_scale
         scale = self.sampler.guidance_scale if own is None else own
-        sampler = replace(self.sampler, guidance_scale=scale)
-        if not self.objective.denoising_errors:
+        sampler = replace(self.present_sampler, guidance_scale=scale)
+        if self.objective.scores_steps:
             return LogProbs(self.policy, sampler, trajectory)
+        if replay := self.objective.pathwise:
+            reference, decode_batch = "kl" in self.objective.needs, self.sizes.decode_batch
+            work = (replay, self.mixture.rewards, decode_batch or self.sizes.micro_batch, reference)
+            key = self.seed, self.iteration, epoch
+            return replays(self.policy, sampler, trajectory, *work, key)
         groups = [self.sizes.group(sample) for sample in trajectory.samples]
         keys = [(Purpose.DENOISING, self.seed, self.iteration, epoch, group) for group in groups]
-        reference = "errors_ref" in self.objective.needs
-        return DenoisingErrors(
-            self.policy, sampler, trajectory, keys, self.columns.draws, reference
-        )
+        own_options = (self.columns.draws, self.objective.needs, self.objective.mixture)
+        return DenoisingErrors(self.policy, sampler, trajectory, keys, *own_options)
 
     def outcome(
         self, prompts: list[Prompt], trajectory: Trajectory, values: Values
     ) -> tuple[Batch, Metrics]:
         """The batch of all ranks, and what the rewards were."""
         group = torch.tensor([self.sizes.group(sample) for sample in range(len(prompts))])
-        credit, metrics = self.mixture.credit(values, [prompt.key for prompt in prompts], group)
-        return self.batch(trajectory, credit, group), metrics
-
-    def batch(self, trajectory: Trajectory, credit: Credit, group: Int[Tensor, " B"]) -> Batch:
-        """What the samples of all ranks are credited with, and the matrices of the rollout."""
-        device = self.policy.device
-        columns, matrices = torch.ones(self.columns.draws, dtype=torch.bool, device=device), {}
-        if not self.objective.denoising_errors:
-            noise = generator(Purpose.TIMESTEPS, self.seed, self.iteration)
-            columns = self.columns.subset(self.sampler.steps.stochastic, noise)
-            recorded = {"logp_old": trajectory.logp_old, "logp_ref": trajectory.logp_ref}
-            matrices = {
-                name: _from_all_ranks(matrix, device)
-                for name, matrix in recorded.items()
-                if matrix is not None
-            }
-        return Batch(
-            advantage=credit.advantage.to(device),
-            reward=credit.reward.to(device),
-            group=group.to(device),
-            present=credit.present.to(device),
-            stochastic=columns,
-            matrices=matrices,
-            all_reward=credit.reward[credit.valued].to(device),
-            all_group=group[credit.valued].to(device),
-        )
+        credit, metrics = self.mixture.credit(values, prompts, group)
+        columns = self.trained_steps() if self.objective.scores_steps else None
+        draws = self.objective.draws(self.columns.draws)
+        return batch_of(trajectory, credit, group, self.policy.device, columns, draws), metrics
 
     def gate(self, work: Pass) -> None:
         """Before the first update, a step scored again must have the recorded log-probability."""
-        if self.gated:
-            return
-        limit = gate_limit(self.objective.ratio_bound, self.policy.half_precision)
-        worst = first_pass_deviation(work)
-        if not worst <= limit:
-            raise Stopped(
-                f"ratio gate: before any update |ratio - 1| is {worst:.1e}, above {limit:.1e}: "
-                "the policy that is scored is not the one that sampled; "
-                "look for dropout, another precision or another guidance in the update"
-            )
+        if not self.gated:
+            check_ratios(work, self.ratio_gate)
 
     def update(self, work: Pass) -> Metrics:
         """`epochs` passes of `minibatches` steps.
@@ -244,6 +268,7 @@ class Trainer:
         """
         parameters = list(self.policy.parameters().values())
         present = work.batch.present.tolist()
+        learners = [sample for sample, known in enumerate(present) if known]
         losses, norms, skipped, lr = [], [], 0, 0.0
         for epoch in range(self.sizes.epochs):
             work.terms = self.terms(work.terms.trajectory, epoch)
@@ -277,6 +302,7 @@ class Trainer:
             "grad_norm": sum(norms) / max(len(norms), 1),
             "lr": lr,
             "skipped_steps": skipped,
+            "left_out": 1 - len(work.moving(learners)) / max(len(learners), 1),
         }
 
     def _stop_if_broken(self, skipped: int, any_good: bool) -> None:
@@ -291,38 +317,13 @@ class Trainer:
                 "lower trainer.lr or look at the reward"
             )
         if not self.gated:
-            weights = self.policy.parameters()
-            different = [
-                name for name, weight in weights.items() if not ranks.agree(weight.detach())
-            ]
-            if different:
-                raise Stopped(
-                    f"rank gate: after the first update {len(different)} of {len(weights)} "
-                    f"trained weights differ between ranks, the first is {different[0]}: "
-                    "look for another version of torch or of the code, or for a broken device, "
-                    "on one of them"
-                )
+            check_ranks(self.policy)
             self.gated = True
 
-    @torch.no_grad()
-    def kl_to_reference(self, trajectory: Trajectory) -> float:
-        """Mean KL of a step to the reference per latent dimension, over a few samples and steps."""
-        columns = self.sampler.steps.stochastic.nonzero().flatten().tolist()
-        # nothing was sampled, or without a density
-        if not columns or trajectory.latents.shape[1] == 1:
-            return math.nan
-        spread = kl_pairs(self.sizes.images, columns)
-        mine = {sample: row for row, sample in enumerate(trajectory.samples)}
-        pairs = [(mine[sample], column) for sample, column in spread if sample in mine]
-        kls: list[float] = []
-        if pairs:
-            chosen = torch.tensor(pairs, device=self.policy.device)
-            arguments = (self.policy, self.sampler, trajectory, *chosen.unbind(1))
-            step = stored_steps(*arguments)
-            with self.policy.weights("base"):
-                kls = step.kl(stored_steps(*arguments)).tolist()
-        everyone = ranks.gather(kls)
-        return sum(everyone) / len(everyone)
+    @property
+    def present_sampler(self) -> Sampler:
+        """That of the iteration which is next, or in progress: its window may have moved."""
+        return self.sampler.at(self.iteration)
 
     @property
     def images_seen(self) -> int:
@@ -347,6 +348,7 @@ class Trainer:
         parameters = self.policy.parameters()
         moments = checkpoint.optimizer_tensors(self.optimizer, parameters)
         tensors = {"parameters": dict(parameters), "optimizer": moments}
+        tensors |= self.old_policy.tensors()
         state: dict[str, Any] = {
             "iteration": self.iteration,
             "images_seen": self.images_seen,
@@ -364,6 +366,7 @@ class Trainer:
         tensors, parameters = state["tensors"], self.policy.parameters()
         checkpoint.restore_parameters(parameters, tensors["parameters"])
         checkpoint.restore_optimizer(self.optimizer, parameters, tensors["optimizer"])
+        self.old_policy.restore(tensors)
         self.mixture.restore(state["advantage"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         for group, lr in zip(
@@ -376,8 +379,3 @@ class Trainer:
                 # in place: it is the policy's snapshot "average", too
                 average.copy_(tensors["ema"][name])
             self.ema.optimization_step = state["ema_steps"]
-
-
-def _from_all_ranks(matrix: Float[Tensor, "b T"], device: torch.device) -> Float[Tensor, "B T"]:
-    """Each rank's rows, in the order of the samples: ranks hold contiguous blocks."""
-    return torch.tensor(ranks.gather(matrix.tolist()), dtype=matrix.dtype, device=device)

@@ -57,7 +57,7 @@ def test_group_units() -> None:
     close(call(built("group", std="none"), rewards), deviations)
 
 
-def test_groups_need_not_be_neighbours() -> None:
+def test_groups_need_not_be_neighbors() -> None:
     reward, group = torch.tensor([1.0, 10.0, 3.0, 20.0]).double(), torch.tensor([7, 3, 7, 3])
     found = built("group", std="none")(reward, ["a", "b", "a", "b"], group)
     assert found.tolist() == [-1, -5, 1, 5]

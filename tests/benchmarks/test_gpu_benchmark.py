@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import families
 import gpu
-import gpu_parts
+import gpu_model
+import gpu_more
+
+from ddpo.models._shared.architectures import known
 
 PARTS = ["peak", "sampling", "training", "waits", "attention", "bare"]
 
@@ -24,7 +28,7 @@ def measured(tmp_path_factory):
         raise RuntimeError("planted")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(gpu_parts.OF_MODEL, "attention", fails)
+        patch.setitem(gpu_more.OF_MODEL, "attention", fails)
         patch.setattr(
             sys, "argv", ["gpu.py", "--tiny", "--out", str(file), "--parts", ",".join(PARTS)]
         )
@@ -65,3 +69,29 @@ def test_an_unknown_part_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         gpu.main()
     assert stop.value.code == 2 and "'peek' is none of peak" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(set(gpu_model.ARCHITECTURES) - {"tiny"}))
+def test_each_architecture_is_known_with_a_sampler_of_its_kind(name):
+    """Random weights need no files: the sizes follow from the name."""
+    found = gpu_model.settings(name, "bf16", {"sampler.num_steps": "7"})
+    parts = known(found.model.pretrained)
+    assert parts and found.sampler.num_steps == 7
+    flow = parts["scheduler"][0].startswith("FlowMatch")
+    assert found.sampler.name == ("flow_sde" if flow else "ddim")
+
+
+def test_a_transformer_is_measured_as_a_unet_is(monkeypatch, tmp_path):
+    """A toy of Stable Diffusion 3, a flow; what is a UNet's alone is left out."""
+    file = tmp_path / "flow.json"
+    monkeypatch.setattr(gpu_model, "pipeline", lambda *_: families.tiny_sd3())
+    parts = "sampling,training,attention"
+    words = ["gpu.py", "--tiny", "--archs", "sd35", "--dtypes", "fp32", "--out", str(file)]
+    monkeypatch.setattr(sys, "argv", [*words, "--parts", parts])
+    gpu.main()
+    data = json.loads(file.read_text())
+    assert not data["failed"]
+    found = {part: cases["sd35 fp32"] for part, cases in data["measured"].items()}
+    assert found["training"]["micro_2"]["pairs_per_s"] > 0
+    assert found["training"]["ratio_2"]["gate_holds"]
+    assert found["attention"].keys() == {"left_out"}

@@ -14,9 +14,12 @@ from option_cases import Flags, world
 from PIL import Image
 
 from ddpo import config
-from ddpo.__main__ import COMMANDS, main
+from ddpo.__main__ import COMMANDS, main, module
 from ddpo.commands import frame, serve
-from ddpo.runs import export, finished, judge
+from ddpo.evaluation import page
+from ddpo.evaluation.pages import comparison
+from ddpo.evaluation.pages import server as watching
+from ddpo.runs import export, finished, grid, push
 from ddpo.scoring import conformance, server
 
 
@@ -39,7 +42,7 @@ def options_of(name: str) -> list[str]:
 
         patch.setattr(frame.Parser, "parse_args", capture)
         with pytest.raises(Captured) as found:
-            importlib.import_module(f"ddpo.commands.{name}").main([])
+            importlib.import_module(module(name)).main([])
     return [
         each.option_strings[-1] if each.option_strings else each.dest
         for each in found.value.args[0]._actions[1:]
@@ -55,18 +58,36 @@ PLAIN: dict[str, tuple[Flags, dict[str, Flags]]] = {
             "--seed": ["--seed", "3"],
             "--count": ["--count", "2"],
             "--checkpoint": ["--checkpoint", "000001"],
+            "--lora_scale": ["--lora_scale", "0.5"],
+            # what they change in a run that has tastes, tests/tastes shows
+            **{key: [] for key in ("--weights", "--user", "--pairs", "--taste_scale")},
             "--out": ["--out", "x.png"],
         },
     ),
     "grid": (
         ["run"],
         {
-            "run_dir": [],
+            "run_dirs": [],
             "--prompts": ["--prompts", "others.txt"],
             "--count": ["--count", "2"],
+            "--checkpoint": ["--checkpoint", "best"],
             "--seed": ["--seed", "3"],
+            "--lora_scale": ["--lora_scale", "0.5"],
+            "--guidance_scale": ["--guidance_scale", "3"],
+            "--num_steps": ["--num_steps", "3"],
+            **{key: [] for key in ("--weights", "--user", "--pairs", "--between")},
             "--out": ["--out", "x.png"],
         },
+    ),
+    "report": (["run"], {"run_dir": []}),
+    "watch": (
+        ["run", "--port", "0"],
+        {"run_dir": [], "--port": ["--port", "48918"], "--every": ["--every", "2"]},
+    ),
+    "compare": (["run"], {"run_dirs": [], "--out": ["--out", "elsewhere"]}),
+    "push": (
+        ["run", "--to", "me/fox"],
+        {"run_dir": [], "--to": ["--to", "me/owl"], "--private": ["--private"]},
     ),
     "export": (
         ["run", "--to", "out", "--format", "kohya"],
@@ -80,7 +101,7 @@ PLAIN: dict[str, tuple[Flags, dict[str, Flags]]] = {
     "score": (
         ["--reward", "own/rewards/mine.py", "a.png"],
         {
-            "images": ["b.png"],
+            "files": ["b.png"],
             "--reward": ["--reward", "brightness"],
             "--params": ["--params", '{"share": 2}'],
             "--dtype": ["--dtype", "bf16"],
@@ -115,7 +136,11 @@ PLAIN: dict[str, tuple[Flags, dict[str, Flags]]] = {
 last."""
 
 
-@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"train", "plan", "evaluate", "list"}))
+ELSEWHERE = {"train", "plan", "evaluate", "list", "users"}
+"""Commands whose options other tests have."""
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - ELSEWHERE))
 def test_every_argument_of_a_command_is_in_the_table(name: str, folder: Path) -> None:
     assert options_of(name) == [*PLAIN[name][1]]
 
@@ -132,7 +157,7 @@ def test_a_command_obeys(
         seen.clear()
         assert main([name, *base, *flags]) == 0
         text = capsys.readouterr().out
-        return [*seen], text if "--port" in flags else re.sub(r":\d{5} until", "", text)
+        return [*seen], text if "--port" in flags else re.sub(r":\d{5}/? until", "", text)
 
     plain = observed([])
     assert observed([]) == plain
@@ -158,7 +183,30 @@ def test_a_command_obeys(
             ["sample", "run", "--prompt", "x", "--checkpoint", "7"],
             "no checkpoint 7; there are: 000001",
         ),
+        (
+            ["sample", "run", "--prompt", "x", "--lora_scale", "1.5"],
+            "--lora_scale: must be at least 0 and at most 1, got 1.5",
+        ),
+        (
+            ["grid", "run", "--lora_scale", "half"],
+            "--lora_scale: expected a float, got 'half'",
+        ),
         (["grid", "nowhere"], "nowhere is not the folder of a run"),
+        (
+            ["grid", "run", "--num_steps", "2", "--seed", "1", "--seed", "2"],
+            "grid: --seed and --num_steps would differ across the columns",
+        ),
+        (["grid", "run", "--guidance_scale", "-1"], "--guidance_scale: must be at least 0"),
+        (["grid", "run", "--checkpoint", "7"], "no checkpoint 7; there are: 000001"),
+        (["report", "nowhere"], "nowhere is not the folder of a run"),
+        (["watch", "nowhere"], "nowhere is not the folder of a run"),
+        (["watch", "run", "--port", "70000"], "--port: must be at least 0 and at most 65535"),
+        (["watch", "run", "--every", "0"], "--every: must be above 0"),
+        (["grid", "run", "--between", "2"], "--between: lies between two tastes, and 0 are given"),
+        (
+            ["grid", "run", "--user", "me"],
+            "run was trained without model.taste",
+        ),
         (["grid", "run", "--seed", "1.5"], "--seed: expected an int, got '1.5'"),
         (
             ["export", "nowhere", "--to", "o", "--format", "kohya"],
@@ -236,12 +284,13 @@ def stub(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
             seen.append(column)
             return column
 
-        def sample(self, texts: list[str], seeds: list[int], column: str) -> list[Image.Image]:
+        def sample(self, texts: list[str], seeds: list[int], *column: Any) -> list[Image.Image]:
             seen.append((texts, seeds, column))
             return [picture] * len(seeds)
 
     def note(*given: Any) -> Image.Image:
-        seen.append(given[1:] if isinstance(given[0], Run) else given)
+        of_runs = isinstance(given[0], list) and isinstance(given[0][0], Run)
+        seen.append(given[1:] if of_runs or isinstance(given[0], Run) else given)
         return picture
 
     def findings(case: Any) -> list[Any]:
@@ -256,9 +305,13 @@ def stub(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
 
     monkeypatch.setattr(finished, "Run", Run)
     monkeypatch.setattr(export, "export", note)
-    monkeypatch.setattr(judge, "grid", note)
+    monkeypatch.setattr(grid, "grid", note)
+    monkeypatch.setattr(push, "push", note)
     monkeypatch.setattr(conformance, "findings", findings)
     monkeypatch.setattr(Image.Image, "save", lambda self, out: seen.append(str(out)))
     monkeypatch.setattr(serve, "application", application)
     monkeypatch.setattr(serve.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(page, "write", note)
+    monkeypatch.setattr(comparison, "write", note)
+    monkeypatch.setattr(watching.Watching, "serve_forever", lambda self: seen.append(self.every_s))
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, bound: [each.close() for each in bound])

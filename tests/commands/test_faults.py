@@ -77,7 +77,7 @@ MISTAKES = {
     ),
     "no pipeline": (
         ["--model.pretrained", "@"],
-        "'@' is no folder of a StableDiffusionPipeline (Error no file",
+        "'@' is no folder of a pipeline ([Errno 2] No such file",
     ),
     "torn weights": (
         ["--model.pretrained", "@/model"],
@@ -166,9 +166,7 @@ def test_a_misspelt_key_is_refused_in_every_section(capsys: pytest.CaptureFixtur
         assert one_line(capsys).startswith(f"{place}: no such option")
 
 
-@pytest.mark.parametrize(
-    "command", [["train", "--resume"], ["evaluate"], ["grid"], ["sample", "--prompt", "a"]]
-)
+@pytest.mark.parametrize("command", [["train", "--resume"], ["grid"], ["sample", "--prompt", "a"]])
 def test_a_folder_that_is_no_run(
     command: list[str], inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@ refused."""
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -40,8 +41,12 @@ OBEYED: dict[str, Flags] = {
     "evaluation.samples_per_prompt": ["2"],
     "evaluation.num_prompts": ["1"],
     "evaluation.seed": ["1000"],
+    "evaluation.kl_pictures": ["1"],
+    "evaluation.features": ["emoji"],
+    "evaluation.sampler": ["{num_steps: 2}"],
     "eval_rewards": ["[{name: brightness, label: light}]"],
     "model.dtype": ["bf16"],
+    "model.size": ["[16, 24]"],
     "trainer.reward_timeout_s": ["7"],
     "plugins": ["[own]", "--eval_rewards", "[{name: mine}]"],
     "--checkpoint": ["000001"],
@@ -55,16 +60,17 @@ def evaluated(folder: Path) -> Callable[[Flags], tuple[dict[str, Any], Any]]:
 
     @cache
     def evaluated(flags: tuple[str, ...]) -> Any:
-        calls, shoot = [], matched.shoot
+        calls, shoot = [], matched._shoot
 
         def watched(policy: Any, sampler: Any, prompts: Any, seeds: Any, *more: Any) -> list[Shot]:
             calls.append([sampler.batch_size, policy.dtype, *more[2:3]])
             return shoot(policy, sampler, prompts, seeds, *more)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(matched, "shoot", watched)
+            patch.setattr(matched, "_shoot", watched)
             patch.setattr(page, "write", lambda folder: folder)
             patch.setattr(card, "write", lambda folder: folder)
+            shutil.rmtree("run/pictures", ignore_errors=True)  # what is there is not made again
             assert main(["evaluate", "run", *flags]) == 0
         place = Path("run/evaluation")
         pictures = {file.name: file.read_bytes() for file in (place / "images").iterdir()}
@@ -77,9 +83,7 @@ def evaluated(folder: Path) -> Callable[[Flags], tuple[dict[str, Any], Any]]:
 def test_every_option_of_an_evaluation_is_in_the_table(folder: Path) -> None:
     known = {option.split(".0.")[0] for option in OBEYED}
     settable = {
-        place
-        for place in places(config.load("run/config.yaml"))
-        if within(place, evaluate.SETTABLE)
+        place for place in places(config.load("run/config.yaml")) if evaluate.settable(place)
     }
     assert settable <= known and {"eval_rewards", "--checkpoint"} <= known
 
@@ -90,7 +94,7 @@ def test_an_evaluation_obeys(option: str, evaluated: Any) -> None:
     value, *more = OBEYED[option]
     plain, seen = evaluated([])
     results, other = evaluated([option if option.startswith("--") else f"--{option}", value, *more])
-    assert other != seen
+    assert (other, results["sets"], results["spread"]) != (seen, plain["sets"], plain["spread"])
     flat, own = (dict(tracking.leaves(each["config"])) for each in (results, plain))
     changed = {key for key in {**flat, **own} if flat.get(key) != own.get(key)}
     if option == "--checkpoint":
@@ -121,7 +125,7 @@ def test_an_evaluation_refuses_all_else_by_name(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = config.load("run/config.yaml")
-    others = [place for place in places(settings) if not within(place, evaluate.SETTABLE)]
+    others = [place for place in places(settings) if not evaluate.settable(place)]
     assert {"seed", "trainer.lr", "run_dir", "rewards.0.weight", "prompts.name"} <= {*others}
     before = Path("run/evaluation").exists()
     for option in [*others, "config", "objective", "model"]:
@@ -146,7 +150,10 @@ def test_an_evaluation_refuses_all_else_by_name(
         ),
         (["--eval_rewards", "[{name: brightness, weight: 2}]"], "judges are not summed"),
         (["--evaluation.seed", "-1"], "evaluation.seed: must be at least 0 and below 2^64"),
-        (["other"], "needs the folder of one run, got run and other"),
+        (["run"], "run is named twice; name it once"),
+        (["nothing"], "nothing is not the folder of a run: there is no such folder"),
+        (["words.txt"], "a LoRA is a .safetensors file, and a run a folder"),
+        (["own"], "own is no run (config.yaml), no model (model_index.json) and no LoRA"),
     ],
 )
 def test_mistakes_in_an_evaluation(

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from ddpo.evaluation import evidence, figures, stats
+from ddpo.evaluation import evidence, stats
 from ddpo.evaluation import page as report
+from ddpo.evaluation.pages import figures
 from ddpo.images import GUARDS, from_pil
 from ddpo.models.emoji.scenes import ANIMALS, HELDOUT_ANIMALS, caption, draw
 
@@ -191,7 +193,7 @@ def test_sentence_has_the_documented_form() -> None:
         (-0.1, 0.1, "no clear change"),
         (0.0, 0.1, "no clear change"),
         (None, None, "no clear change"),
-        (math.nan, math.nan, "no clear change"),
+        (math.nan, math.nan, "no interval"),
     ],
 )
 def test_verdict_asks_the_interval(low: float | None, high: float | None, expected: str) -> None:
@@ -256,17 +258,22 @@ def test_a_gain_that_stays_on_the_training_prompts_is_flagged(run_dir: Path) -> 
 
 def test_page_stands_alone_and_its_files_exist(finished: Path) -> None:
     page = Page(finished / "index.html")
-    files = [target for target in page.targets if not target.startswith("#")]
+    files = [target for target in page.targets if not target.startswith(("#", "data:"))]
     assert len(files) > 2 * 2 * 56
-    assert all((finished / target).is_file() for target in files)
+    assert [target for target in files if not (finished / target).is_file()] == []
     assert "http" not in (finished / "index.html").read_text().replace("http-equiv", "")
 
 
-def test_gallery_is_sortable_by_the_trained_reward(finished: Path) -> None:
+def test_cards_carry_the_scores_of_every_column(finished: Path) -> None:
     html, run = (finished / "index.html").read_text(), evidence.read(finished)
-    gains = [float(gain) for gain in re.findall(r'data-gain="([^"]*)"', html)]
+    tables = [json.loads(unescape(table)) for table in re.findall(r'data-table="([^"]*)"', html)]
     matches = sorted(run.matches, key=lambda match: match.set)  # the training prompts come first
-    assert gains == [m.scores["tuned"][JPEG] - m.scores["base"][JPEG] for m in matches]  # type: ignore[operator]
+    assert run.scores == [JPEG, JUDGE]
+    for table, match in zip(tables, matches, strict=True):
+        for row, score in zip(table, run.scores, strict=True):
+            scores = [match.scores[column][score] for column in ("base", "tuned")]
+            assert row == [None if s is None else pytest.approx(s, rel=1e-5) for s in scores]
+    assert any(None in row for table in tables for row in table)
 
 
 def test_before_after_shows_the_pictures(finished: Path) -> None:
@@ -308,7 +315,7 @@ def test_without_an_evaluation_there_are_curves_and_samples(tmp_path: Path) -> N
     write_training(tmp_path / "run", iterations=100)
     page = Page(report.write(tmp_path / "run"))
     assert "not been evaluated" in page.text and "signs of over-optimization" not in page.text
-    assert "evaluation/curves.png" in page.targets and "script" not in page.tags
+    assert page.tags.count("svg") == 6 and "dialog" not in page.tags
     shown = sorted({int(t[8:14]) for t in page.targets if t.startswith("samples/")})
     assert shown == [0, 20, 40, 60, 80, 100]
 
@@ -341,3 +348,35 @@ def test_curves_show_what_was_logged(finished: Path) -> None:
 def test_writing_twice_gives_the_same_page(run_dir: Path) -> None:
     first = report.write(run_dir).read_bytes()
     assert report.write(run_dir).read_bytes() == first
+
+
+def test_evaluations_on_the_way_are_drawn_from_before_the_first_update(run_dir: Path) -> None:
+    rows = [
+        {
+            "iteration": i,
+            "means": {JPEG: -3 + i / 10, JUDGE: 0.9 - i / 100, "kl": i / 5, "vendi": 4},
+        }
+        for i in (0, 10, 20)
+    ]
+    write_json_lines(run_dir / "evaluations.jsonl", rows)
+    text = report.write(run_dir).read_text()
+    charts = [json.loads(unescape(c)) for c in re.findall(r'data-chart="([^"]*)"', text)]
+    fronts = {(c["x"], c["y"]): c["series"][0] for c in charts if c["kind"] == "front"}
+    assert {*fronts} == {(f"eval/{JPEG}", f"eval/{JUDGE}"), ("eval/kl", f"eval/{JUDGE}")}
+    front = fronts[f"eval/{JPEG}", f"eval/{JUDGE}"]
+    assert (front["x"], front["y"]) == ([-3, -2, -1], [0.9, 0.8, 0.7])
+    assert front["names"] == ["iteration 0", "iteration 10", "iteration 20"]
+
+
+def test_the_spread_of_each_column_is_a_table(run_dir: Path) -> None:
+    file = run_dir / "evaluation" / "results.json"
+    results = json.loads(file.read_text())
+    base = {"kl": {"mean": None, "se": None, "n": 0}, "vendi": 12.5}
+    tuned = {"kl": {"mean": 1.25, "se": 0.1, "n": 8}, "vendi": 7.25, "cmmd": -0.031}
+    results["spread"] = {"animals": {"base": base, "tuned": tuned}}
+    file.write_text(json.dumps(results))
+    rows = [row for row in Page(report.write(run_dir)).rows if row[1:2] in (["base"], ["tuned"])]
+    assert rows == [
+        ["animals", "base", "–", "12.5", "–"],
+        ["animals", "tuned", "1.25", "7.25", "−0.031"],
+    ]

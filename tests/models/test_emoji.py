@@ -42,7 +42,7 @@ def test_scenes_do_not_touch_global_randomness() -> None:
     assert random.random() == expected
 
 
-def test_the_sprite_sheet_is_small_and_has_its_licence() -> None:
+def test_the_sprite_sheet_is_small_and_has_its_license() -> None:
     assert (FOLDER / "sprites.png").stat().st_size <= 400_000
     assert "SIL OPEN FONT LICENSE" in (FOLDER / "sprites.LICENSE").read_text().upper()
     assert len(scenes.ANIMALS) == 45

@@ -104,8 +104,8 @@ def test_the_formula_by_hand() -> None:
             ]
         )
     )
-    colour, contrast = 0.3 * (51**2 + 25.5**2) ** 0.5 / 100, 0.3 * 3**0.5 / 0.6
-    expected = [[0, 0, 1], [colour, 0, 1], [0, contrast, 1], [0, 0, 0]]
+    color, contrast = 0.3 * (51**2 + 25.5**2) ** 0.5 / 100, 0.3 * 3**0.5 / 0.6
+    expected = [[0, 0, 1], [color, 0, 1], [0, contrast, 1], [0, 0, 0]]
     torch.testing.assert_close(found, torch.tensor(expected), atol=2e-3, rtol=0)
     torch.testing.assert_close(ratings.rating(torch.full((1, 3, 64, 64), 0.5)), torch.tensor([4.0]))
 

@@ -12,6 +12,7 @@ from ddpo import config
 from ddpo.commands import plan
 from ddpo.models import _precision
 from ddpo.models._precision import Precision
+from ddpo.runs import settling
 from ddpo.runs.session import Session
 
 
@@ -84,10 +85,10 @@ def test_a_run_keeps_what_auto_took(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_all_ranks_take_the_first_ones_choice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = Session.__new__(Session)
-    session.settings = helpers.settings(tmp_path, model__dtype="auto")
+    monkeypatch.setattr("ddpo.building.build.precision", lambda settings: "fp32")
     monkeypatch.setattr("ddpo.parallel.ranks.gather", lambda items: ["bf16", *items])
-    assert session._settled("fp32").model.dtype == "bf16"
+    settings, _ = settling.settled(helpers.settings(tmp_path, model__dtype="auto"))
+    assert settings.model.dtype == "bf16"
 
 
 def test_a_plan_of_auto_says_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddpo.errors import UserError
-from ddpo.models._conditions import EmbeddingCache
+from ddpo.models._shared.conditions import EmbeddingCache
 from ddpo.models._tiny import tiny
 from ddpo.models.stable_diffusion import StableDiffusion
 from ddpo.prompts import Prompt
@@ -132,17 +132,17 @@ def test_the_negative_prompt_takes_the_place_of_the_empty_one() -> None:
 def test_the_cache_of_embeddings_is_bounded() -> None:
     calls: list[list[str]] = []
 
-    def encode(texts: Sequence[str]) -> Tensor:
+    def encode(texts: Sequence[str]) -> tuple[Tensor]:
         calls.append(list(texts))
-        return torch.tensor([[[float(len(text))] * 4] for text in texts])  # 16 bytes each
+        return (torch.tensor([[[float(len(text))] * 4] for text in texts]),)  # 16 bytes each
 
     cache = EmbeddingCache(encode, limit_bytes=40)
-    assert cache(["a", "bb", "a"])[:, 0, 0].tolist() == [1, 2, 1] and cache.bytes == 32
+    assert cache(["a", "bb", "a"])[0][:, 0, 0].tolist() == [1, 2, 1] and cache.bytes == 32
     cache(["a"])
-    assert cache(["ccc"])[0, 0, 0] == 3 and cache.bytes == 32, "bb was used least recently"
+    assert cache(["ccc"])[0][0, 0, 0] == 3 and cache.bytes == 32, "bb was used least recently"
     cache(["a", "ccc"])
     assert calls == [["a", "bb"], ["ccc"]]
-    assert cache(["a", "bb", "ccc", "dddd"])[:, 0, 0].tolist() == [1, 2, 3, 4], (
+    assert cache(["a", "bb", "ccc", "dddd"])[0][:, 0, 0].tolist() == [1, 2, 3, 4], (
         "more than it can keep"
     )
     assert calls[2:] == [["bb", "dddd"]] and cache.bytes <= 40

@@ -18,8 +18,12 @@ from ddpo.objectives import Batch, Objective
 
 EVERY = plugins.names("objectives")
 ON_ERRORS = [name for name in EVERY if objectives.build(name).denoising_errors]
+PATHWISE = [name for name in EVERY if objectives.build(name).pathwise]
+"""Each image follows its own gradient, whatever the others' rewards are: see test_papers."""
 FITS_ITS_OWN = ("rwr",)
 """Equal rewards mean equal weights: plain fine-tuning on one's own images, which is not nothing."""
+PRODUCTS = ("nft",)
+"""Moves by products of residuals together, which test_nft does; here its errors move alone."""
 
 
 def batch(
@@ -32,6 +36,12 @@ def batch(
         "logp_ref": logp_old - 0.01,
         "kl": torch.full_like(logp_old, 0.02),
         "errors_ref": logp_old + 0.01,
+        "cross_ref": logp_old + 0.02,
+        "errors_old": logp_old,
+        "cross_old": logp_old,
+        "absolute_plus": torch.full_like(logp_old, 0.8),
+        "absolute_minus": torch.full_like(logp_old, 0.8),
+        "x0_scale": torch.full_like(logp_old, 0.5),
     }
     return Batch(
         advantage=advantage,
@@ -48,7 +58,8 @@ def batch(
 def plain(name: str) -> Objective:
     """With the defaults, but without the pull to the pretrained model that some have by default."""
     objective = objectives.build(name)
-    return objectives.build(name, kl_coef=0.0) if "kl_coef" in objective.options else objective
+    pulls = {"kl_coef", "reference_weight"} & objective.options.keys()
+    return objectives.build(name, **dict.fromkeys(pulls, 0.0))
 
 
 def random_batch(rows: int = 8, steps: int = 5, spread: float = 0.01) -> tuple[Tensor, Batch]:
@@ -144,7 +155,9 @@ def test_declarations() -> None:
     assert objectives.build("ddpo_sf").on_policy and not objectives.build("ddpo").on_policy
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in FITS_ITS_OWN])
+@pytest.mark.parametrize(
+    "name", [n for n in EVERY if n not in (*FITS_ITS_OWN, *PRODUCTS, *PATHWISE)]
+)
 def test_equal_rewards_move_nothing(name: str) -> None:
     """Equal rewards mean advantages of 0 and no pair: no objective pulls anywhere."""
     logp, given = random_batch()
@@ -183,7 +196,7 @@ def test_steps_without_a_density_have_no_part(name: str) -> None:
     assert loss_and_gradient(objectives.build(name), noise, masked)[0] == loss
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [n for n in EVERY if n not in (*PRODUCTS, *PATHWISE)])
 def test_better_samples_become_more_likely(name: str) -> None:
     """At the old policy: every step of a group's best sample goes up beside its worst; errors go
     down."""
@@ -327,7 +340,11 @@ def test_the_trust_region_is_declared(name: str) -> None:
         ),
         (
             'needs=("kl",), denoising_errors=True',
-            "own.py needs 'kl', .* denoising errors; known: errors_ref",
+            "own.py needs 'kl', .* denoising errors; known: .*errors_ref",
+        ),
+        (
+            'needs=("logp_ref",), replay=lambda clip_range: Replay()',
+            "own.py needs 'logp_ref', .* rewards; known: kl",
         ),
     ],
 )
@@ -335,7 +352,7 @@ def test_a_declaration_that_means_nothing_is_refused(
     declaration: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own.py").write_text(
-        f"from ddpo.objectives import declare\n\n@declare({declaration})\n"
+        f"from ddpo.objectives import Replay, declare\n\n@declare({declaration})\n"
         "def own(logp, batch, *, clip_range: float = 0.1):\n    return batch.mean(logp)\n"
     )
     with pytest.raises(UserError, match=message.replace("?", r"\?")):

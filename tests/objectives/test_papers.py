@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ddpo import advantages, objectives
 from ddpo.errors import UserError
-from ddpo.objectives import Batch, Objective
+from ddpo.objectives import Batch, Objective, Replay
 
 STEPS, BETA, SLOPE = 3, 0.7, 1.3
 # x_{t-1} ~ N(decay_t x_t + shift_t, std_t^2)
@@ -556,3 +557,62 @@ def test_denoising_errors_have_no_steps(name: str, switch: dict[str, float]) -> 
         UserError, match=rf"objective\.{next(iter(switch))}: {name} works on denoising errors"
     ):
         objectives.build(name, **switch)
+
+
+# DRaFT and its relatives
+
+
+def test_draft_by_hand() -> None:
+    """-r, or |r - target|, over samples and re-noisings; the KL beside it at its weight."""
+    rewards = torch.tensor([[1.0, 3.0], [7.0, 5.0]], dtype=torch.float64)
+    batch = outcomes(rewards, rewards, torch.zeros(2, dtype=torch.float64))
+    kl = torch.tensor([[0.2, 0.4], [0.1, 0.1]], dtype=torch.float64)
+    batch = replace(batch, matrices={"kl": kl}, stochastic=torch.ones(2, dtype=torch.bool))
+    draft = objectives.build("draft")
+    assert draft(rewards, batch).item() == pytest.approx(-4)
+    assert gradient(draft, rewards, batch).tolist() == [[-0.25, -0.25]] * 2
+    aimed = objectives.build("draft", target=4.0)
+    assert aimed(rewards, batch).item() == pytest.approx((3 + 1 + 3 + 1) / 4)
+    assert gradient(aimed, rewards, batch).tolist() == [[-0.25, -0.25], [0.25, 0.25]]
+    weighted = objectives.build("draft", kl_weight=10.0)
+    assert weighted(rewards, batch).item() == pytest.approx(-4 + 10 * 0.2)
+    assert draft.needs == () and weighted.needs == ("kl",) and weighted.separable
+
+
+@pytest.mark.parametrize(
+    ("options", "replay"),
+    [
+        ({"last_steps": 3}, Replay((3, 3))),
+        ({"renoisings": 2}, Replay((1, 1), 2)),
+        ({"last_steps": (1, 8)}, Replay((1, 8))),
+        ({"last_steps": (1, 10), "to_x0": True}, Replay((1, 10), to_x0=True)),
+    ],
+)
+def test_four_methods_are_one_replay(options: dict[str, Any], replay: Replay) -> None:
+    """DRaFT-K, DRaFT-LV, AlignProp, ReFL; all others replay nothing."""
+    assert objectives.build("draft", **options).pathwise == replay
+    assert objectives.build("ddpo").pathwise is objectives.build("dpo").pathwise is None
+
+
+def test_truncation_is_drawn_uniformly_once_a_pass() -> None:
+    """AlignProp's K: all of [2, 5], a quarter of the passes each, and the same again."""
+    replay = Replay((2, 5))
+    drawn = [replay.count(0, iteration, 0) for iteration in range(400)]
+    assert {k: drawn.count(k) for k in range(2, 6)} == pytest.approx(
+        dict.fromkeys(range(2, 6), 100), abs=30
+    )
+    assert drawn == [replay.count(0, iteration, 0) for iteration in range(400)]
+    assert drawn[:20] != [replay.count(0, iteration, 1) for iteration in range(20)]
+    assert {Replay((3, 3)).count(0, i, 0) for i in range(20)} == {3}
+
+
+@pytest.mark.parametrize("steps", [0, (0, 2), (3, 2)])
+def test_a_replay_of_no_steps_is_refused(steps: Any) -> None:
+    with pytest.raises(UserError, match=r"objective\.last_steps: \[\d, \d\] is no range"):
+        _ = objectives.build("draft", last_steps=steps).pathwise
+
+
+@pytest.mark.parametrize("name", ["draft"])
+def test_rewards_have_no_ratios(name: str) -> None:
+    with pytest.raises(UserError, match=rf"objective\.block_size: {name} works on rewards"):
+        objectives.build(name, block_size=2)

@@ -78,6 +78,7 @@ MODEL = '''
         """One convolution, shifted by the length of the prompt; `width` pixels each way."""
 
         latent_shape, half_precision = (3, 16, 16), False
+        reader, trial_sampler = "safetensors", "ddim"
 
         def __init__(
             self, pretrained, device, dtype, loras, lora, train_text_encoder,

@@ -55,7 +55,7 @@ def stop_after(running: Session, iteration: int) -> None:
 
     def written(row: dict[str, Any]) -> None:
         write(row)
-        running._asked_to_stop = running.trainer.iteration == iteration
+        running.interruption.asked = running.trainer.iteration == iteration
 
     running.write = written
     with pytest.raises(Stopped, match=f"stopped after iteration {iteration}; go on with --resume"):

@@ -55,7 +55,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def imported(file: Path) -> set[str]:
-    """The packages that a file imports, at its top or inside a function; its neighbours aside."""
+    """The packages that a file imports, at its top or inside a function; its neighbors aside."""
     nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {

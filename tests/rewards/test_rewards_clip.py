@@ -326,7 +326,7 @@ def test_hps_pads_as_the_original(zoo: dict[str, Any]) -> None:
     assert seen["v2"] != seen["v2.1"]
     wide = from_pil([picture(90, 30)])
     other = wide.clone()
-    other[..., :20] = 0.5  # a centre crop would not see it
+    other[..., :20] = 0.5  # a center crop would not see it
     whole = build("hps", **params)(torch.cat([wide, other]), ["a fox"] * 2, [{}] * 2)
     assert abs(whole[0] - whole[1]) > 1e-3
 
@@ -624,7 +624,7 @@ def test_sharpness_in_closed_form() -> None:
 def test_the_other_guards_are_the_logged_statistics() -> None:
     images = torch.zeros(2, 3, 9, 9)
     images[1, :, :, 4:] = (
-        1  # the fourth of 8 columns with a right neighbour is an edge; 45 of 81 are white
+        1  # the fourth of 8 columns with a right neighbor is an edge; 45 of 81 are white
     )
     for name, expected in (
         ("brightness", [0, 45 / 81]),
@@ -636,12 +636,19 @@ def test_the_other_guards_are_the_logged_statistics() -> None:
         assert got.tolist() == GUARDS[name](images).tolist()
 
 
+def test_redness_is_red_beside_green_and_blue() -> None:
+    """Of red, cyan, gray and orange pictures."""
+    colors = torch.tensor([[1, 0, 0], [0, 1, 1], [0.5, 0.5, 0.5], [1, 0.5, 0]])
+    images = colors[:, :, None, None].expand(-1, -1, 8, 8)
+    assert build("redness")(images, [""] * 4, [{}] * 4).tolist() == [1.0, -1.0, 0.0, 0.75]
+
+
 # ---- batches, types, mistakes, the command line
 # ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NETWORKS if name not in ("brightness", "sharpness")]
+    "name", [name for name in NETWORKS if name not in ("brightness", "sharpness", "redness")]
 )
 def test_any_batch_size_any_type(name: str, zoo: dict[str, Any]) -> None:
     images = torch.cat([from_pil([picture(40, 30).rotate(20 * i)]) for i in range(5)])

@@ -132,7 +132,7 @@ def test_an_image_depends_on_its_prompt_and_key_alone() -> None:
     for n in range(7):
         alone = images(policy, [prompts[n]], [n], 4)
         assert torch.equal(alone[0], whole[n]), (
-            "neither its neighbours nor its place matter, bit for bit"
+            "neither its neighbors nor its place matter, bit for bit"
         )
     backwards = images(policy, prompts[::-1], numbers[::-1], 4)
     assert torch.equal(backwards.flip(0), whole)

@@ -161,7 +161,7 @@ def test_a_picture_that_cannot_be_written(
     assert main(argv) == 2
     words = f"ddpo: {out}: No such file or directory; name another place"
     assert capsys.readouterr().err.splitlines()[-1] == words
-    monkeypatch.setattr("ddpo.runs.judge.grid", full)
+    monkeypatch.setattr("ddpo.runs.grid.grid", full)
     assert main(argv) == 3
     words = "ddpo: the disk: No space left on device; make room and give the same command again"
     assert capsys.readouterr().err.splitlines()[-1] == words

@@ -165,12 +165,15 @@ def test_a_reward_that_hangs_does_not_keep_the_process(mine: Path, tmp_path: Pat
 def test_a_judge_fails_after_the_iteration(
     mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The iteration before it counts: its line is written and its weights are saved."""
+    """The iteration before it counts: its line is written and its weights are saved.
+
+    It fails the second time that it is asked; the first time was before the training.
+    """
     run, flags = tmp_path / "run", ["--eval_rewards", f"[{{name: '{mine / 'bad.py'}:judge'}}]"]
     few = ["--evaluation.every", "1", "--evaluation.num_prompts", "1", "--checkpoint.every", "9"]
     code, line = call(capsys, *helpers.smoke(run), *flags, *few)
     assert code == 3 and line.startswith("reward judge raised ConnectionError: no answer (")
-    assert saved(run)[-1] == "000002" and done(run) == [1, 2]
+    assert saved(run)[-1] == "000001" and done(run) == [1]
     assert call(capsys, "--resume", str(run)) == (0, "") and done(run) == [1, 2, 3]
 
 

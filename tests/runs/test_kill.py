@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import families
 import helpers
 import pytest
 from safetensors.torch import load_file
@@ -56,9 +58,9 @@ def snapshot(run):
     os.system(f"cp -r {run} {run}.killed")
 
 
-folder, argv = sys.argv[1], sys.argv[2:]
+folder, moments, argv = sys.argv[1], sys.argv[2].split(","), sys.argv[3:]
 assert process([*argv, "--run_dir", f"{folder}/straight"]) == 0
-for moment in MOMENTS:
+for moment in moments:
     run = f"{folder}/{moment}"
     assert process([*argv, "--run_dir", run], moment) == -signal.SIGKILL, moment
     snapshot(run)
@@ -76,11 +78,12 @@ LEFT = {
 half-written."""
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each run is forked from one process that has done the imports. All that has a memory is
-    switched on."""
-    folder = tmp_path_factory.mktemp("runs")
+def killed(folder: Path, moments: Iterable[str], *flags: str) -> Path:
+    """Runs of four iterations, killed and resumed: each is forked from one process that has done
+    the imports.
+
+    All that has a memory is switched on.
+    """
     (folder / "driver.py").write_text(DRIVER)
     (folder / "four.txt").write_text("a fox\na cat\nan owl\na bee\n")
     argv = helpers.smoke(
@@ -105,9 +108,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "2",
         "--evaluation.prompts",
         "null",
+        *flags,
     )
     done = subprocess.run(
-        [sys.executable, str(folder / "driver.py"), str(folder), *argv],
+        [sys.executable, str(folder / "driver.py"), str(folder), ",".join(moments), *argv],
         env=helpers.one_thread(),
         capture_output=True,
         text=True,
@@ -115,6 +119,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return killed(tmp_path_factory.mktemp("runs"), LEFT)
 
 
 def names(run: Path) -> list[str]:
@@ -165,3 +174,21 @@ def test_a_killed_run_resumes_bit_for_bit(runs: Path, moment: str) -> None:
         "schedule, statistics, steps of the average, sha256 of every tensor"
     )
     assert not list(resumed.rglob("*.writing*"))
+
+
+def test_a_flow_model_with_its_text_encoders_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Stable Diffusion 3, killed amid an update."""
+    folder = killed(
+        tmp_path,
+        ["updating"],
+        *("--model.pretrained", families.saved("sd3", tmp_path / "base")),
+        *("--model.max_sequence_length", "8", "--lora.text_encoder", "true"),
+        *("--sampler.name", "flow_sde"),
+    )
+    straight, resumed = folder / "straight", folder / "updating"
+    assert rows(resumed) == rows(straight)
+    for file in ("lora/pytorch_lora_weights", "checkpoints/000004/parameters"):
+        one, other = (load_file(run / f"{file}.safetensors") for run in (resumed, straight))
+        assert one.keys() == other.keys() and all((one[key] == other[key]).all() for key in one)
+        kinds = {key.split(".")[0] for key in one}
+        assert kinds == {"transformer", "text_encoder", "text_encoder_2"}

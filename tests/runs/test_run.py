@@ -23,14 +23,16 @@ from safetensors.torch import load_file
 
 import ddpo
 from ddpo import config, train
+from ddpo.building import build
 from ddpo.commands import frame
 from ddpo.images import from_pil, to_pil
-from ddpo.models._exports import lora_weights
+from ddpo.media import MEDIA
+from ddpo.models._shared.exports import lora_weights
 from ddpo.parallel.seeds import Purpose, generator
 from ddpo.records import checkpoint
 from ddpo.records.metrics import METRICS
 from ddpo.rollout.sample import sample
-from ddpo.runs import build, judge
+from ddpo.runs import judge
 from ddpo.runs.finished import Run
 
 VARYING = ("time/", "images_per_s", "memory/")
@@ -78,6 +80,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
         "config.yaml",
         "provenance.json",
         "metrics.jsonl",
+        "evaluations.jsonl",
         "samples",
         "checkpoints",
         "lora",
@@ -85,8 +88,11 @@ def test_what_a_run_leaves(finished: Path) -> None:
     }
     found = rows(finished)
     assert [row["iteration"] for row in found] == [1, 2, 3] and found[-1]["images_seen"] == 24
+    spelled = {f"eval/{guard}": "eval/<name>" for guard in MEDIA["images"].guards}
     assert {
-        key.replace("jpeg_compressibility", "<name>") for row in found for key in row
+        spelled.get(key, key.replace("jpeg_compressibility", "<name>"))
+        for row in found
+        for key in row
     } <= METRICS.keys()
     assert "eval/jpeg_compressibility" in found[-1] and "eval/jpeg_compressibility" not in found[0]
     assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == [

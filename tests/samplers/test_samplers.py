@@ -31,6 +31,7 @@ def with_scheduler(model: StableDiffusion, **changes: Any) -> DDIMScheduler:
     """Puts a changed scheduler into the model's pipeline and returns it."""
     scheduler = DDIMScheduler.from_config(tiny().scheduler.config, **changes)
     model.pipeline.scheduler = scheduler
+    vars(model).pop("schedule", None)  # made once, of the scheduler that was there
     return scheduler
 
 
@@ -244,7 +245,7 @@ def test_kl_is_the_mean_log_ratio() -> None:
     std = torch.tensor([0.8])
     n = 200_000
     many = [tensor.expand(n, 1, 2, 2) for tensor in (mean, other)]
-    steps = [Gaussian(centre, std.expand(n)) for centre in many]
+    steps = [Gaussian(center, std.expand(n)) for center in many]
     x = steps[0].sample(randn(2, (n, 1, 2, 2)))
     ratio = [step.log_prob(x, "sum") for step in steps]
     expected = Gaussian(mean, std).kl(Gaussian(other, std), "sum").item()

@@ -74,7 +74,7 @@ def centered(images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tens
     return level(images) - images.mean()
 
 
-def a_little_of_the_neighbour(images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
+def a_little_of_the_neighbor(images: Tensor, prompts: Sequence[str], metadata: Metadata) -> Tensor:
     return level(images) + 0.01 * level(images).roll(1)
 
 
@@ -145,7 +145,7 @@ def two_arguments(images: Tensor, prompts: Sequence[str]) -> Tensor:
         (silent, "values"),
         (centered, "singles"),
         (ranked, "order singles"),
-        (a_little_of_the_neighbour, "order singles"),
+        (a_little_of_the_neighbor, "order singles"),
         (by_position, "order singles"),
         (noisy, "determinism generators"),
         (noisy_in_numpy, "generators"),
@@ -222,17 +222,17 @@ def test_score(
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (20, 10), (255, 0, 0)).save("red.png")
     Image.new("RGBA", (7, 9), (0, 0, 255, 255)).save("blue.png")
-    Image.new("L", (3, 3), 51).save("grey.png")
+    Image.new("L", (3, 3), 51).save("gray.png")
     Path("text.png").write_text("no picture")
     Path("red.py").write_text(
         "def red(images, prompts, metadata, *, power: float = 1.0):\n"
         "    red = images[:, 0].mean((1, 2))\n"
         "    return red ** power + len(prompts[0]) + metadata[0].get('more', 0)\n"
     )
-    pictures = ["red.png", "blue.png", "grey.png"]
+    pictures = ["red.png", "blue.png", "gray.png"]
     asked = ["--prompt", "fox", "--metadata", '{"more": 10}', "--params", '{"power": 2}']
     assert frame.run(score.main, ["--reward", "red.py", *asked, *pictures]) == 0
-    assert capsys.readouterr().out == "14\tred.png\n13\tblue.png\n13.04\tgrey.png\n"
+    assert capsys.readouterr().out == "14\tred.png\n13\tblue.png\n13.04\tgray.png\n"
     for argv, words in (
         (["red.png", "text.png"], "text.png: cannot be read as an image"),
         (["red.png", "nowhere.png"], "nowhere.png: cannot be read as an image"),
@@ -240,7 +240,7 @@ def test_score(
         (["red.png", "--params", "{"], "'{' is not JSON"),
         (["red.png", "--params", '{"power": "x"}'], "expected a float"),
         (["red.png", "--reward", "jpeg"], "nothing is called 'jpeg'"),
-        ([], "required: images"),
+        ([], "required: files"),
     ):
         assert frame.run(score.main, ["--reward", "red.py", *argv]) == 2, argv
         out, error = capsys.readouterr()

@@ -34,6 +34,7 @@ from ddpo.rollout.trajectory import Trajectory, join
 from ddpo.scoring.scorer import Scorer
 from ddpo.training.credit import Mixture
 from ddpo.training.measures import Measured
+from ddpo.training.old_policy import OldPolicy
 from ddpo.training.selection import Columns
 from ddpo.training.terms import Terms
 from ddpo.training.terms.denoising_errors import DenoisingErrors
@@ -107,11 +108,13 @@ def work_on(
     stochastic = sampler.steps.stochastic
     recorded = {"logp_old": trajectory.logp_old, "logp_ref": trajectory.logp_ref}
     matrices = {name: matrix for name, matrix in recorded.items() if matrix is not None}
+    if objective.old_policy is not None and "old" not in policy.snapshots:
+        OldPolicy(policy, objective)
     if objective.denoising_errors:
         stochastic, matrices = torch.ones(3, dtype=torch.bool), {}
         keys = [(9, sample // 2) for sample in trajectory.samples]
         terms = DenoisingErrors(
-            policy, sampler, trajectory, keys, 3, "errors_ref" in objective.needs
+            policy, sampler, trajectory, keys, 3, objective.needs, objective.mixture
         )
     batch = Batch(
         advantage=reward - reward.mean(),
@@ -224,6 +227,7 @@ def reward_file(folder: Path) -> str:
     file.write_text(
         "def redness(images, prompts, metadata):\n"
         "    return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))\n"
+        "redness.differentiable = True\n"
     )
     return f"{file}:redness"
 

@@ -260,6 +260,7 @@ ZOO: dict[str, Callable[[Path], dict[str, Any]]] = {
     "diversity": lambda at: {"pretrained": dino(at / "dino")},
     "nsfw": lambda at: {"pretrained": classifier(at / "nsfw")},
     "brightness": lambda at: {},
+    "redness": lambda at: {},
     "sharpness": lambda at: {},
     "edge_density": lambda at: {},
     "color_entropy": lambda at: {},

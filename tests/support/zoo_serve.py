@@ -14,9 +14,9 @@ from ddpo.rewards import Reward
 from ddpo.scoring import server as server_module
 
 
-def start(app: Any) -> tuple[uvicorn.Server, str]:
-    """The server and its address, on a port that is free."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+def start(app: Any, port: int = 0) -> tuple[uvicorn.Server, str]:
+    """The server and its address, by default on a port that is free."""
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
     threading.Thread(target=server.run, daemon=True).start()
     while not server.started:
         time.sleep(0.01)

@@ -72,7 +72,7 @@ def test_denoising_errors(prediction: str) -> None:
     sampler = helpers.sampler(policy)
     trajectory, _ = helpers.rolled(policy, sampler, 4)
     terms = DenoisingErrors(
-        policy, sampler, trajectory, [(1, 0), (1, 0), (1, 1), (1, 1)], 2, reference=True
+        policy, sampler, trajectory, [(1, 0), (1, 0), (1, 1), (1, 1)], 2, ("errors_ref",)
     )
     rows, columns = every_pair(4, 2)
     timesteps, noise = terms._draw(rows.tolist(), columns.tolist())
@@ -106,9 +106,7 @@ def test_denoising_errors(prediction: str) -> None:
 def test_timesteps_of_training_are_all_drawn() -> None:
     policy = helpers.policy()
     sampler = helpers.sampler(policy)
-    terms = DenoisingErrors(
-        policy, sampler, helpers.rolled(policy, sampler, 1)[0], [(3,)], 1, False
-    )
+    terms = DenoisingErrors(policy, sampler, helpers.rolled(policy, sampler, 1)[0], [(3,)], 1)
     drawn = terms._draw([0] * 2000, list(range(2000)))[0]
     assert 0 <= drawn.min() < 5 and 994 < drawn.max() < len(policy.schedule) == 1000
     assert drawn.double().mean().item() == pytest.approx(499.5, abs=4 * 289 / 2000**0.5)
@@ -310,8 +308,8 @@ def test_dpo_learns_from_recorded_pairs(pairs: Path) -> None:
     )
     first = trainer.iterate()
     assert first["reward/mean"] == 0.5 and first["loss"] == pytest.approx(np.log(2), rel=1e-5)
-    losses = [trainer.iterate()["loss"] for _ in range(8)]
-    assert losses[-1] < 0.6, losses
+    losses = [trainer.iterate()["loss"] for _ in range(16)]
+    assert np.mean(losses[-4:]) < 0.55, losses  # of several: each is of other noise
 
 
 def test_an_offline_run(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,5 +39,8 @@ class Terms(Protocol):
     def __call__(
         self, rows: Int[Tensor, " N"], columns: Int[Tensor, " N"]
     ) -> dict[str, Float[Tensor, " N"]]:
-        """The terms of N pairs, with gradients if they are enabled."""
+        """The terms of N pairs, with gradients if they are enabled.
+
+        `rows` and `columns` lie on the host, which must know prompts and noise.
+        """
         ...

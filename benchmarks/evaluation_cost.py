@@ -1,0 +1,76 @@
+"""What an evaluation costs beyond sampling and scoring its pictures.
+
+    ddpo train --config demo --trainer.iterations 1 --run_dir runs/cost
+    python benchmarks/evaluation_cost.py runs/cost
+
+Both draw every picture of the run's evaluation, base and tuned, and score it by every reward and
+judge: once with nothing else, once as `ddpo evaluate` does, with keys, files, divergences,
+trajectories, features, statistics, page and card. Loading the model counts in both. CPU seconds,
+which other processes disturb less than the clock; the two take turns, and the smallest of each is
+compared.
+"""
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ddpo import config
+from ddpo.building import build
+from ddpo.config import Config
+from ddpo.parallel.seeds import Purpose
+from ddpo.rollout.sample import sample
+from ddpo.runs.finished import Run
+from ddpo.runs.judge import judge
+from ddpo.scoring.scorer import Scorer
+
+
+@torch.no_grad()
+def bare(settings: Config) -> None:
+    """Samples and scores, and nothing of them is kept."""
+    run, own = Run(settings.run_dir, settings=settings), settings.evaluation
+    judges = build.all_rewards(settings, run.policy)
+    for column in ("base", run.remember("last")):
+        for prompts in build.evaluation_sets(settings):
+            repeated = [prompt for prompt in prompts for _ in range(own.samples_per_prompt)]
+            keys = [(Purpose.EVALUATION, i) for i in range(len(repeated))]
+            scorer = Scorer(judges, timeout_s=None, group_size=own.samples_per_prompt)
+            with run.policy.weights(column):
+                for part in sample(run.policy, run.sampler, repeated, keys):
+                    texts = [prompt.text for prompt in part.prompts]
+                    scorer.submit(part.images, texts, [prompt.metadata for prompt in part.prompts])
+            scorer.collect()
+
+
+def cpu_seconds(call: Callable[[], object]) -> float:
+    before = time.process_time()
+    call()
+    return time.process_time() - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_dir")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    settings = config.load(config.of_run(arguments.run_dir))
+    settings.run_dir = arguments.run_dir
+    kept = [Path(arguments.run_dir) / name for name in ("pictures", "evaluation")]
+    found: dict[str, list[float]] = {"bare": [], "evaluated": []}
+    bare(settings)  # what is imported and compiled once counts in neither
+    for _ in range(arguments.repeats):
+        found["bare"].append(cpu_seconds(lambda: bare(settings)))
+        for folder in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+        found["evaluated"].append(cpu_seconds(lambda: judge(settings)))
+        print({name: [round(each, 1) for each in times] for name, times in found.items()})
+    least = {name: min(times) for name, times in found.items()}
+    more = least["evaluated"] / least["bare"] - 1
+    print(f"{least['evaluated']:.1f} s against {least['bare']:.1f} s bare: {more:+.1%}")
+
+
+if __name__ == "__main__":
+    main()

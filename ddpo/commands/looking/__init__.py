@@ -1,0 +1,1 @@
+"""Commands that show or hand on what is there, and sample nothing."""

@@ -1,0 +1,1 @@
+"""Pictures to users' tastes, judged by these users."""

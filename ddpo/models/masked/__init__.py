@@ -1,0 +1,1 @@
+"""What `masked_sequence` is made of: masked language models, found, spelled and exported."""
