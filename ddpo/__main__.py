@@ -41,6 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     return frame.run(_dispatch, sys.argv[1:] if argv is None else argv)
 
 
+def script() -> None:
+    """The program `ddpo`."""
+    frame.leave(main())
+
+
 def _dispatch(argv: list[str]) -> int | None:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
@@ -73,4 +78,4 @@ def _help() -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    script()

@@ -166,4 +166,4 @@ def _print_help(options: dict[str, help.Option], words: list[str], of_run: bool)
 
 
 if __name__ == "__main__":
-    raise SystemExit(frame.run(main, sys.argv[1:]))
+    frame.leave(frame.run(main, sys.argv[1:]))

@@ -52,4 +52,4 @@ def arguments(argv: list[str]) -> tuple[Config, bool, bool]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(frame.run(main, sys.argv[1:]))
+    frame.leave(frame.run(main, sys.argv[1:]))

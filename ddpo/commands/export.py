@@ -38,4 +38,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(frame.run(main, sys.argv[1:]))
+    frame.leave(frame.run(main, sys.argv[1:]))

@@ -1,7 +1,7 @@
 """What every command has in common: one line for an error, the exit code, --debug.
 
 The modules that launchers start, train and evaluate, end with
-`raise SystemExit(run(main, sys.argv[1:]))`.
+`leave(run(main, sys.argv[1:]))`.
 """
 
 import argparse
@@ -94,6 +94,15 @@ def run(main: Main, argv: Sequence[str]) -> int:
         if first or (code == 1 and not isinstance(error, Told)):
             print(f"ddpo: {line}", file=sys.stderr)
         return code
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with the exit code; one of several that a launcher started, at once."""
+    if "WORLD_SIZE" in os.environ:
+        from ddpo.parallel import ranks  # here: no other command waits for torch
+
+        ranks.leave(code)
+    raise SystemExit(code)
 
 
 def _nobody_reads() -> bool:

@@ -83,4 +83,4 @@ def _parser() -> frame.Parser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(frame.run(main, sys.argv[1:]))
+    frame.leave(frame.run(main, sys.argv[1:]))

@@ -297,4 +297,4 @@ def memory(parts: dict[str, int], cpu_parts: dict[str, int], interpreter: float)
 
 
 if __name__ == "__main__":
-    raise SystemExit(frame.run(main, sys.argv[1:]))
+    frame.leave(frame.run(main, sys.argv[1:]))

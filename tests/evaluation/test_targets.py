@@ -111,7 +111,7 @@ def test_two_processes_are_one(folder: Path) -> None:
     flags += ["--eval_rewards", "[{name: clip_score, params: {pretrained: emoji}}]"]
     assert main(["evaluate", *flags, "--out", "alone"]) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    torchrun += ["--master_port", "29517", "-m", "ddpo"]
+    torchrun += ["--standalone", "-m", "ddpo"]
     subprocess.run(
         [*torchrun, "evaluate", *flags, "--out", "together"], env=helpers.one_thread(), check=True
     )

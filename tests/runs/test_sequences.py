@@ -105,7 +105,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
         check=True,
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    torchrun += ["--master_port", "29513"]
+    torchrun += ["--standalone"]
     subprocess.run(
         [*torchrun, *argv, *dna_runs.smoke(tmp_path / "two", *once)],
         env=helpers.one_thread(),

@@ -392,6 +392,7 @@ TWICE = (
     f"""
 import sys
 from ddpo.__main__ import main
+from ddpo.parallel import ranks
 DRAFT = {DRAFT}
 """
     + """
@@ -402,6 +403,7 @@ for name, *flags in (["ddpo"], ["coupled"], DRAFT):
     assert code == 0, code
 few = ["--trainer.prompts_per_iteration", "1", "--trainer.minibatches", "1"]
 assert main(["train", *argv, *few, "--run_dir", f"{folder}/few"]) == 2
+ranks.leave(0)
 """
 )
 
