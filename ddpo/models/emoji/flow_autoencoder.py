@@ -120,12 +120,11 @@ class Training:
 class DecoderTraining(Training):
     """The decoder alone: latents, and the flow model that was trained on them, stay valid.
 
-    Squared errors weigh five times as much as in the whole autoencoder's training. The committed
-    decoder has not been through this: `--steps 100 --lr 8e-4` (a CPU-minute, still inside the
-    warm-up) took it from 29.72 to 29.74 dB on the 256 held-out scenes.
+    It minimizes the squared error alone: the decoder has learned from edges and absolute errors
+    before, and only a fifth of that loss was squared error.
     """
 
-    steps, lr, ema_decay = 5_000, 4e-4, 0.995
+    steps, lr, ema_decay = 2_400, 1e-3, 0.99
 
     def __init__(self, device: torch.device, weights: Path, work: Path) -> None:
         self.module = trained(weights).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -139,9 +138,9 @@ class DecoderTraining(Training):
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             with torch.no_grad():
-                latents = self.module.encode(x, return_dict=False)[0].sample()
+                latents = self.module.encode(x, return_dict=False)[0].mean
             y = self.module.decode(latents, return_dict=False)[0].float()  # pyright: ignore[reportArgumentType]
-        return reconstruction_loss(y - x) + 8 * (y - x).square().mean()
+        return 10 * (y - x).square().mean()
 
     def save(self, folder: Path) -> None:
         """With the latents that it was loaded with."""
