@@ -11,8 +11,9 @@ import ast
 import importlib
 import os
 import sys
+from functools import cache
 from hashlib import sha256
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
@@ -147,7 +148,13 @@ def _files(kind: str) -> list[Path]:
 
 
 def _points(kind: str) -> list[EntryPoint]:
-    return list(entry_points(group=f"ddpo.{kind}"))
+    return list(_installed(tuple(sys.path)).select(group=f"ddpo.{kind}"))
+
+
+@cache
+def _installed(path: tuple[str, ...]) -> EntryPoints:
+    """The entry points of all packages on this search path; to read them takes 30 ms."""
+    return entry_points()
 
 
 def _owner(point: EntryPoint) -> str:
