@@ -91,8 +91,9 @@ def check_shards(config: Config, processes: int) -> None:
     why = ""
     if processes == 1:
         why = "one process has nobody to share with; start several, as configs/accelerate shows"
-    elif config.trains_whole:
-        why = "lora: null trains the weights that would be shared; take a LoRA"
+    elif config.trains_whole and config.trainer.optimizer != "adamw":
+        own = config.trainer.optimizer
+        why = f"trainer.optimizer {own} needs whole weights, and lora: null cuts them; take adamw"
     elif config.model.compile is True:
         why = "model.compile would compile the messages, too; leave one of them out"
     elif config.model.options.get("quantize"):

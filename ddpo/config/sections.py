@@ -350,8 +350,8 @@ class Parallel(Part):
     """How processes share the work; how many there are is the launcher's to say."""
 
     shard: bool = False
-    """keep the frozen denoiser in pieces, one on each process (FSDP2): less memory, more messages;
-    false: every process holds it whole"""
+    """keep the denoiser in pieces, one on each process (FSDP2): less memory, more messages; with
+    lora: null also its gradients and what the optimizer keeps; false: every process holds it whole"""
 
 
 class Config(Part):

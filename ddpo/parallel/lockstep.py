@@ -7,6 +7,7 @@ So ranks announce each call; `ranks.gather` and its like begin by serving those 
 
 from collections.abc import Callable
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,39 +16,46 @@ from ddpo.parallel import ranks
 
 
 class Kind(IntEnum):
-    """What a rank is about to do; larger numbers win where some have nothing to do."""
+    """What a rank is about to do; larger numbers come first."""
 
     NOTHING, FORWARD, FORWARD_WITH_GRAPH, BACKWARD = range(4)
 
 
-class Lockstep:
-    """`make(kind)` is this rank's part in a call of another's.
+class Call(NamedTuple):
+    """`weights` is the number of the weights in force, where these are cut, too."""
 
-    Ranks that do compute do the same thing at a time: phases are parted by `ranks.gather`, and
-    within one each works on its own share in the same way.
+    kind: Kind
+    weights: int = 0
+
+
+NUMBERS = 2**16
+"""Weights that can be told apart."""
+
+
+class Lockstep:
+    """`make(call)` is this rank's part in a call of another's.
+
+    Ranks that are at the same place of a phase make the same call together. Where they are not,
+    since one has something more to measure, say, those with the smaller number help first.
     """
 
-    def __init__(self, make: Callable[[Kind], None]) -> None:
-        self._make, self._serving = make, False
+    def __init__(self, make: Callable[[Call], None]) -> None:
+        self._make = make
         self.served = 0
 
-    def announce(self, kind: Kind) -> None:
-        """Before a call of one's own."""
-        if not self._serving:
-            self._agreed(kind)
+    def announce(self, call: Call) -> None:
+        """Before a call of one's own; returns when it is this call's turn."""
+        while (agreed := self._agreed(call)) != call:
+            self._make(agreed)
+            self.served += 1
 
     def serve(self) -> None:
         """The calls of the others, until none has any left."""
-        while kind := self._agreed(Kind.NOTHING):
-            self._serving = True
-            try:
-                self._make(kind)
-            finally:
-                self._serving = False
-            self.served += 1
+        self.announce(Call(Kind.NOTHING))
 
-    def _agreed(self, kind: Kind) -> Kind:
-        number = torch.tensor(int(kind))
+    def _agreed(self, call: Call) -> Call:
+        number = torch.tensor(call.kind * NUMBERS + call.weights)
         with ranks.talk():
             dist.all_reduce(number, dist.ReduceOp.MAX, group=ranks.words())
-        return Kind(int(number))
+        kind, weights = divmod(int(number), NUMBERS)
+        return Call(Kind(kind), weights)

@@ -102,7 +102,7 @@ def gather(items: Sequence[Item]) -> list[Item]:
     """
     if state().num_processes == 1:
         return list(items)
-    _prepare()
+    prepare()
     by_rank: list[list[Item]] = [[] for _ in range(state().num_processes)]
     with talk():
         dist.all_gather_object(by_rank, list(items), group=words())
@@ -117,7 +117,7 @@ def sum_(tensors: Sequence[Tensor]) -> None:
     """
     if state().num_processes == 1 or not tensors:
         return
-    _prepare()
+    prepare()
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     with talk():
         dist.all_reduce(flat)
@@ -131,7 +131,7 @@ def agree(value: Tensor) -> bool:
     """Whether a tensor is the same, bit for bit, on every rank."""
     if state().num_processes == 1:
         return True
-    _prepare()
+    prepare()
     low, high = value.clone(), value.clone()
     with talk():
         dist.all_reduce(low, dist.ReduceOp.MIN)
@@ -139,9 +139,10 @@ def agree(value: Tensor) -> bool:
     return bool((low == high).all())
 
 
-def _prepare() -> None:
-    for prepare in before_waiting:
-        prepare()
+def prepare() -> None:
+    """`before_waiting`, with which every collective begins, those elsewhere too."""
+    for task in before_waiting:
+        task()
 
 
 @contextmanager

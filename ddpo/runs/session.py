@@ -11,13 +11,13 @@ import torch
 from tqdm import tqdm
 
 from ddpo import config
-from ddpo.building import build
+from ddpo.building import build, sharding
 from ddpo.config import Config, checks
 from ddpo.errors import Stopped, UserError, refusal
 from ddpo.evaluation import card, matched
 from ddpo.evaluation.overoptimization import Alarm
 from ddpo.evaluation.table import table
-from ddpo.parallel import launcher, ranks
+from ddpo.parallel import launcher, pieces, ranks
 from ddpo.parallel.interruption import Interruption
 from ddpo.records import checkpoint, metrics
 from ddpo.records.files import remove, whole
@@ -108,8 +108,8 @@ class Session:
         """All iterations that are left. A finished run says so and does nothing."""
         total, trainer = self.settings.trainer.iterations, self.trainer
         if trainer.iteration >= total:
-            with self.in_flight(), ranks.together():
-                if not run_folder.is_finished(self.folder):
+            with self.in_flight():
+                if not ranks.gather([run_folder.is_finished(self.folder)])[0]:
                     self.finish()  # a kill came between the last checkpoint and the end
             text = "%s has finished its %d iterations; --trainer.iterations goes further"
             log.info(text, self.folder, total)
@@ -124,10 +124,9 @@ class Session:
             while trainer.iteration < total and not stop:
                 self.iterate(bar)
                 stop = any(ranks.gather([self.interruption.asked]))
-            with ranks.together():
-                self.save()
-                if trainer.iteration == total:
-                    self.finish()
+            self.save()
+            if trainer.iteration == total:
+                self.finish()
         if trainer.iteration < total:
             raise Stopped(
                 f"stopped after iteration {trainer.iteration}; go on with --resume {self.folder}"
@@ -152,10 +151,9 @@ class Session:
                 log.info(f"iteration %(iteration)d of {bar.total}: {text}", row)
         if self.due(self.settings.log.every):
             self.pictures()
-        with ranks.together():
-            is_best = self.best is not None and self.best["iteration"] == self.trainer.iteration
-            if self.due(self.settings.checkpoint.every) or is_best:
-                self.save()
+        is_best = self.best is not None and self.best["iteration"] == self.trainer.iteration
+        if self.due(self.settings.checkpoint.every) or is_best:
+            self.save()
         self.react()
 
     def keep_sizes(self) -> None:
@@ -192,7 +190,7 @@ class Session:
                 with ranks.together():
                     if self._row:  # the iteration was done, and what came after it failed
                         self.write(self._row)
-                    self.save()
+                self.save()
             except OSError as full:
                 line = f"{error}, and the state cannot be saved ({_words(full)}); {self._way_on()}"
                 raise Stopped(line) from error
@@ -309,23 +307,27 @@ class Session:
             self.panel.cut(self.trainer.iteration, self.main)
             if self.main:
                 metrics.cut(self.folder / "metrics.jsonl", self.trainer.iteration)
-            self.finish()
+        self.finish()
         return f"rolled back to checkpoint {good[-1]}"
 
     def save(self) -> None:
-        """A checkpoint of all that the next iteration depends on, if this iteration has none."""
+        """A checkpoint of all that the next iteration depends on, if this iteration has none.
+
+        All ranks call it, since each may hold a piece of the weights.
+        """
         iteration = self.trainer.iteration
-        if not self.main or self._saved == iteration:
+        if self._saved == iteration:
             return
         state = {**self.trainer.state(), "best": self.best}
-        checkpoint.save(
-            self.folder / "checkpoints" / f"{iteration:06d}", state.pop("tensors"), state
-        )
+        with ranks.together():
+            if self.main:
+                folder = self.folder / "checkpoints" / f"{iteration:06d}"
+                checkpoint.save(folder, state.pop("tensors"), state)
+                best = self.best["iteration"] if self.best else None
+                own = self.settings.checkpoint
+                kept = (own.keep.last, own.keep.spaced) if own.keep else (own.keep_last, 0)
+                checkpoint.keep(self.folder, kept[0], best, kept[1], own.every)
         self._saved = iteration
-        best = self.best["iteration"] if self.best else None
-        own = self.settings.checkpoint
-        kept = (own.keep.last, own.keep.spaced) if own.keep else (own.keep_last, 0)
-        checkpoint.keep(self.folder, kept[0], best, kept[1], own.every)
 
     def restore(self) -> None:
         """Go back to the newest whole checkpoint, or to the start; every rank to the same one."""
@@ -344,16 +346,20 @@ class Session:
         log.info("going on from iteration %d of %s", self.trainer.iteration, self.folder)
 
     def finish(self) -> None:
-        """lora/ and the model card."""
-        if self.main:
-            policy, name = self.trainer.policy, self.shown
-            if self.settings.evaluation.best and self.best:
-                name = f"{self.best['iteration']:06d}"
+        """lora/ and the model card. All ranks call it, as `save`."""
+        policy, name = self.trainer.policy, self.shown
+        best = self.best if self.settings.evaluation.best else None
+        shown = policy.parameters() if name == "present" else policy.snapshots[name]
+        values = {} if best else pieces.gathered(shown)
+        with ranks.together():
+            if not self.main:
+                return
+            if best:
+                name = f"{best['iteration']:06d}"
                 tensors, _ = checkpoint.load(self.folder / "checkpoints" / name)
                 values = tensors.get("ema", tensors["parameters"])
-                policy.snapshots[name] = {k: v.to(policy.device) for k, v in values.items()}
-            with policy.weights(name), whole(self.folder / "lora") as aside:
-                self.trainer.policy.save(aside)
+            with sharding.saving(policy, name, values), whole(self.folder / "lora") as aside:
+                policy.save(aside)
             card.write(self.folder)
             self.trackers.finish()
             what = "network" if self.settings.trains_whole else "adapter"

@@ -4,7 +4,7 @@ import torch
 
 from ddpo.errors import Stopped
 from ddpo.models import Policy
-from ddpo.parallel import ranks
+from ddpo.parallel import pieces, ranks
 from ddpo.rollout.sample import chunks
 from ddpo.training.terms.log_probs import LogProbs
 from ddpo.training.update import Pass
@@ -35,8 +35,18 @@ def check_ratios(work: Pass, own: float | None = None) -> None:
 
 
 def check_ranks(policy: Policy) -> None:
-    """After the first update ranks must hold equal weights. Raises Stopped where they differ."""
-    weights = policy.parameters()
+    """After the first update ranks must hold equal weights, or pieces cut from equal ones.
+
+    Raises Stopped where they differ.
+    """
+    cut_from = getattr(policy, "cut_from", None)
+    if cut_from is not None and not ranks.agree(cut_from):
+        raise Stopped(
+            "rank gate: ranks cut their pieces from different weights; look for another copy of "
+            "model.pretrained on one of them"
+        )
+    # a piece is in one place only
+    weights = {k: v for k, v in policy.parameters().items() if not pieces.is_piece(v)}
     different = [name for name, weight in weights.items() if not ranks.agree(weight.detach())]
     if different:
         raise Stopped(

@@ -19,7 +19,7 @@ from ddpo.errors import Stopped
 from ddpo.media import joined
 from ddpo.models import Policy
 from ddpo.objectives import Batch, Objective
-from ddpo.parallel import ranks
+from ddpo.parallel import pieces, ranks
 from ddpo.parallel.seeds import Purpose, generator
 from ddpo.parallel.sizes import Sizes
 from ddpo.prompts import Prompt, PromptSet
@@ -343,7 +343,8 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything that the next iteration depends on.
 
-        All of it is JSON but `tensors`, by kind and name.
+        All of it is JSON but `tensors`, by kind and name. Where weights lie in pieces all ranks
+        call it together, outside of `ranks.together`, and rank 0 gets the whole ones.
         """
         parameters = self.policy.parameters()
         moments = checkpoint.optimizer_tensors(self.optimizer, parameters)
@@ -359,11 +360,12 @@ class Trainer:
         if self.ema is not None:
             tensors["ema"] = dict(zip(parameters, self.ema.shadow_params, strict=True))
             state["ema_steps"] = self.ema.optimization_step
-        return {**state, "tensors": tensors}
+        return {**state, "tensors": {kind: pieces.gathered(own) for kind, own in tensors.items()}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up a state. Raises UserError where it is of another model."""
-        tensors, parameters = state["tensors"], self.policy.parameters()
+        parameters = self.policy.parameters()
+        tensors = {kind: pieces.cut(own, parameters) for kind, own in state["tensors"].items()}
         checkpoint.restore_parameters(parameters, tensors["parameters"])
         checkpoint.restore_optimizer(self.optimizer, parameters, tensors["optimizer"])
         self.old_policy.restore(tensors)

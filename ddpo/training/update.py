@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ddpo.errors import UserError
 from ddpo.objectives import Batch, Objective
-from ddpo.parallel import ranks
+from ddpo.parallel import pieces, ranks
 from ddpo.parallel.transfer import to_device
 from ddpo.rollout.gradients import ImageGradients
 from ddpo.rollout.sample import Sampler, chunks
@@ -258,10 +258,16 @@ def clip_gradients(
 ) -> float:
     """Sum gradients over ranks, undo `loss_scale`, and scale them to a norm of at most `limit`.
 
-    Returns the norm before.
+    Those of pieces have been summed by each backward pass. Returns the norm before.
     """
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    ranks.sum_(gradients)
+    in_pieces = any(map(pieces.is_piece, gradients))
+    if not in_pieces:
+        ranks.sum_(gradients)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient.div_(loss_scale)
+    if in_pieces:
+        norm = pieces.norm(gradients)
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return norm.item()
     return nn.utils.clip_grad_norm_(parameters, limit).item()
