@@ -7,6 +7,7 @@ piece's gradient, and whatever is like the weights (averages, the optimizer's st
 are the same on any number of processes, sharded or not.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -37,13 +38,15 @@ def shard(policy: Policy, objective: Objective) -> None:
     goes through several steps in one backward pass.
     """
     network = getattr(policy, "network", None)
-    if network is None or not getattr(network, "_repeated_blocks", None):
+    if network is None or not any(blocks(network)):
         raise UserError("parallel.shard: true: this model has no repeated blocks; leave it out")
     if objective.pathwise:
         raise UserError(
             f"parallel.shard: true: {objective.name} calls the network within its backward pass; "
             "take an objective of log-probabilities or denoising errors"
         )
+    # some blocks of FLUX return views, which FSDP warns not to change in place; nothing does
+    warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
     changed = cast(Any, policy)
     changed.cut_from = _checksums(network)
     in_force = None
@@ -61,7 +64,9 @@ def shard(policy: Policy, objective: Objective) -> None:
 
 def blocks(network: Any) -> Iterator[nn.Module]:
     """What is gathered at a time."""
-    names = {*network._repeated_blocks, *RESNETS}
+    # of Stable Diffusion 3 diffusers names only those that are not to be split
+    names = getattr(network, "_repeated_blocks", None) or getattr(network, "_no_split_modules", [])
+    names = {*names, *RESNETS} if names else set()
     return (module for module in network.modules() if type(module).__name__ in names)
 
 

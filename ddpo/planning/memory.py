@@ -58,11 +58,10 @@ def footprint(plan: Plan) -> dict[str, int]:
         a_latent, an_image = states(plan, 1).nbytes, policy.decode(states(plan, 1)).nbytes
         an_output = _output(plan, 1, plan.guidance).nbytes
     outputs = an_output * len({"kl", "kl_old"} & set(plan.objective.needs))
-    copies = 1 + bool(settings.ema.decay) + (plan.objective.old_policy is not None)
     sizes = {
-        "weights": frozen + trained * whole - _bytes(offloaded) - _elsewhere(plan),
+        "weights": frozen + _held(plan, trained) * whole - _bytes(offloaded) - _elsewhere(plan),
         "offloaded": _bytes(offloaded),
-        "training": trained * copies + _averages(plan),
+        "training": _training(plan, trained),
         "latents": stored * ((plan.steps[0] + 1) * a_latent + plan.steps[0] * outputs),
         "images": stored * an_image,
         "embeddings": min(CACHE_BYTES, _prompts_drawn(plan) * embedding),
@@ -90,6 +89,37 @@ def _elsewhere(plan: Plan) -> int:
     parts = [frozen(block) for block in sharding.blocks(network)]
     away = 1 - 1 / plan.processes
     return max(0, round(sum(parts) * away) - 2 * max(parts))
+
+
+def _in_pieces(plan: Plan) -> bool:
+    """The trained weights are: `parallel.shard` without an adapter."""
+    return plan.settings.parallel.shard and plan.settings.trains_whole
+
+
+def _held(plan: Plan, size: int) -> int:
+    """Of so many bytes that lie like the trained weights, those on one process."""
+    return ceil(size / plan.processes) if _in_pieces(plan) else size
+
+
+def _gathered(plan: Plan) -> int:
+    """Bytes of trained weights, or of their gradients, that are whole while others are in pieces.
+
+    Two blocks, of which one computes while the next one comes, and what belongs to no block.
+    """
+    if not _in_pieces(plan):
+        return 0
+    network = plan.policy.network
+    sizes = [_bytes_of(block) for block in sharding.blocks(network)]
+    return _bytes_of(network) - sum(sizes) + 2 * max(sizes)
+
+
+def _bytes_of(module: torch.nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def _training(plan: Plan, trained: int) -> int:
+    copies = 1 + bool(plan.settings.ema.decay) + (plan.objective.old_policy is not None)
+    return _held(plan, trained * copies + _averages(plan)) + _gathered(plan)
 
 
 def totals(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -183,6 +213,8 @@ def _update(plan: Plan) -> int:
     """
     replay = plan.objective.pathwise
     if replay is None:
+        if _in_pieces(plan):
+            return _update_in_pieces(plan)
         learns = not (plan.collects and plan.sizes.updates == 1)
         return imaginary.peak_bytes(lambda: _call(plan, plan.sizes.micro_batch, learns))
     steps = replay.taken(replay.last_steps[1])
@@ -192,6 +224,21 @@ def _update(plan: Plan) -> int:
     few = FEW_STEPS - 1, FEW_STEPS
     less, more = (imaginary.peak_bytes(_replay(plan, replay, count)) for count in few)
     return more + (steps - FEW_STEPS) * (more - less)
+
+
+def _update_in_pieces(plan: Plan) -> int:
+    """The same where each gradient becomes a piece as soon as its block is through."""
+    parameters = plan.policy.parameters().values()
+
+    def leave(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    hooks = [parameter.register_post_accumulate_grad_hook(leave) for parameter in parameters]
+    without = imaginary.peak_bytes(lambda: _call(plan, plan.sizes.micro_batch, True))
+    for hook in hooks:
+        hook.remove()
+    pieces = _held(plan, sum(parameter.nbytes for parameter in parameters))
+    return without + pieces + _gathered(plan)
 
 
 def _replay(plan: Plan, replay: Replay, steps: int) -> Callable[[], None]:

@@ -55,7 +55,7 @@ at a third of what its matrix products reach; a minute is spent to gain a fifth 
 
 def _compiling_pays(settings: Config) -> bool:
     """On a GPU, in a long run whose updates score all pairs, as compiled blocks ask for."""
-    if cast(torch.device, ranks.state().device).type != "cuda":
+    if cast(torch.device, ranks.state().device).type != "cuda" or settings.parallel.shard:
         return False
     sizes = fitting.settled(settings, ranks.state().num_processes, 1e12, on_gpu=True)
     plan = planning.plan(sizes, ranks.state().num_processes)
