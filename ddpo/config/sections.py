@@ -351,7 +351,7 @@ class Parallel(Part):
 
     shard: bool = False
     """keep the denoiser in pieces, one on each process (FSDP2): less memory, more messages; with
-    lora: null also its gradients and the optimizer's averages; false: each process holds it whole"""
+    lora: null its gradients and the optimizer's averages, too; false: every process has it whole"""
 
 
 class Config(Part):

@@ -42,6 +42,7 @@ def footprint(plan: Plan) -> dict[str, int]:
                                     gradients, and that of a replay its pictures without the reward
     gradients               of each image, where they are collected while it is sampled
     visiting                the largest network that comes to a GPU, with what is there beside it
+    loading                 what is there before weights that are trained are cut into pieces
     working, peak           the most of these at one time, and all together; on a CPU nothing visits
     embeddings              of prompts, kept in the main memory, which the peak leaves out
     """
@@ -113,6 +114,15 @@ def _gathered(plan: Plan) -> int:
     return _bytes_of(network) - sum(sizes) + 2 * max(sizes)
 
 
+def _loading(plan: Plan) -> int:
+    """Of weights that are cut into pieces, their copy as the reference and all that is frozen."""
+    if not _in_pieces(plan):
+        return 0
+    policy = plan.policy
+    copy = sum(parameter.nbytes for parameter in policy.parameters().values())
+    return _bytes(policy.modules) + copy - _bytes(getattr(policy, "offloaded", []))
+
+
 def _bytes_of(module: torch.nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
@@ -123,18 +133,19 @@ def _training(plan: Plan, trained: int) -> int:
 
 
 def totals(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
-    """`working`, `visiting` and `peak` of a footprint's other numbers."""
+    """`working`, `visiting`, `loading` and `peak` of a footprint's other numbers."""
     # while the chunks' latents are joined they are there twice
     sampled = sizes["images"] + max(sizes["sampling"], sizes["decoding"], sizes["latents"])
     kept = sizes["latents"] + sizes["gradients"]
-    found = {"working": kept + max(sampled, sizes["update"])}
+    found = {"working": kept + max(sampled, sizes["update"]), "loading": _loading(plan)}
     offloaded = getattr(plan.policy, "offloaded", [])
     visits = [_bytes([module]) for module in offloaded]
     if offloaded:  # the autoencoder is one of them; text encoders come one after the other
         decoding = sizes["images"] + sizes["decoding"] + visits[-1]
         found["visiting"] = kept + max(decoding, *visits)
     kept_here = sizes["weights"] + sizes["training"]
-    return {**found, "peak": kept_here + max(found["working"], found.get("visiting", 0))}
+    at_work = kept_here + max(found["working"], found.get("visiting", 0))
+    return {**found, "peak": max(at_work, found["loading"])}
 
 
 def share_of(plan: Plan) -> int:
@@ -278,4 +289,5 @@ def on_cpu(footprint: Mapping[str, int], interpreter: float) -> float:
     """Peak resident bytes of a process on a CPU, given what it takes before a model is there."""
     parts = ("weights", "offloaded", "training", "working", "embeddings")
     held = sum(footprint[part] for part in parts)
-    return interpreter + FIRST_CALLS + held + (HEAP - 1) * footprint["working"]
+    at_work = FIRST_CALLS + held + (HEAP - 1) * footprint["working"]
+    return interpreter + max(at_work, footprint.get("loading", 0))

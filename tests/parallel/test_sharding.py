@@ -14,7 +14,7 @@ from pathlib import Path
 import helpers
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -270,8 +270,8 @@ def test_larger_calls_come_first() -> None:
     barrier, told, seen = threading.Barrier(2, timeout=10), dict[str, Call](), list[str]()
 
     def rank(name: str, *calls: Call) -> None:
-        def agreed(own: Call) -> Call:
-            told[name] = own
+        def agreed(call: Call) -> Call:
+            told[name] = call
             barrier.wait()
             found = max(told.values())
             barrier.wait()
