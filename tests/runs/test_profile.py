@@ -6,6 +6,7 @@ from pathlib import Path
 
 import helpers
 import pytest
+import torch
 
 from ddpo.commands import frame
 from ddpo.records import metrics
@@ -35,3 +36,10 @@ def test_phases_within_others_are_taken_off() -> None:
     spans = {"sampling": 6.0, "decoding": 1.0, "waiting": 2.0, "update": 3.0, "iteration": 10.0}
     found = profile.parts(spans)
     assert found["sampling"] == 3 and found["other"] == 1 and found["iteration"] == 10
+
+
+def test_the_yardstick_is_the_better_of_two_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([1.0, 1e-3])
+    monkeypatch.setattr(profile, "_least_seconds", lambda *_: next(seconds))
+    found = profile.peak_flops(torch.device("cpu"), torch.float32)
+    assert found == 2 * (8 * 64 * 64) * 128 * 128 * 9 / 1e-3

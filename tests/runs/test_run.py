@@ -215,7 +215,7 @@ def test_everything_shown_and_judged_is_the_average(tmp_path: Path) -> None:
     weights."""
     folder = tmp_path / "run"
     reward = helpers.reward_file(tmp_path / "rewards")
-    flags = ["--ema.decay", "0.9", "--rewards", f"[{{name: '{reward}'}}]", "--trainer.lr", "0.6"]
+    flags = ["--ema.decay", "0.9", "--rewards", f"[{{name: '{reward}'}}]", "--trainer.lr", "1.0"]
     flags += ["--evaluation.every", "1", "--evaluation.num_prompts", "4", "--log.images", "2"]
     assert call(*helpers.smoke(folder, *flags, "--checkpoint.every", "1", "--log.every", "3")) == 0
     run = ddpo.load(folder)

@@ -6,7 +6,8 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from torch import Tensor
+from torch.nn import Module
+from torch.utils._pytree import tree_map_only
 from transformers.utils import logging as transformers_logging
 
 from ddpo import advantages, config, objectives, samplers
@@ -66,6 +69,23 @@ def policy(
 
 def as_prompts(texts: Iterable[str]) -> list[Prompt]:
     return [Prompt(text) for text in texts]
+
+
+@contextmanager
+def in_double(network: Module) -> Iterator[None]:
+    """Within it the network computes in double precision, whatever it is given."""
+
+    def double(module: Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return tree_map_only(Tensor, _double, (given, named))
+
+    cast = network.double().register_forward_pre_hook(double, with_kwargs=True)
+    yield
+    cast.remove()
+    network.float()
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def move(policy: StableDiffusion, size: float) -> None:

@@ -48,6 +48,20 @@ class Waits(TorchDispatchMode):
         return made
 
 
+def possible() -> bool:
+    """Whether this torch moves a tensor with contents to a device that is not there.
+
+    2.8 asks for its driver.
+    """
+    tensor = torch.zeros(1)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            tensor.to("cuda")
+    except RuntimeError:
+        return False
+    return True
+
+
 @contextmanager
 def imaginary_gpu() -> Iterator[Counter[str]]:
     """Within it, tensors on the device "cuda" have sizes and no contents.

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import helpers
 import pytest
@@ -19,7 +18,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import Module
-from torch.utils._pytree import tree_map_only
 
 from ddpo import objectives, train
 from ddpo.commands import frame
@@ -76,19 +74,8 @@ def precise(
     rolled: tuple[StableDiffusion, Sampler, Trajectory],
 ) -> Iterator[tuple[StableDiffusion, Sampler, Trajectory]]:
     """Its network in double precision: what is left of a difference is no rounding."""
-    unet = rolled[0].unet
-
-    def double(module: Module, given: tuple[Tensor, ...], named: dict[str, Any]) -> Any:
-        return tree_map_only(Tensor, _double, (given, named))
-
-    cast = unet.double().register_forward_pre_hook(double, with_kwargs=True)
-    yield rolled
-    cast.remove()
-    unet.float()
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+    with helpers.in_double(rolled[0].unet):
+        yield rolled
 
 
 def work(

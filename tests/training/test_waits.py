@@ -9,12 +9,14 @@ import families
 import helpers
 import pytest
 import torch
-from imaginary_gpu import imaginary_gpu, there
+from imaginary_gpu import imaginary_gpu, possible, there
 
 from ddpo import objectives, samplers
 from ddpo.rollout import sample
 from ddpo.rollout.sample import Sampler
 from ddpo.rollout.trajectory import Trajectory
+
+pytestmark = pytest.mark.skipif(not possible(), reason="this torch cannot imagine a GPU")
 
 COUNT = 4
 ALL = ("all_reward", "all_group")

@@ -13,8 +13,7 @@ OMP_NUM_THREADS (one by default: two threads on shared cores can be slower than 
     aesthetic  its aesthetic head, on a formula's ratings weights/clip/aesthetic.safetensors
     flow_vae   the flow model's autoencoder, on pictures  weights/flow/vae
     flow       the flow model and its text encoders       weights/flow (the rest of it)
-    flow_decoder  that autoencoder's decoder alone, longer (the committed one has not been through
-                  it)
+    flow_decoder  that autoencoder's decoder alone, longer, with every latent left as it is
 """
 
 import argparse
