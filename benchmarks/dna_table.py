@@ -39,15 +39,17 @@ WITHOUT_KL = ["--config", "dna", "--objective.alpha", "0"]
 METHODS: dict[str, list[str]] = {
     "base": ["--config", "dna"],
     "best_of_16": ["--config", "dna"],
-    "drakes_without_kl": WITHOUT_KL,
-    "drakes_without_kl_quick": [
-        *WITHOUT_KL,
-        *["--trainer.lr", "1e-2", "--trainer.lr_schedule", "constant"],
-    ],
+    "drakes_without_kl": [*WITHOUT_KL, "--trainer.iterations", "90", "--trainer.lr", "4e-3"],
     "drakes": ["--config", "dna"],
     "ddpo": ["--config", "dna_ddpo"],
     "grpo": ["--config", "dna_grpo"],
     "prdp": ["--config", "dna_prdp"],
+    "drakes_40": ["--config", "dna", "--trainer.iterations", "40"],
+    "drakes_without_kl_40": [*WITHOUT_KL, "--trainer.iterations", "40"],
+    "drakes_without_kl_quick": [
+        *[*WITHOUT_KL, "--trainer.iterations", "40"],
+        *["--trainer.lr", "1e-2", "--trainer.lr_schedule", "constant"],
+    ],
 }
 UNTRAINED = {"base": 1, "best_of_16": 16}
 """Sequences of the base that are drawn for one that is kept: the best by the trained oracle."""
