@@ -269,6 +269,8 @@ def test_prints_with_its_pictures_and_without_its_controls(page: Page, tmp_path:
     page.send("Emulation.setEmulatedMedia", media="print")
     assert not page("document.querySelector('.controls').checkVisibility()")
     assert page("document.querySelector('.card:not([hidden])').checkVisibility()")
+    page("dispatchEvent(new Event('beforeprint'))")  # and a headless browser would not wait
+    page.wait("[...document.images].every(image => image.complete)")
     page.print(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().count(b"/Subtype /Image") >= PROMPTS
 

@@ -159,6 +159,10 @@
     }));
   }
 
+  // what was never scrolled to is on paper, too
+  addEventListener('beforeprint', () => {
+    for (const image of document.images) image.loading = 'eager';
+  });
   gallery.addEventListener('click', event => {
     if (!event.target.closest('a') || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
