@@ -184,9 +184,12 @@ class Page:
 
     @property
     def complaints(self) -> list[str]:
-        """What stands on the console, errors that nobody caught, and requests that failed."""
+        """What stands on the console, errors that nobody caught, and requests that failed.
+
+        Not those that the page itself gave up, for another picture in the same place.
+        """
         said = self._events("Runtime.consoleAPICalled", "Log.entryAdded", "Runtime.exceptionThrown")
-        failed = self._events("Network.loadingFailed")
+        failed = [each for each in self._events("Network.loadingFailed") if not each.get("canceled")]
         return [json.dumps(event) for event in [*said, *failed]]
 
     def screenshot(self, file: Path, whole: bool = False) -> None:
