@@ -189,7 +189,9 @@ class Page:
         Not those that the page itself gave up, for another picture in the same place.
         """
         said = self._events("Runtime.consoleAPICalled", "Log.entryAdded", "Runtime.exceptionThrown")
-        failed = [each for each in self._events("Network.loadingFailed") if not each.get("canceled")]
+        failed = [
+            each for each in self._events("Network.loadingFailed") if not each.get("canceled")
+        ]
         return [json.dumps(event) for event in [*said, *failed]]
 
     def screenshot(self, file: Path, whole: bool = False) -> None:
