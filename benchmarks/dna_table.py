@@ -8,6 +8,8 @@ that is trained already is judged alone:
 
     python benchmarks/dna_table.py --out benchmarks/results/dna --judge runs/dna --method drakes
 
+and `--report` prints the table of what is there: means over seeds, with the smallest and largest.
+
 The sequences are judged by a network and a formula that were not trained on (ddpo/models/dna).
 Every row has the denoising steps of its configuration. CPU-minutes are those of the training
 process, its start included; best of 16 has those of drawing.
@@ -135,6 +137,35 @@ def commit() -> str:
     return subprocess.run(words, capture_output=True, text=True).stdout.strip()
 
 
+SHOWN = {
+    **dict.fromkeys(("activity_trained", "activity_judge", "activity_true", "accessible"), ".2f"),
+    "kmer_correlation_top_decile": ".3f",
+    **dict.fromkeys(("log_likelihood", "longest_run", "cpu_minutes"), ".1f"),
+}
+"""Columns of the report."""
+
+
+def report(out: Path, methods: list[str]) -> None:
+    """One line per method of what its files have; not all runs were timed."""
+    names = ["method", "seeds", *SHOWN, "queries"]
+    print(f"| {' | '.join(names)} |\n|{' --- |' * len(names)}")
+    for method in methods:
+        files = sorted(out.glob(f"{method}_[0-9].json"))
+        rows = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        if not rows:
+            continue
+        cells = [method, str(len(rows))]
+        for name, form in SHOWN.items():
+            values = [found[name] for found in rows if found.get(name) is not None]
+            if not values:
+                cells.append("")
+                continue
+            mean, low, high = sum(values) / len(values), min(values), max(values)
+            spread = f" ({low:{form}} to {high:{form}})" if len(values) > 1 else ""
+            cells.append(f"{mean:{form}}{spread}")
+        print(f"| {' | '.join([*cells, str(rows[0].get('queries', 0))])} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -146,7 +177,10 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, help="a run that is trained already")
     parser.add_argument("--checkpoint", default="tuned", help="of that run, as 000040")
     parser.add_argument("--cpu_minutes", type=float, help="of that run's training, measured")
+    parser.add_argument("--report", action="store_true", help="print the table, and make nothing")
     given = parser.parse_args()
+    if given.report:
+        return report(given.out, given.method)
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     for seed in given.seeds:
