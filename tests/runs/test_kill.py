@@ -17,12 +17,11 @@ import os
 import signal
 import sys
 
-from ddpo import train
-from ddpo.commands import frame
 from ddpo.records import checkpoint, metrics
 from ddpo.runs import session
 from ddpo.samplers import Gaussian
 from ddpo.training import update
+from tests.support.killing import process
 
 MOMENTS = {  # owner, function, and the call of it that never returns
     "before": (metrics, "write", 2),
@@ -33,27 +32,6 @@ MOMENTS = {  # owner, function, and the call of it that never returns
 }
 
 
-def kill_at(owner, name, call):
-    original, calls = getattr(owner, name), []
-
-    def counted(*args, **options):
-        calls.append(1)
-        if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **options)
-
-    setattr(owner, name, counted)
-
-
-def process(argv, moment=None):
-    child = os.fork()
-    if child == 0:
-        if moment:
-            kill_at(*MOMENTS[moment])
-        os._exit(frame.run(train.main, argv))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def snapshot(run):
     os.system(f"cp -r {run} {run}.killed")
 
@@ -62,7 +40,7 @@ folder, moments, argv = sys.argv[1], sys.argv[2].split(","), sys.argv[3:]
 assert process([*argv, "--run_dir", f"{folder}/straight"]) == 0
 for moment in moments:
     run = f"{folder}/{moment}"
-    assert process([*argv, "--run_dir", run], moment) == -signal.SIGKILL, moment
+    assert process([*argv, "--run_dir", run], MOMENTS[moment]) == -signal.SIGKILL, moment
     snapshot(run)
     assert process(["--resume", run]) == 0, moment
 """

@@ -37,41 +37,19 @@ def test_objectives_run_unchanged(name: str, tmp_path: Path, capsys: pytest.Capt
 
 
 DRIVER = """
-import os, signal, sys
-from ddpo import train
-from ddpo.commands import frame
+import signal, sys
 from ddpo.samplers import Masked
 from ddpo.training import update
+from tests.support.killing import process
 
 MOMENTS = {"sampling": (Masked, "sample", 32), "updating": (update.Pass, "backward", 6)}
-
-
-def kill_at(owner, name, call):
-    original, calls = getattr(owner, name), []
-
-    def counted(*args, **options):
-        calls.append(1)
-        if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **options)
-
-    setattr(owner, name, counted)
-
-
-def process(argv, moment=None):
-    child = os.fork()
-    if child == 0:
-        if moment:
-            kill_at(*MOMENTS[moment])
-        os._exit(frame.run(train.main, argv))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 folder, argv = sys.argv[1], sys.argv[2:]
 assert process([*argv, "--run_dir", f"{folder}/straight"]) == 0
 for moment in MOMENTS:
     run = f"{folder}/{moment}"
-    assert process([*argv, "--run_dir", run], moment) == -signal.SIGKILL, moment
+    assert process([*argv, "--run_dir", run], MOMENTS[moment]) == -signal.SIGKILL, moment
     assert process(["--resume", run]) == 0, moment
 """
 
