@@ -246,7 +246,8 @@ def evaluation_sets(settings: Config) -> list[PromptSet]:
     sets = [prompt_set(settings)]
     wanted = settings.evaluation.prompts or []
     for source in [wanted] if isinstance(wanted, str) else wanted:
-        held_out = prompts.named_or_file(source, settings.prompts.template)
+        repeats = settings.objective.offline  # pairs of one prompt are lines of their own
+        held_out = prompts.named_or_file(source, settings.prompts.template, repeats)
         if held_out.name in [each.name for each in sets]:
             raise UserError(
                 f"evaluation.prompts: {held_out.name} is also the name of another set of prompts; "
