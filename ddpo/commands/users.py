@@ -10,37 +10,7 @@ from ddpo.plugins.ranges import PositiveInt, Seed
 
 def main(argv: list[str]) -> None:
     """`ddpo users RUN_DIR --pairs unseen.jsonl --judge REWARD [--against RUN_DIR] [--count 8]`."""
-    parser = frame.Parser(prog="ddpo users", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run_dir", help="folder of a run with model.taste.name vlm")
-    parser.add_argument(
-        "--pairs",
-        type=Path,
-        required=True,
-        help="a jsonl file of users' preferences, lines {user, prompt, chosen, rejected}; the "
-        "first of each user tell the taste",
-    )
-    parser.add_argument(
-        "--judge", required=True, help="a reward that reads the user in the metadata"
-    )
-    parser.add_number(
-        "--count", PositiveInt, default=8, help="prompts of the run, evenly spaced over them"
-    )
-    parser.add_number("--seed", Seed, default=0, help="of the first prompt; the others count up")
-    parser.add_argument(
-        "--against",
-        action="append",
-        default=[],
-        metavar="RUN_DIR",
-        help="another run of the same base, whose model's pictures personal ones are compared "
-        "with, too; may be repeated",
-    )
-    parser.add_argument(
-        "--seen", action="store_true", help="the users may be those who were trained on"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="folder to write into; default: RUN_DIR/users/NAME of the pairs"
-    )
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     import json
 
     from ddpo import rewards
@@ -76,6 +46,40 @@ def main(argv: list[str]) -> None:
         table(cells, who.texts, columns).save(folder / "users.png")
     print("\n".join(users.lines(results)))
     print(out)
+
+
+def _parser() -> frame.Parser:
+    parser = frame.Parser(prog="ddpo users", description=__doc__, allow_abbrev=False)
+    parser.add_argument("run_dir", help="folder of a run with model.taste.name vlm")
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        required=True,
+        help="a jsonl file of users' preferences, lines {user, prompt, chosen, rejected}; the "
+        "first of each user tell the taste",
+    )
+    parser.add_argument(
+        "--judge", required=True, help="a reward that reads the user in the metadata"
+    )
+    parser.add_number(
+        "--count", PositiveInt, default=8, help="prompts of the run, evenly spaced over them"
+    )
+    parser.add_number("--seed", Seed, default=0, help="of the first prompt; the others count up")
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="RUN_DIR",
+        help="another run of the same base, whose model's pictures personal ones are compared "
+        "with, too; may be repeated",
+    )
+    parser.add_argument(
+        "--seen", action="store_true", help="the users may be those who were trained on"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder to write into; default: RUN_DIR/users/NAME of the pairs"
+    )
+    return parser
 
 
 if __name__ == "__main__":

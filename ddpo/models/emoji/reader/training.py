@@ -26,7 +26,7 @@ MADE_UP = range(1_000, 1_960)
 """Numbers of the users it was taught with: none of them is one of docs/personal.md."""
 
 HELD_OUT_USERS = range(2_000, 2_480)
-GROUPS, EACH, CHATS = 8, 8, 48
+GROUPS, EACH, CHATS = 8, 8, 8
 """A batch: pictures of 8 captions, 8 of each, and chats of pairs of these."""
 
 DRAWN, HELD_OUT = 40, 8
@@ -85,7 +85,7 @@ class Training:
     tokens predict its features by a linear map that is thrown away.
     """
 
-    steps, lr, ema_decay = 1_500, 2e-3, 0.99
+    steps, lr, ema_decay = 1_000, 2e-3, 0.99
 
     def __init__(self, device: torch.device, weights: Path, work: Path) -> None:
         self.device = device
