@@ -50,7 +50,7 @@ def policy(settings: Config, pipeline: object = None, device: torch.device | Non
     adapt = cast(Callable[..., Policy], plugins.load("models", model.name))
     if model.taste and getattr(adapt, "taste_layers", None) is None:
         raise UserError(
-            f"model.taste: {model.name} has no layers for one; take stable_diffusion or sdxl"
+            f"model.taste: {model.name} has no layers for one; take stable_diffusion, sdxl or flux"
         )
     taste = {"taste": (model.taste.tokens, model.taste.dim)} if model.taste else {}
     adapter = lora and LoraConfig(
