@@ -1,6 +1,7 @@
 """What four pairs tell of a user, and how much of it is in a taste.
 
-    python benchmarks/taste_signal.py runs/users '{pretrained: emoji_reader}'
+    python benchmarks/taste_signal.py runs/users '{pretrained: emoji_reader, reading: apart,
+        instruction: What does this picture look like?}'
 
 R^2 of each weight of the reward `emoji_taste` for the unseen users: of the ideal observer's mean,
 who knows the features of every picture and all tastes that a user may have, and of a ridge
