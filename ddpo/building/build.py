@@ -127,12 +127,14 @@ def objective(settings: Config) -> Objective:
 
 def _refuse_idle(wanted: config.Objective, found: Objective) -> None:
     """Options that this objective has no use for. Raises UserError for one that is set."""
-    usual, idle, works_on = config.Objective(), ["draws"], "the steps of a trajectory"
+    usual, works_on = config.Objective(), "the steps of a trajectory"
+    of_errors = ["draws", "noise_window"]
+    idle = of_errors
     if not found.scores_steps:
         works_on = "denoising errors, not on the steps of a trajectory"
         idle = ["timestep_fraction", "timestep_window", "drop_last"]
     if found.replay is not None:
-        works_on, idle = "rewards with a graph", [*idle, "draws"]
+        works_on, idle = "rewards with a graph", [*idle, *of_errors]
     for name in idle:
         if getattr(wanted, name) != getattr(usual, name):
             raise UserError(f"objective.{name}: {found.name} works on {works_on}; leave it out")
@@ -376,6 +378,7 @@ def trainer(settings: Config) -> Trainer:
     columns = Columns(
         subset=subset(settings, dense) if loss.scores_steps else Subset(),
         draws=settings.objective.draws or settings.sampler.num_steps,
+        window=settings.objective.noise_window,
         guidance_scale=settings.objective.guidance_scale,
     )
     scorer = Scorer(judges, timeout_s=own.reward_timeout_s, group_size=own.samples_per_prompt)
