@@ -6,9 +6,10 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import study_plots
-from study_arms import CHECKPOINTS, MOST_SEEDS, QUERIES, TUNED
+from study_arms import CHECKPOINTS, FIRST_SEEDS, MOST_SEEDS, QUERIES, TUNED
 from study_claims import CLAIMS, Claim
 from study_decisions import BUDGETS, SAME, Check, Pool, Verdict, interval, limits_of, pace
 from study_decisions import wrongly_decided as wrongly
@@ -23,6 +24,7 @@ from study_fronts import (
 )
 
 DOCS = Path(__file__).parents[2] / "docs"
+Older = dict[str, Any]
 OLDER = "older_verdicts.json"
 """What the study said before it compared fronts."""
 
@@ -32,7 +34,7 @@ def write(pool: Pool, folder: Path) -> None:
     older = json.loads((folder / OLDER).read_text(encoding="utf-8"))
     lines = [*head(pool), *summary(pool, older)]
     for claim in CLAIMS:
-        lines += section(claim, pool, older["claims"][str(claim.number)]["checks"])
+        lines += section(claim, pool, older)
         plot = DOCS / f"results_{claim.number}.png"
         plot.unlink(missing_ok=True)
         if speaks(claim, pool):
@@ -90,7 +92,7 @@ def count(results: Sequence[Result], key: str) -> dict[str, int]:
     return dict(Counter(result[key] for result in results).most_common())
 
 
-def summary(pool: Pool, older: dict) -> list[str]:
+def summary(pool: Pool, older: Older) -> list[str]:
     """Every claim with its verdicts, the older one, and what was changed in judging it."""
     lines = ["| claim | at equal queries | at equal CPU time | older verdict | judged by |"]
     lines.append("| --- | --- | --- | --- | --- |")
@@ -134,21 +136,37 @@ def claim_verdict(claim: Claim, pool: Pool, budget: str) -> str:
     return f"{worst}, part not run" if "not run" in words - {worst} else worst
 
 
-def section(claim: Claim, pool: Pool, older: dict) -> list[str]:
+def section(claim: Claim, pool: Pool, older: Older) -> list[str]:
     """The arms' numbers, the plot and the checks of one claim."""
+    checks = older["claims"][str(claim.number)]["checks"]
     note = textwrap.fill(f"{claim.source}. {claim.note}".strip(), 110)
     lines = ["", f"## {claim.number}. {claim.title}", "", note, ""]
     lines += [textwrap.fill(f"Judged by {claim.judged}.", 110), ""]
     if speaks(claim, pool):
         lines += [*table(claim, pool), "", f"![fronts](results_{claim.number}.png)", ""]
+    lines += awaited(claim, pool, older)
     lines.append("| check | at equal queries | | at equal CPU time | | older | |")
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     for check in claim.checks:
         cells = [cell for budget in BUDGETS for cell in shown(check.verdict(pool, budget))]
-        before = older.get(older_name(check), {"difference": "", "verdict": ""})
+        before = checks.get(older_name(check), {"difference": "", "verdict": ""})
         cells += [before["difference"], before["verdict"]]
         lines.append(f"| {check.task}: {check.words} | {' | '.join(cells)} |")
     return lines
+
+
+def awaited(claim: Claim, pool: Pool, older: Older) -> list[str]:
+    """What the older study found at the end of those arms that lack their first seeds yet."""
+    missing = [f"{t}.{a}" for t, a in claim.arms if len(pool.get((t, a), {})) < FIRST_SEEDS]
+    known = [name for name in missing if name in older["arms"]]
+    if not known:
+        return []
+    lines = ["Arms that have not run three times yet, at the end of the older runs:", ""]
+    lines.append("| arm | gain at the end | recognized at the end | CPU-minutes |")
+    lines.append("| --- | --- | --- | --- |")
+    for name in known:
+        lines.append(f"| {' | '.join([name, *older['arms'][name].values()])} |")
+    return [*lines, ""]
 
 
 def older_name(check: Check) -> str:
