@@ -30,6 +30,13 @@ class Stopped(RuntimeError):
     """Stopped in flight with the state saved; the message says how to go on: exit code 3."""
 
 
+class Broken(Stopped):
+    """A call of all ranks that broke off on this one: it says so itself, and leaves at once.
+
+    The others wait within the call, where no word reaches them; the launcher ends them.
+    """
+
+
 class Told(RuntimeError):
     """A defect that another rank met, in the words that rank 0 prints."""
 

@@ -210,11 +210,14 @@ def turn(position: int, weights: Sequence[float]) -> tuple[int, int]:
     return len(weights) - 1, position
 
 
-def named_or_file(source: str, template: str | None = None) -> PromptSet:
-    """A set by its name, or, where that has the ending of a prompt file, a file by its path."""
+def named_or_file(source: str, template: str | None = None, repeats: bool = False) -> PromptSet:
+    """A set by its name, or, where that has the ending of a prompt file, a file by its path.
+
+    `repeats` as in `load`.
+    """
     if Path(source).suffix in plugins.PROMPT_SUFFIXES:
-        return load(path=source, template=template)
-    return load(source, template=template)
+        return load(path=source, template=template, repeats=repeats)
+    return load(source, template=template, repeats=repeats)
 
 
 def _of_name(name: str) -> Iterable[Row]:

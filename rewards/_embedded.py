@@ -7,10 +7,14 @@ from ._weights import expanded
 
 
 def folder(name: str, part: Literal["captioner", "pipeline", "clip"]) -> str:
-    """The folder of this part of the embedded world if `name` is emoji.
+    """The folder of this part of the embedded world if `name` is emoji, of its reader of
+    preferences if that is emoji_reader.
 
     Otherwise it is `name`, its ~ expanded.
     """
+    weights = files("ddpo") / "models" / "emoji" / "weights"
     if name == "emoji":
-        return str(files("ddpo") / "models" / "emoji" / "weights" / part)
+        return str(weights / part)
+    if name == "emoji_reader":
+        return str(weights / "reader")
     return expanded(name)

@@ -24,7 +24,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results" / "flow"
 SHARED = [
-    *["--trainer.iterations", "45", "--model.dtype", "bf16"],
+    *["--trainer.iterations", "45", "--model.dtype", "auto"],
     *["--log.images", "0", "--checkpoint.every", "15"],
 ]
 FLOW_GRPO = ["--config", "emoji_flow_grpo"]
@@ -71,6 +71,7 @@ def measure(method: str, seed: int, folder: Path) -> dict[str, Any]:
         "method": method,
         "seed": seed,
         "flags": flags,
+        "dtype": found["config"]["model"]["dtype"],
         "commit": commit(),
         "train_cpu_minutes": round(minutes, 2),
         "images": rows[-1]["images_seen"],

@@ -50,7 +50,7 @@ def policy(settings: Config, pipeline: object = None, device: torch.device | Non
     adapt = cast(Callable[..., Policy], plugins.load("models", model.name))
     if model.taste and getattr(adapt, "taste_layers", None) is None:
         raise UserError(
-            f"model.taste: {model.name} has no layers for one; take stable_diffusion or sdxl"
+            f"model.taste: {model.name} has no layers for one; take stable_diffusion, sdxl or flux"
         )
     taste = {"taste": (model.taste.tokens, model.taste.dim)} if model.taste else {}
     adapter = lora and LoraConfig(
@@ -246,7 +246,8 @@ def evaluation_sets(settings: Config) -> list[PromptSet]:
     sets = [prompt_set(settings)]
     wanted = settings.evaluation.prompts or []
     for source in [wanted] if isinstance(wanted, str) else wanted:
-        held_out = prompts.named_or_file(source, settings.prompts.template)
+        repeats = settings.objective.offline  # pairs of one prompt are lines of their own
+        held_out = prompts.named_or_file(source, settings.prompts.template, repeats)
         if held_out.name in [each.name for each in sets]:
             raise UserError(
                 f"evaluation.prompts: {held_out.name} is also the name of another set of prompts; "

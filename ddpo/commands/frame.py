@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from ddpo.errors import DISK_FULL, Stopped, Told, UserError, refusal
+from ddpo.errors import DISK_FULL, Broken, Stopped, Told, UserError, refusal
 
 # Threads of one computation wait for each other asleep, not spinning: on cores that other programs
 # use, too, two that spin take turns for nothing. It counts from when torch is imported, which is
@@ -91,7 +91,7 @@ def run(main: Main, argv: Sequence[str]) -> int:
         code, line = _verdict(error)
         if debug:
             traceback.print_exc()
-        if first or (code == 1 and not isinstance(error, Told)):
+        if first or isinstance(error, Broken) or (code == 1 and not isinstance(error, Told)):
             print(f"ddpo: {line}", file=sys.stderr)
         return code
 

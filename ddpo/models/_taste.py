@@ -5,10 +5,10 @@ for users in the place of pictures. The layers are those that diffusers has for 
 diffusers reads what was trained.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.attention_processor import (
@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import (
     IPAdapterAttnProcessor2_0,
 )
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -31,8 +32,8 @@ TOKENS_EACH = 4
 """Tokens of the network that one of the embedding's becomes: what the file's format has."""
 
 
-class UNetTaste:
-    """Decoupled cross-attention in every cross-attention layer of a UNet.
+class Taste:
+    """Decoupled cross-attention in the layers in which a picture attends to its text.
 
     Z' = softmax(Q K^T / sqrt d) V + softmax(Q K'^T / sqrt d) V',  K' = p(u) W'_k,  V' = p(u) W'_v
 
@@ -43,29 +44,53 @@ class UNetTaste:
     Differs: PPD has no p, since its K x D fit the network; here W'_k p is of lower rank.
     """
 
+    first_number: int
+    each_number: int
+    """Of layers, in the names of a file: the first one's, and how many from one to the next."""
+
+    loader: ClassVar[Mapping[str, None]]
+    """How a pipeline's `load_ip_adapter` is told that there is no encoder of pictures."""
+
+    call: str
+    """What its call takes, in words of the card."""
+
     def __init__(self, network: Any, tokens: int, dim: int) -> None:
         self.network, self.shape = network, (tokens, dim)
         self._before = dict(network.attn_processors)
         self.processors: dict[str, Any] = {
             name: self._processor(network.get_submodule(name.removesuffix(".processor")), old)
             for name, old in self._before.items()
-            if not name.endswith("attn1.processor")
+            if self._attends_to_text(name)
         }
-        width = network.config.cross_attention_dim
-        projection = ImageProjection(dim, width, TOKENS_EACH)
+        projection = ImageProjection(dim, self._width(), TOKENS_EACH)
         nn.init.zeros_(projection.image_embeds.bias)
         self.projection = MultiIPAdapterImageProjection([projection])
-        network.register_to_config(encoder_hid_dim_type="ip_image_proj")
         self._attach()
         for layer in (projection.image_embeds, *self._layers()):
             layer.weight.requires_grad_(True)
 
+    def _attends_to_text(self, name: str) -> bool:
+        """Whether the attention with a processor of this name does."""
+        raise NotImplementedError
+
+    def _width(self) -> int:
+        """Of the text's embeddings."""
+        raise NotImplementedError
+
+    def _made(self, attention: Any, old: object) -> nn.Module:
+        """What takes the place of the processor `old`."""
+        raise NotImplementedError
+
+    def _tell(self, here: bool) -> None:
+        """The network's configuration that it has such layers, where it has a place for that."""
+
     def _processor(self, attention: Any, old: object) -> nn.Module:
-        """In the place of the fused attention, or of the plain one."""
-        kind = IPAdapterAttnProcessor if type(old) is AttnProcessor else IPAdapterAttnProcessor2_0
-        made: Any = kind(attention.inner_dim, attention.cross_attention_dim, [TOKENS_EACH])
+        made: Any = self._made(attention, old)
         made.requires_grad_(False).to(next(self.network.parameters()).device)
         nn.init.zeros_(made.to_v_ip[0].weight)
+        for layer in (made.to_k_ip[0], made.to_v_ip[0]):
+            if layer.bias is not None:  # stays at 0, which is where nobody's taste is
+                nn.init.zeros_(layer.bias)
         return made
 
     def _layers(self) -> list[nn.Linear]:
@@ -80,6 +105,7 @@ class UNetTaste:
         self.network.set_attn_processor({**self._before, **self.processors})
         self.projection.requires_grad_(False).to(next(self.network.parameters()).device)
         self.network.encoder_hid_proj = self.projection
+        self._tell(True)
 
     def embeddings(self, prompts: Sequence[Prompt]) -> Float[Tensor, "N K D"]:
         """The tastes of N prompts; zeros where there is none. Raises UserError for another size."""
@@ -111,11 +137,10 @@ class UNetTaste:
         """Within it the network is without these layers, as other programs load it."""
         self.network.set_attn_processor(dict(self._before))
         self.network.encoder_hid_proj = None
-        self.network.register_to_config(encoder_hid_dim_type=None)
+        self._tell(False)
         try:
             yield
         finally:
-            self.network.register_to_config(encoder_hid_dim_type="ip_image_proj")
             self._attach()
 
     def save(self, folder: Path) -> None:
@@ -128,9 +153,10 @@ class UNetTaste:
             "image_proj.norm.bias": projection.norm.bias,
         }
         for place, processor in enumerate(self.processors.values()):
-            number = 2 * place + 1  # the attention to the picture itself counts, too
-            tensors[f"ip_adapter.{number}.to_k_ip.weight"] = processor.to_k_ip[0].weight
-            tensors[f"ip_adapter.{number}.to_v_ip.weight"] = processor.to_v_ip[0].weight
+            number = self.first_number + self.each_number * place
+            for kind, layer in (("k", processor.to_k_ip[0]), ("v", processor.to_v_ip[0])):
+                for part, tensor in layer.named_parameters():
+                    tensors[f"ip_adapter.{number}.to_{kind}_ip.{part}"] = tensor
         folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -139,19 +165,66 @@ class UNetTaste:
         )
 
 
-def load_into(pipeline: Any, folder: Path) -> None:
+class UNetTaste(Taste):
+    """In every cross-attention layer of a UNet."""
+
+    # the attention to the picture itself counts, too
+    first_number, each_number = 1, 2
+    loader: ClassVar = {"image_encoder_folder": None}
+    call = "ip_adapter_image_embeds=[torch.cat([nobody, TASTE])], guidance_scale=3.0"
+
+    def _attends_to_text(self, name: str) -> bool:
+        return not name.endswith("attn1.processor")
+
+    def _width(self) -> int:
+        return self.network.config.cross_attention_dim
+
+    def _tell(self, here: bool) -> None:
+        self.network.register_to_config(encoder_hid_dim_type="ip_image_proj" if here else None)
+
+    def _made(self, attention: Any, old: object) -> nn.Module:
+        """In the place of the fused attention, or of the plain one."""
+        kind = IPAdapterAttnProcessor if type(old) is AttnProcessor else IPAdapterAttnProcessor2_0
+        return kind(attention.inner_dim, attention.cross_attention_dim, [TOKENS_EACH])
+
+    @staticmethod
+    def for_pipeline(taste: Float[Tensor, "N K D"], guided: bool) -> dict[str, list[Tensor]]:
+        """As the call of a pipeline takes it; guidance leads away from nobody's taste."""
+        embeddings = torch.cat([torch.zeros_like(taste), taste]) if guided else taste
+        return {"ip_adapter_image_embeds": [embeddings]}
+
+
+class FluxTaste(Taste):
+    """In every block of FLUX that keeps text and picture apart: its double blocks."""
+
+    first_number, each_number = 0, 1
+    loader: ClassVar = {"image_encoder_pretrained_model_name_or_path": None}
+    call = "ip_adapter_image_embeds=[TASTE], negative_ip_adapter_image_embeds=[nobody]"
+
+    def _attends_to_text(self, name: str) -> bool:
+        return not name.startswith("single_")
+
+    def _width(self) -> int:
+        return self.network.config.joint_attention_dim
+
+    def _made(self, attention: Any, old: object) -> nn.Module:
+        return FluxIPAdapterAttnProcessor(attention.inner_dim, self._width(), [TOKENS_EACH])
+
+    @staticmethod
+    def for_pipeline(taste: Float[Tensor, "N K D"], guided: bool) -> dict[str, list[Tensor]]:
+        """As the call of a pipeline takes it, which without guidance leaves out the second."""
+        nobody = [torch.zeros_like(taste)]
+        return {"ip_adapter_image_embeds": [taste], "negative_ip_adapter_image_embeds": nobody}
+
+
+def load_into(pipeline: Any, folder: Path, taste: Taste) -> None:
     """Load what `save` wrote into a pipeline of diffusers, by its own means."""
-    pipeline.load_ip_adapter(str(folder), subfolder="", weight_name=FILE, image_encoder_folder=None)
+    pipeline.load_ip_adapter(str(folder), subfolder="", weight_name=FILE, **taste.loader)
 
 
-def for_pipeline(taste: Float[Tensor, "N K D"], guided: bool) -> dict[str, list[Tensor]]:
-    """As the call of a pipeline takes it; guidance leads away from nobody's taste."""
-    embeddings = torch.cat([torch.zeros_like(taste), taste]) if guided else taste
-    return {"ip_adapter_image_embeds": [embeddings]}
-
-
-def card(name: str, pipeline_class: str, shape: tuple[int, int], lora: bool) -> str:
+def card(name: str, pipeline_class: str, taste: Taste, lora: bool) -> str:
     """README.md of an export: how diffusers loads it, and draws to a taste."""
+    (loader,), shape = taste.loader, taste.shape
     lines = [
         "import torch",
         f"from diffusers import {pipeline_class}",
@@ -159,12 +232,10 @@ def card(name: str, pipeline_class: str, shape: tuple[int, int], lora: bool) -> 
         f"pipeline = {pipeline_class}.from_pretrained(BASE)",
         *(["pipeline.load_lora_weights(FOLDER)"] if lora else []),
         "pipeline.load_ip_adapter(",
-        f'    FOLDER, subfolder="", weight_name="{FILE}", image_encoder_folder=None',
+        f'    FOLDER, subfolder="", weight_name="{FILE}", {loader}=None',
         ")",
         "nobody = torch.zeros_like(TASTE)",
-        "picture = pipeline(",
-        '    "a fox", ip_adapter_image_embeds=[torch.cat([nobody, TASTE])], guidance_scale=3.0',
-        ").images[0]",
+        f'picture = pipeline("a fox", {taste.call}).images[0]',
     ]
     code = "\n".join(lines)
     return f"""# {name}, with a user's taste

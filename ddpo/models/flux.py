@@ -14,6 +14,7 @@ from ddpo.models._shared import exports, flux_names
 from ddpo.models._shared.conditions import Encoded, TextCondition, tokens
 from ddpo.models._shared.flows import FlowPolicy
 from ddpo.models._shared.sizes import Layout, vae_factor
+from ddpo.models._taste import FluxTaste
 from ddpo.parallel.transfer import to_device
 from ddpo.plugins.ranges import NonNegativeFloat
 
@@ -35,6 +36,7 @@ class Flux(FlowPolicy):
 
     pipeline_class, title = FluxPipeline, "FLUX"
     t5_name, usual_length, uniform_levels = "text_encoder_2", 512, True
+    taste_layers = FluxTaste
 
     def __init__(
         self,
@@ -74,6 +76,7 @@ class Flux(FlowPolicy):
     ) -> Float[Tensor, "N C H W"]:
         count, _, height, width = latents.shape
         strength, tokens_at = self.embedded_guidance, places(height // PATCH, width // PATCH)
+        taste = None if condition.taste is None else [condition.taste]
         with self._autocast():
             (output,) = self.network(
                 hidden_states=packed(latents.to(self.dtype)),
@@ -84,6 +87,7 @@ class Flux(FlowPolicy):
                 encoder_hidden_states=condition.embeds,
                 txt_ids=latents.new_zeros(condition.embeds.shape[1], 3),
                 img_ids=to_device(tokens_at.to(latents.dtype), latents.device),
+                joint_attention_kwargs=taste and {"ip_adapter_image_embeds": taste},
                 return_dict=False,
             )
         return unpacked(output.float(), height, width)

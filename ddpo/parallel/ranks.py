@@ -19,7 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
-from ddpo.errors import Stopped, Told, UserError, refusal, where
+from ddpo.errors import Broken, Stopped, Told, UserError, refusal, where
 
 Item = TypeVar("Item")
 
@@ -160,6 +160,8 @@ def together() -> Iterator[None]:
     own: Exception | None = None
     try:
         yield
+    except (Broken, Lost):  # there is nobody to speak to
+        raise
     except Exception as error:
         own = error
         if not isinstance(error, UserError | Stopped) and (line := refusal(error)):

@@ -45,6 +45,25 @@ class Alive(TorchDispatchMode):
         self.now -= self._sizes.pop(key)
 
 
+class Uncopied(TorchDispatchMode):
+    """Within it, a copy of a large tensor has its size and dtype, and no content.
+
+    Memory that nobody has written to takes none on most systems, but a copy would write to it.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func in COPIES and args[0].nbytes >= LARGE:
+            return torch.empty_like(args[0], **{key: options[key] for key in options.keys() & KEPT})
+        return func(*args, **options)
+
+
+COPIES = {torch.ops.aten.clone.default, torch.ops.aten._to_copy.default}
+KEPT = {"dtype", "device", "memory_format"}
+LARGE = 2**20
+"""Bytes; the tables of a noise schedule, whose content counts, are far smaller."""
+
+
 def peak_bytes(compute: Callable[[], object]) -> int:
     """The most that the tensors made by `compute` take at one time.
 

@@ -119,7 +119,8 @@ def _outline(settings: Config) -> Any:
     pipeline = outline and outline(
         settings.model.pretrained, settings.model.dtype, settings.trains_whole
     )
-    policy = pipeline and build.policy(settings, pipeline, torch.device("cpu"))
+    with imaginary.Uncopied():
+        policy = pipeline and build.policy(settings, pipeline, torch.device("cpu"))
     if policy:
         imaginary.imagine(policy.modules)
     return policy

@@ -147,7 +147,8 @@ def _read_back(
 def _trial(run: Run) -> Trial:
     """The run's prompts, steps, guidance (plain diffusers has none below 1) and eta."""
     settings = run.config.sampler
-    prompts = build.prompt_set(run.config)[:PICTURES].prompts
+    chosen = build.prompt_set(run.config)[:PICTURES]
+    prompts = [chosen[i] for i in range(len(chosen))]  # to somebody's taste, where there are tastes
     keys = [(Purpose.EVALUATION, seed) for seed in range(len(prompts))]
     scale, eta = max(1.0, settings.guidance_scale), settings.options.get("eta", 1.0)
     return Trial(prompts, keys, settings.num_steps, scale, settings.negative_prompt, eta)

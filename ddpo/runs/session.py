@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ddpo import config
 from ddpo.building import build, sharding
 from ddpo.config import Config, checks
-from ddpo.errors import Stopped, UserError, refusal
+from ddpo.errors import Broken, Stopped, UserError, refusal
 from ddpo.evaluation import card, matched
 from ddpo.evaluation.overoptimization import Alarm
 from ddpo.evaluation.table import table
@@ -177,8 +177,8 @@ class Session:
         """
         try:
             yield
-        except ranks.Lost as error:
-            raise Stopped(f"{error}; {self._way_on()}") from error
+        except (Broken, ranks.Lost) as error:
+            raise type(error)(f"{error}; {self._way_on()}") from error
         except OSError as error:
             raise Stopped(f"{_words(error)}; once that is mended, {self._way_on()}") from error
         except (Stopped, UserError) as error:

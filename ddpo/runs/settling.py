@@ -66,9 +66,12 @@ def _compiling_pays(settings: Config) -> bool:
 
 
 def tried(settings: Config, trainer: Trainer) -> Config:
-    """On a GPU, the sizes with which a call of each kind did not run out of its memory."""
+    """On a GPU, the sizes with which a call of each kind did not run out of its memory.
+
+    Not where weights are shared: there the estimate counts, since no rank can try alone.
+    """
     device = trainer.policy.device
-    if device.type != "cuda":
+    if device.type != "cuda" or settings.parallel.shard:
         return settings
     images, pairs = fitting.tried(trainer.policy, settings, trainer.gradient_layers is not None)
     return _resized(settings, trainer, {IMAGES: images, PAIRS: pairs})

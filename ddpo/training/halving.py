@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from ddpo.errors import Stopped
+from ddpo.errors import Broken, Stopped
 from ddpo.parallel import ranks
 from ddpo.rollout.gradients import ImageGradients
 from ddpo.rollout.trajectory import Trajectory
@@ -25,7 +25,17 @@ class Halving:
     sizes: dict[str, int] = field(default_factory=dict)
 
     def halve(self, place: str, size: int) -> int:
-        """Half of it. Raises Stopped where it was halved before, or is 1."""
+        """Half of it.
+
+        Raises Stopped where it was halved before, or is 1; Broken where all ranks make the same
+        calls, so that none can make one again alone.
+        """
+        if ranks.before_waiting:
+            raise Broken(
+                f"rank {ranks.state().process_index}: the device's memory has no room for {place} "
+                f"{size}, and processes that share their weights cannot halve it on the way; take "
+                + (f"--{place} {size // 2}" if size > 1 else "model.gradient_checkpointing")
+            )
         if place in self.sizes or size == 1:
             before = ", and it was halved once already" if place in self.sizes else ""
             smaller = "model.gradient_checkpointing" if size == 1 else f"--{place} {size // 2}"

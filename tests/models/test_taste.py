@@ -45,13 +45,18 @@ def test_training_begins_exactly_at_the_base(lora: str | None, dtype: str) -> No
     assert all("_ip." in name or "image_embeds" in name for name in trained if "lora" not in name)
 
 
+@pytest.mark.parametrize("family", ["sdxl", "flux"])
 @torch.no_grad()
-def test_sdxl_begins_at_the_base_too() -> None:
-    policy = families.policy("sdxl", taste=(2, 3))
-    assert torch.equal(output(policy), output(families.policy("sdxl")))
+def test_other_families_begin_at_the_base_too(family: str) -> None:
+    policy, base = (families.policy(family, taste=taste) for taste in ((2, 3), None))
+    assert torch.equal(output(policy), output(base))
     helpers.move(policy, 0.3)
+    for name, weight in base.parameters().items():
+        weight.data.copy_(policy.parameters()[name])
+    assert torch.equal(output(policy, [Prompt("a fox")]), output(base, [Prompt("a fox")]))
     plain, tasted = output(policy, [Prompt("a fox")]), output(policy, PROMPTS[:1])
     assert helpers.difference(tasted, plain) > 1e-2
+    assert torch.equal(output(policy, name="base"), output(base, name="base"))
 
 
 @torch.no_grad()

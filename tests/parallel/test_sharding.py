@@ -302,3 +302,47 @@ def test_pieces_of_different_weights_are_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ranks, "agree", lambda value: False)
     with pytest.raises(Stopped, match="cut their pieces from different weights"):
         gates.check_ranks(policy)
+
+
+OUT_OF_MEMORY = """
+import os
+import sys
+
+import torch
+
+from ddpo.__main__ import script
+from ddpo.building import sharding
+
+predict, calls = sharding._Calls.predict, []
+
+
+def short(self, *arguments):
+    calls.append(1)
+    output = predict(self, *arguments)
+    if os.environ["RANK"] == "1" and torch.is_grad_enabled() and len(calls) > 8:
+        output.register_hook(full)
+    return output
+
+
+def full(gradient):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+sharding._Calls.predict = short
+sys.argv[1:] = ["train", *sys.argv[1:]]
+script()
+"""
+
+
+def test_a_rank_without_memory_ends_the_run(tmp_path: Path) -> None:
+    """Within a call of both: it cannot try again alone, nor tell the other, which waits in it."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "fragile.py").write_text(FRAGILE)
+    (folder / "driver.py").write_text(OUT_OF_MEMORY)
+    run = folder / "run"
+    ended = on_two(folder, str(folder / "driver.py"), *arguments(folder), "--run_dir", str(run))
+    said = [line for line in ended.stderr.splitlines() if line.startswith("ddpo: rank 1")]
+    assert ended.returncode != 0 and len(said) == 1, ended.stderr
+    assert "no room for trainer.micro_batch 2" in said[0]
+    assert f"take --trainer.micro_batch 1; --resume {run} goes on" in said[0], said

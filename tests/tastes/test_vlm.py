@@ -17,7 +17,7 @@ from ddpo.building import build
 from ddpo.building.personal import source
 from ddpo.config import checks
 from ddpo.errors import UserError
-from ddpo.evaluation.personal.users import Column, win_rates
+from ddpo.evaluation.personal.users import Column, check_comparable, win_rates
 from ddpo.prompts import PromptSet
 from ddpo.rewards._vlm import EMBEDDED_QUESTION, VLM
 from ddpo.runs.finished import Run
@@ -241,3 +241,33 @@ def test_users_are_judged_by_their_own_reward(
     assert not (tmp_path / "seen").exists()
     more = ["--seen", "--out", str(tmp_path / "seen")]
     assert main([*argv, str(folder / "seen.jsonl"), *more]) == 0
+
+
+def test_another_run_is_compared_with(run: Path, tmp_path: Path) -> None:
+    """Against itself personal pictures meet nobody's; another sampler is refused."""
+    unseen = write(tmp_path / "unseen.jsonl", ["u64", "u65"], start=400)
+    argv = ["users", str(run), "--judge", "emoji_taste", "--pairs", str(unseen)]
+    out = tmp_path / "out"
+    assert main([*argv, "--against", str(run), "--count", "2", "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results[str(run)] == results["nobody"]
+    mine, its = (config.load(run / "config.yaml") for _ in range(2))
+    its.sampler = its.sampler.model_copy(update={"num_steps": 2})
+    with pytest.raises(UserError, match="other has another sampler than this run"):
+        check_comparable(mine, its, "other")
+
+
+def test_an_evaluation_draws_to_users_who_were_trained_on_alone(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their pictures are personal; those of new users would be nobody's, and are refused."""
+    settings = config.load(run / "config.yaml")
+    settings.evaluation.prompts = str(write(folder / "more.jsonl", ["al"], start=500))
+    _, more = build.evaluation_sets(settings)
+    assert all(prompt.taste is not None for prompt in more)
+    unseen = write(tmp_path / "unseen.jsonl", ["u64", "u65"], start=600)
+    argv = ["evaluate", str(run), "--out", str(tmp_path / "out"), "--evaluation.prompts"]
+    assert main([*argv, str(unseen)]) == 2
+    line = "unseen: user u64 was not trained on (2 of these users were not)"
+    assert line in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

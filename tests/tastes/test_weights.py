@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import families
 import helpers
 import pytest
 import torch
@@ -199,6 +200,31 @@ def test_an_export_draws_the_same_in_diffusers(
     to = tmp_path / "out"
     assert main(["export", str(run), "--to", str(to), "--format", file_format]) == 0
     assert "plain diffusers" in capsys.readouterr().out
+    assert (to / "ip_adapter.safetensors").is_file() and (to / "README.md").is_file()
+
+
+@pytest.fixture(scope="module")
+def flux_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on a random FLUX, under real guidance and a LoRA that diffusers reads merged."""
+    folder = tmp_path_factory.mktemp("flux")
+    flow = ["--sampler.name", "flow_sde", "--model.max_sequence_length", "24"]
+    model = ["--model.pretrained", families.saved("flux", folder / "base"), *flow]
+    size = ["--model.size", "[16, 24]", "--sampler.guidance_scale", "2"]
+    personal = ["--rewards", REWARDS, "--trainer.lr", "3e-2", *FLAGS]
+    argv = helpers.smoke(folder / "run", *model, *size, *personal, "--trainer.iterations", "1")
+    assert main(["train", *argv]) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("file_format", ["diffusers", "merged"])
+def test_flux_has_tastes_that_diffusers_reads(
+    flux_run: Path, file_format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "out"
+    code = main(["export", str(flux_run), "--to", str(to), "--format", file_format])
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    assert "plain diffusers" in told.out and "cannot be seen" not in told.out
     assert (to / "ip_adapter.safetensors").is_file() and (to / "README.md").is_file()
 
 

@@ -1,5 +1,6 @@
 """Win rates of pictures drawn to users' tastes, each judged by the user's own reward."""
 
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpo import prompts
+from ddpo.config import Config
 from ddpo.errors import UserError
 from ddpo.evaluation import stats
 from ddpo.images import from_pil
@@ -97,12 +99,35 @@ def asked(
     return Asked(list(known), tastes, chosen, range(seed, seed + len(chosen)))
 
 
-def compare(
-    draw: Draw, who: Asked, judge: Reward
-) -> tuple[dict[str, Any], list[list[Image.Image]]]:
-    """Win rates by each user's own reward, and the pictures: base, nobody's, then each user's.
+def check_comparable(own: Config, other: Config, name: str) -> None:
+    """Raises UserError where another run's pictures are of another base or another sampler.
 
-    `judge` is given the user in the metadata. In the last of the rates a user gets the next one's
+    `name` is what the other run is called.
+    """
+    samplers = [each.sampler.model_dump(exclude={"batch_size"}) for each in (own, other)]
+    for what, mine, its in (
+        ("model.pretrained", own.model.pretrained, other.model.pretrained),
+        ("sampler", *samplers),
+        ("evaluation.sampler", own.evaluation.sampler, other.evaluation.sampler),
+    ):
+        if mine != its:
+            raise UserError(
+                f"--against: {name} has another {what} than this run; pictures at one seed are "
+                "compared only where nothing but the training differs"
+            )
+
+
+def compare(
+    draw: Draw,
+    who: Asked,
+    judge: Reward,
+    against: Mapping[str, list[Image.Image]] = types.MappingProxyType({}),
+) -> tuple[dict[str, Any], list[list[Image.Image]]]:
+    """Win rates by each user's own reward, and the pictures: base, nobody's, those of `against`,
+    then each user's.
+
+    `judge` is given the user in the metadata. `against` are other models' pictures of these texts
+    at these seeds, by the models' names. In the last of the rates a user gets the next one's
     pictures.
     """
     base, nobody = draw(who, "base", None), draw(who, "tuned", None)
@@ -115,10 +140,12 @@ def compare(
 
     own, count = scores(personal), len(who.users)
     plain = Column("base", scores([base] * count))
-    results = win_rates(own, [plain, Column("nobody", scores([nobody] * count))], who.users)
+    others = {"nobody": nobody, **against}
+    columns = [Column(name, scores([each] * count)) for name, each in others.items()]
+    results = win_rates(own, [plain, *columns], who.users)
     exchanged = scores([*personal[1:], personal[0]])
     results["base with another user's taste"] = win_rates(exchanged, [plain], who.users)["base"]
-    return results, [base, nobody, *personal]
+    return results, [base, *others.values(), *personal]
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from ddpo.models._shared.families import no_pipeline, place_of
 from ddpo.models._shared.outline import outline
 from ddpo.models._shared.pipelines import TEXT_ENCODERS, check_targets, load, merge_lora
 from ddpo.models._shared.snapshots import Snapshots, swapped
-from ddpo.models._taste import card, for_pipeline, load_into
+from ddpo.models._taste import card, load_into
 from ddpo.parallel.transfer import to_device
 from ddpo.plugins.ranges import PositiveInt
 from ddpo.prompts import Prompt
@@ -366,7 +366,7 @@ class DiffusersPolicy:
             exports.save_kohya(layers, folder, {"ss_output_name": name, **metadata})
         if self.taste:
             lora = bool(self._adapted) and file_format == "diffusers"
-            text = card(name, self.pipeline_class.__name__, self.taste.shape, lora)
+            text = card(name, self.pipeline_class.__name__, self.taste, lora)
             (folder / "README.md").write_text(text, encoding="utf-8")
 
     def read_back(
@@ -378,9 +378,9 @@ class DiffusersPolicy:
         )
         options = self.call_options(trial)
         if self.taste:
-            load_into(pipeline, folder)
+            load_into(pipeline, folder, self.taste)
             embeddings = self.taste.embeddings(trial.prompts).to(self.device)
-            options |= for_pipeline(embeddings, guided=trial.guidance_scale > 1)
+            options |= self.taste.for_pipeline(embeddings, guided=trial.guidance_scale > 1)
         pictures = exports.drawn(pipeline, trial, self.device, **options)
         return pictures, exports.merged_weights(pipeline, self.components)
 

@@ -32,7 +32,6 @@ PICTURES = 12
 
 STEPS, CHUNK = 8, 36
 SEED = 16
-"""First number of the key of every picture's noise."""
 
 
 def name_of(user: int) -> str:
@@ -40,11 +39,14 @@ def name_of(user: int) -> str:
 
 
 @torch.no_grad()
-def pictures(folder: Path) -> dict[str, list[str]]:
-    """The files of each caption's pictures, drawn by the base model without guidance."""
+def pictures(folder: Path, each: int = PICTURES, seed: int = SEED) -> dict[str, list[str]]:
+    """The files of each caption's pictures, drawn by the base model without guidance.
+
+    `each` are those of a caption; `seed` is the first number of the key of every picture's noise.
+    """
     pipeline = StableDiffusionPipeline.from_pretrained(EMBEDDED["emoji"], safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
-    texts = [caption(animal) for animal in ANIMALS for _ in range(PICTURES)]
+    texts = [caption(animal) for animal in ANIMALS for _ in range(each)]
     files: dict[str, list[str]] = {}
     for first in range(0, len(texts), CHUNK):
         numbers = range(first, min(first + CHUNK, len(texts)))
@@ -53,7 +55,7 @@ def pictures(folder: Path) -> dict[str, list[str]]:
             num_inference_steps=STEPS,
             guidance_scale=1.0,
             eta=1.0,
-            generator=[generator(SEED, i) for i in numbers],
+            generator=[generator(seed, i) for i in numbers],
         )
         for i, image in zip(numbers, made.images, strict=True):
             file = f"{i:03d}.png"
