@@ -42,7 +42,7 @@ JUDGE = "emoji_recognition"
 LOST = 0.3
 """Of recognition, in all: the rule has to fire before."""
 
-EVERY = ["--evaluation.every", "3", "--checkpoint.every", "3"]
+EVERY = ["--evaluation.every", "2", "--checkpoint.every", "2"]
 ROLLBACK = ["--evaluation.on_over_optimization", "rollback", "--checkpoint.keep_last", "20"]
 ANIMALS = ["--evaluation.prompts", "animals", "--log.images", "0"]
 LONG = ["--trainer.iterations", "30"]
@@ -55,7 +55,10 @@ RUNS = {
         *("--config", "demo", "--objective.name", "prdp", "--objective.clip_range", "1.6e-3"),
         *(*LONG, "--trainer.epochs", "2", *EVERY, *ANIMALS, *ROLLBACK),
     ],
-    "demo": ["--config", "demo", *EVERY, *ROLLBACK, "--log.images", "0"],
+    "demo": [
+        *("--config", "demo", "--evaluation.every", "3", "--checkpoint.every", "3"),
+        *("--log.images", "0", *ROLLBACK),
+    ],
     "alignment_emoji": [
         *("--config", "alignment_emoji", "--evaluation.every", "10", "--checkpoint.every", "10"),
         *("--log.images", "0", *ROLLBACK),
