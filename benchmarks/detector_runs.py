@@ -44,7 +44,7 @@ LOST = 0.3
 
 EVERY = ["--evaluation.every", "2", "--checkpoint.every", "2"]
 ROLLBACK = ["--evaluation.on_over_optimization", "rollback", "--checkpoint.keep_last", "20"]
-ANIMALS = ["--evaluation.prompts", "animals", "--log.images", "0"]
+ANIMALS = ["--evaluation.prompts", "null", "--log.images", "0"]
 LONG = ["--trainer.iterations", "30"]
 RUNS = {
     "noise": [
