@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from study_arms import CHECKPOINTS, Arm, flags
+from study_fronts import Limits, chosen
 from tqdm import tqdm
 
 from ddpo import config, prompts
@@ -46,7 +47,8 @@ STARTS: dict[tuple[str, str], list[matched.Shot]] = {}
 class Watched(Session):
     """A training that is evaluated at `CHECKPOINTS`, and says how much CPU time it took without.
 
-    sets  those that are evaluated at each of them; at the end all are
+    sets  those that are evaluated: the first one at each of them, the others where it is the best
+          so far, as no other checkpoint can be chosen; at the end all of `SETS` are
     """
 
     def __init__(self, settings: Config, task: str, sets: Sequence[str]) -> None:
@@ -66,33 +68,40 @@ class Watched(Session):
             self.look()
 
     def look(self, ends: bool = False) -> None:
-        """Means of all scores on the sets, and every sample's on the first one."""
-        iteration = self.trainer.iteration
-        done = [each for each in self.looks if each["iteration"] == iteration]
-        looked = done[0] if done else self._empty()
-        for name in SETS if ends or not iteration else self.asked:
-            if name in looked["means"]:
-                continue
-            shots = self.shots(name)
-            judged = [judge.name for judge in self.judges]
-            scores = {key: [shot.scores[key] for shot in shots] for key in shots[0].scores}
-            means = {key: round(sum(values) / len(values), 5) for key, values in scores.items()}
-            looked["means"][name] = {key: means[key] for key in judged}
-            if name == SETS[0]:
-                known = [shot.kl for shot in shots if shot.kl is not None]
-                looked["kl"] = round(sum(known) / len(known), 5) if known else 0.0
-                looked["guards"] = {key: means[key] for key in means if key not in judged}
-                looked["samples"] = {key: [round(v, 4) for v in scores[key]] for key in judged}
-        if not done:
-            self.looks.append(looked)
+        """Means of all scores on the sets that are due, and every sample's on the first one."""
+        if not self.looks or self.looks[-1]["iteration"] != self.trainer.iteration:
+            self.looks.append(self._first_set())
+        looked, everything = self.looks[-1], ends or not self.trainer.iteration
+        if everything or self.leads():
+            for name in SETS if everything else self.asked:
+                if name not in looked["means"]:
+                    looked["means"][name] = self._means(self.shots(name))[0]
 
-    def _empty(self) -> dict[str, Any]:
+    def leads(self) -> bool:
+        """Whether the newest look is the best on the front so far."""
+        so_far = {"task": self.task, "checkpoints": self.looks}
+        return chosen(so_far, Limits()) is self.looks[-1]
+
+    def _first_set(self) -> dict[str, Any]:
+        """What a checkpoint is on the set that fronts are measured on."""
+        shots = self.shots(SETS[0])
+        judged, guards = self._means(shots)
+        known = [shot.kl for shot in shots if shot.kl is not None]
         return {
             "iteration": self.trainer.iteration,
             "images_seen": self.trainer.images_seen,
             "train_cpu_s": round(self.train_cpu_s, 2),
-            "means": {},
+            "kl": round(sum(known) / len(known), 5) if known else 0.0,
+            "means": {SETS[0]: judged},
+            "guards": guards,
+            "samples": {name: [round(s.scores[name], 4) for s in shots] for name in judged},
         }
+
+    def _means(self, shots: Sequence[matched.Shot]) -> tuple[dict[str, float], dict[str, float]]:
+        """Of the rewards and judges, and of the guards."""
+        names, judged = list(shots[0].scores), [judge.name for judge in self.judges]
+        means = {k: round(sum(s.scores[k] for s in shots) / len(shots), 5) for k in names}
+        return {k: means[k] for k in judged}, {k: means[k] for k in names if k not in judged}
 
     def shots(self, name: str) -> list[matched.Shot]:
         """Two pictures of every prompt of a set, at the same seeds in every run."""

@@ -47,6 +47,7 @@ def head(pool: Pool) -> list[str]:
     results = [result for seeds in pool.values() for result in seeds.values()]
     hours = sum(result["cpu_s"] for result in results) / 3600
     commits = ", ".join(sorted({result["commit"] for result in results}))
+    many = f"{len(results)} run{'s' * (len(results) != 1)}"
     dtypes = ", ".join(f"{n} in {dtype}" for dtype, n in count(results, "dtype").items())
     rates = ", ".join(f"{family} {lr:g}" for family, lr in TUNED.items())
     steps = ", ".join(map(str, CHECKPOINTS))
@@ -58,7 +59,7 @@ def head(pool: Pool) -> list[str]:
             "a toy world of emoji scenes, not Stable Diffusion."
         ),
         (
-            f"{len(results)} runs ({dtypes}), {hours:.1f} CPU-hours on one core each, commits "
+            f"{many} ({dtypes}), {hours:.1f} CPU-hours on one core each, commits "
             f"{commits}. Every run has {QUERIES} reward queries (640 in the task `guided`, "
             "480 in the arms with `passes`). "
             f"After iterations {steps} it is evaluated: two pictures of each of the 45 "
@@ -71,8 +72,8 @@ def head(pool: Pool) -> list[str]:
             "checkpoints at which the captioner, never trained on, names at least 90 % of the "
             "animals; the start counts, with a gain of 0. *At equal queries* all checkpoints "
             "count; *at equal CPU time* those within the training time of the faster of the two "
-            f"arms (and {SAME - 1:.0%} more: runs of one arm differ by that), by the mean pace of "
-            "each arm's runs. Evaluating is no part of that time. The checkpoint is chosen by the "
+            f"arms (and {100 * (SAME - 1):.0f} % more: runs of one arm differ by that), by the mean "
+            "pace of each arm's runs. Evaluating is no part of that time. The checkpoint is chosen by the "
             "pictures that its gain is then measured on, for every arm alike, so that small gains "
             "are too large by some noise; gains on other sets are free of it."
         ),
@@ -80,7 +81,7 @@ def head(pool: Pool) -> list[str]:
             "A check is `held` or `not held` where the 95 % interval of its mean difference "
             "(Student's t, over common seeds) excludes 0, looked at with three seeds and after "
             f"each further one; with {MOST_SEEDS} it stays undecided. Where two arms "
-            f"are equal, looking so often decides in {wrongly():.0%} of the cases nevertheless, by "
+            f"are equal, looking so often decides in {100 * wrongly():.0f} % of the cases, by "
             "simulation, not in 5 %. A claim is what its worst check is."
         ),
     ]

@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +22,7 @@ from study_fronts import (
     gain_within_kl,
     unseen_gain,
 )
-from study_measure import text
+from study_measure import Watched, text
 
 
 def made(points, seconds=10.0, task="compress", arm="ddpo", seed=0):
@@ -179,6 +180,26 @@ def test_every_arm_of_every_check_can_be_planned_and_is_among_its_claims_arms():
                 assert (task, arm) in claim.arms
                 assert planned(task, arm, 0).name == f"{task}.{arm}.0"
                 assert sets_of(task, arm)[0] == "animals"
+
+
+def test_other_sets_are_looked_at_where_a_checkpoint_can_be_chosen():
+    """Which is one that is the best so far; at the end everything is."""
+    gains = {0: 0.0, 2: 0.1, 3: 0.05, 4: 0.2, 30: 0.1}
+    run = object.__new__(Watched)
+    run.task, run.asked, run.looks, run.train_cpu_s = "compress", ["animals", "more"], [], 0.0
+    judges = ("jpeg_compressibility", "emoji_recognition")
+    run.judges = [SimpleNamespace(name=name) for name in judges]
+    for iteration, gain in gains.items():
+        run.trainer = SimpleNamespace(iteration=iteration, images_seen=32 * iteration)
+        shot = SimpleNamespace(scores=dict(zip(judges, (gain, 1.0), strict=True)), kl=2.0)
+        run.shots = lambda name, shot=shot: [shot, shot]
+        run.look()
+    run.look(ends=True)
+    everything = ["animals", "animals_heldout", "activities_heldout"]
+    seen = {look["iteration"]: [*look["means"]] for look in run.looks}
+    best = ["animals", "more"]
+    assert seen == {0: everything, 2: best, 3: ["animals"], 4: best, 30: everything}
+    assert run.looks[1]["kl"] == 2.0 and run.looks[1]["samples"][judges[0]] == [0.1, 0.1]
 
 
 def test_a_finished_run_is_read_back(tmp_path):
