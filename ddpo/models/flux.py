@@ -93,16 +93,9 @@ class Flux(FlowPolicy):
         return unpacked(output.float(), height, width)
 
     def call_options(self, trial: Trial) -> dict[str, Any]:
-        height, width = self.image_size
-        embedded = self.embedded_guidance
-        return {
-            "guidance_scale": 0.0 if embedded is None else embedded,
-            "true_cfg_scale": trial.guidance_scale,
-            "negative_prompt": [trial.negative_prompt] * len(trial.prompts),
-            "height": height,
-            "width": width,
-            "max_sequence_length": self.max_sequence_length,
-        }
+        embedded = 0.0 if self.embedded_guidance is None else self.embedded_guidance
+        guided = {"guidance_scale": embedded, "true_cfg_scale": trial.guidance_scale}
+        return {**super().call_options(trial), **guided}
 
     def kohya(self) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
         """The names of the published weights, where query, key and value are one layer."""

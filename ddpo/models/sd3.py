@@ -9,7 +9,6 @@ from jaxtyping import Float, Real
 from torch import Tensor
 from torch.nn import functional
 
-from ddpo.models import Trial
 from ddpo.models._shared.conditions import Encoded, TextCondition, penultimate
 from ddpo.models._shared.flows import FlowPolicy
 from ddpo.models._shared.sizes import Layout, both, vae_factor
@@ -80,16 +79,6 @@ class StableDiffusion3(FlowPolicy):
                 return_dict=False,
             )
         return output[0].float()
-
-    def call_options(self, trial: Trial) -> dict[str, Any]:
-        height, width = self.image_size
-        return {
-            "guidance_scale": trial.guidance_scale,
-            "negative_prompt": [trial.negative_prompt] * len(trial.prompts),
-            "height": height,
-            "width": width,
-            "max_sequence_length": self.max_sequence_length,
-        }
 
 
 sd3 = StableDiffusion3

@@ -79,15 +79,10 @@ class StableDiffusionXL(DiffusersPolicy):
         return output[0].float()
 
     def call_options(self, trial: Trial) -> dict[str, Any]:
-        height, width = self.image_size
-        count = len(trial.prompts)
-        return {
-            "guidance_scale": trial.guidance_scale,
-            "negative_prompt": [trial.negative_prompt] * count if trial.negative_prompt else None,
-            "eta": trial.eta,
-            "height": height,
-            "width": width,
-        }
+        options = {**super().call_options(trial), "eta": trial.eta}
+        if not trial.negative_prompt:  # the pipeline's own empty one, which may be zeros
+            options["negative_prompt"] = None
+        return options
 
     def kohya(self) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
         """`text_encoder` is te1 and `text_encoder_2` te2 there."""

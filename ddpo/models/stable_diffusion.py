@@ -67,14 +67,7 @@ class StableDiffusion(DiffusersPolicy):
         return output[0].float()
 
     def call_options(self, trial: Trial) -> dict[str, Any]:
-        height, width = self.image_size
-        return {
-            "guidance_scale": trial.guidance_scale,
-            "negative_prompt": [trial.negative_prompt] * len(trial.prompts),
-            "eta": trial.eta,
-            "height": height,
-            "width": width,
-        }
+        return {**super().call_options(trial), "eta": trial.eta}
 
     def kohya(self) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
         """`down_blocks.0.attn1.to_q` is `lora_unet_down_blocks_0_attn1_to_q` there."""

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddpo.models import Trial
 from ddpo.models._shared.conditions import tokens
 from ddpo.models._shared.policy import DiffusersPolicy
 from ddpo.parallel.transfer import to_device
@@ -60,6 +61,10 @@ class FlowPolicy(DiffusersPolicy):
         _, height, width = self.latent_shape
         tokens = (height // patch) * (width // patch)
         return rectified_flow(self.pipeline.scheduler.config, tokens, self.uniform_levels)
+
+    def call_options(self, trial: Trial) -> dict[str, Any]:
+        options = super().call_options(trial)
+        return {**options, "max_sequence_length": self.max_sequence_length}
 
     def _t5(self, texts: Sequence[str]) -> Float[Tensor, "N L D"]:
         """The T5's last layer, in the precision of the rest."""

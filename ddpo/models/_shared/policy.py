@@ -195,7 +195,13 @@ class DiffusersPolicy:
 
     def call_options(self, trial: Trial) -> dict[str, Any]:
         """What the pipeline's own call needs for the trial's pictures."""
-        raise NotImplementedError
+        height, width = self.image_size
+        return {
+            "guidance_scale": trial.guidance_scale,
+            "negative_prompt": [trial.negative_prompt] * len(trial.prompts),
+            "height": height,
+            "width": width,
+        }
 
     def kohya(self) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
         """(lora_A, lora_B) by the layers' names in kohya's files, and more metadata."""
