@@ -72,10 +72,10 @@ def head(pool: Pool) -> list[str]:
             "checkpoints at which the captioner, never trained on, names at least 90 % of the "
             "animals; the start counts, with a gain of 0. *At equal queries* all checkpoints "
             "count; *at equal CPU time* those within the training time of the faster of the two "
-            f"arms (and {100 * (SAME - 1):.0f} % more: runs of one arm differ by that), by the mean "
-            "pace of each arm's runs. Evaluating is no part of that time. The checkpoint is chosen by the "
-            "pictures that its gain is then measured on, for every arm alike, so that small gains "
-            "are too large by some noise; gains on other sets are free of it."
+            f"arms (and {100 * (SAME - 1):.0f} % more: runs of one arm differ by that), by the "
+            "mean pace of each arm's runs. Evaluating is no part of that time. The checkpoint is "
+            "chosen by the pictures that its gain is then measured on, for every arm alike, so "
+            "that small gains are too large by some noise; gains on other sets are free of it."
         ),
         (
             "A check is `held` or `not held` where the 95 % interval of its mean difference "
