@@ -1,7 +1,7 @@
 """What an evaluation costs beyond sampling and scoring its pictures.
 
     ddpo train --config demo --trainer.iterations 1 --run_dir runs/cost
-    python benchmarks/evaluation_cost.py runs/cost
+    python benchmarks/evaluation_cost.py runs/cost [--num_steps 50]
 
 Both draw every picture of the run's evaluation, base and tuned, and score it by every reward and
 judge: once with nothing else, once as `ddpo evaluate` does, with keys, files, divergences,
@@ -55,9 +55,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--num_steps", type=int, help="of the chain; left out: the run's own")
     arguments = parser.parse_args()
     settings = config.load(config.of_run(arguments.run_dir))
     settings.run_dir = arguments.run_dir
+    settings.sampler.num_steps = arguments.num_steps or settings.sampler.num_steps
     kept = [Path(arguments.run_dir) / name for name in ("pictures", "evaluation")]
     found: dict[str, list[float]] = {"bare": [], "evaluated": []}
     bare(settings)  # what is imported and compiled once counts in neither

@@ -1,150 +1,131 @@
-"""The papers' claims in the emoji world: `python benchmarks/study/study.py tune`, then `run`, then
-`report`.
+"""The papers' claims in the emoji world: `python benchmarks/study/study.py run`, then `report`.
 
-tune    tries each learning rate once; the better ones stand in TUNED of study_arms.py
-run     makes what is not yet in benchmarks/results/, one JSON a finished run; stop it and start it
-        again as you like; `--only 'compress.ddpo.*'` takes the runs of such names, `--reverse`
-        begins at the other end
+run     makes the run that decides most for its time, then the next, until every check is decided,
+        has eight seeds, or the study has cost its CPU-hours; one JSON a finished run, in
+        benchmarks/results/study/. Stop it and start it again as you like, beside another one, too;
+        `--runs 2` ends after two
+next    says which run that would be, and how far the checks are
 report  makes docs/results.md and its plots again from these JSONs
+tune    tries each learning rate once, in tuning/ beside them (those that are there are of the older
+        study, which kept the end alone); the better ones stand in TUNED of study_arms.py
 
 Every arm of a task has the same number of reward queries and the same tuning budget: two learning
 rates, tried once each at a seed that no result uses.
 """
 
 import argparse
+import fcntl
 import json
 import logging
-import subprocess
-import tempfile
-import time
-from fnmatch import fnmatch
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import study_report
-from study_arms import RUNS, TUNING, Arm, flags
+from study_arms import TUNING, Arm, planned
+from study_claims import CLAIMS, rounds, sets_of
+from study_decisions import BUDGETS, Named, Pool, next_run
+from study_measure import measure, text
 
-from ddpo import config, prompts
-from ddpo.errors import Stopped
-from ddpo.evaluation import matched
-from ddpo.evaluation.stats import paired
-from ddpo.records import metrics
-from ddpo.runs import folder as run_folder
-from ddpo.runs.session import Session
+from ddpo.records.files import whole
 
-RESULTS = Path(__file__).parents[1] / "results"
-SETS = ("animals", "animals_heldout", "activities_heldout")
-KEPT = (
-    "iteration",
-    "images_seen",
-    "reward/mean",
-    "reward/std",
-    "kl_ref",
-    "approx_kl",
-    "clip_frac",
-    "ratio/max_dev",
-    "grad_norm",
-    "objective/ess",
-    "guard/edge_density",
-    "skipped_steps",
-    "time/total",
-)
-
-BASE: dict[tuple[str, str], list[matched.Shot]] = {}
-"""The pretrained model's pictures by task and prompt set: the same for every run."""
+RESULTS = Path(__file__).parents[1] / "results" / "study"
+CPU_HOURS = 10.0
+"""What all runs of the study may cost."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("do", choices=("tune", "run", "report"))
-    parser.add_argument("--only", default="*", help="runs with such names, as compress.prdp.*")
-    parser.add_argument(
-        "--reverse", action="store_true", help="for a second process beside the first"
-    )
+    parser.add_argument("do", choices=("run", "next", "report", "tune"))
+    parser.add_argument("--runs", type=int, help="make so many and end; left out: all")
     arguments = parser.parse_args()
-    if arguments.do == "report":
-        study_report.write(RESULTS)
-        return
     logging.basicConfig(format="%(message)s")
-    runs_of = {"tune": TUNING, "run": RUNS}
-    RESULTS.mkdir(exist_ok=True)
-    wanted = [run for run in runs_of[arguments.do] if fnmatch(run.name, arguments.only)]
-    for run in reversed(wanted) if arguments.reverse else wanted:
-        file, claimed = RESULTS / f"{run.name}.json", RESULTS / f"{run.name}.running"
-        if file.exists() or claimed.exists():
-            continue
-        claimed.touch()
-        try:
-            file.write_text(json.dumps(measure(run), indent=1) + "\n", encoding="utf-8")
-        finally:
-            claimed.unlink()
+    if arguments.do == "report":
+        study_report.write(load(RESULTS), RESULTS)
+    elif arguments.do == "next":
+        tell(load(RESULTS))
+    elif arguments.do == "tune":
+        for run in TUNING:
+            make(run, RESULTS / "tuning")
+    else:
+        made = 0
+        while (arguments.runs is None or made < arguments.runs) and one_more():
+            made += 1
+
+
+def load(folder: Path) -> Pool:
+    """All finished runs of the study."""
+    pool: Pool = {}
+    for file in sorted(folder.glob("[!.]*.*.*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        pool.setdefault((result["task"], result["arm"]), {})[result["seed"]] = result
+    return pool
+
+
+def hours(pool: Pool) -> float:
+    return sum(result["cpu_s"] for seeds in pool.values() for result in seeds.values()) / 3600
+
+
+def one_more() -> bool:
+    """Make the next run that no other process makes; False where there is none."""
+    busy: set[Named] = set()
+    while True:
+        pool = load(RESULTS)
+        if hours(pool) >= CPU_HOURS:
+            print(f"the study has cost its {CPU_HOURS:g} CPU-hours", flush=True)
+            return False
+        named = next_run(rounds(), pool, busy)
+        if named is None:
+            return False
+        if make(planned(*named)):
+            return True
+        busy.add(named)
+
+
+def make(run: Arm, folder: Path = RESULTS) -> bool:
+    """Measure a run and write its file; False where it is there, or another process is at it."""
+    file = folder / f"{run.name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(file.with_name(f"{run.name}.running")) as mine:
+        if not mine or file.exists():
+            return False
+        print(run.name, "begins", flush=True)
+        result = measure(run, sets_of(run.task, run.arm))
+        with whole(file) as aside:
+            aside.write_text(text(result), encoding="utf-8")
         print(run.name, "done", flush=True)
+    return True
 
 
-def measure(run: Arm) -> dict[str, Any]:
-    """One run from the pretrained model to the comparison at fixed seeds, before and after."""
-    started = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        settings = config.parse([*flags(run), "--run_dir", f"{folder}/run"])
-        session, stopped = Session(settings), None
+@contextmanager
+def claimed(file: Path) -> Iterator[bool]:
+    """Whether this process alone is at it; a process that dies gives it up."""
+    with open(file, "w") as held:
         try:
-            session.train()
-        except Stopped as error:
-            if str(error).startswith("stopped after"):  # a signal: the run is not finished
-                raise SystemExit(3) from error
-            stopped = str(error).partition(" (state saved")[0]
-        rows = metrics.read(Path(folder) / "run" / "metrics.jsonl")
-        trained = time.process_time() - started
-        final = {name: compare(session, run.task, name) for name in SETS}
-    return {
-        "name": run.name,
-        "task": run.task,
-        "arm": run.arm,
-        "seed": run.seed,
-        "lr": run.lr,
-        "flags": flags(run),
-        "commit": commit(),
-        "versions": run_folder.versions(),
-        "stopped": stopped,
-        "train_cpu_s": round(trained, 1),
-        "cpu_s": round(time.process_time() - started, 1),
-        "curve": [{key: row[key] for key in KEPT if key in row} for row in rows],
-        "final": final,
-    }
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            file.unlink(missing_ok=True)
 
 
-def compare(session: Session, task: str, name: str) -> dict[str, dict[str, float]]:
-    """Of every judge: means before and after at the same seeds, two pictures a prompt, and the
-    difference."""
-    asked = (session.trainer.policy, session.trainer.sampler, prompts.load(name), 2, session.judges)
-    if (task, name) not in BASE:
-        with session.trainer.policy.weights("base"):
-            BASE[task, name] = matched.all_shots(*asked)
-    tuned, found = matched.all_shots(*asked), {}
-    for judge in session.judges:
-        before, after = (
-            [shot.scores[judge.name] for shot in shots] for shots in (BASE[task, name], tuned)
-        )
-        found[judge.name] = {
-            "base": sum(before) / len(before),
-            "tuned": sum(after) / len(after),
-            "n": len(before),
-            **paired(before, after),
-        }
-    return found
-
-
-def commit() -> str:
-    """Of the code that ran, with a mark where the tree differs from it."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    where = ["--", "../../ddpo", "../../rewards", "../../configs", ".."]
-    known = subprocess.run(
-        [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", *where]).returncode
-    return known + ("+" if changed else "")
+def tell(pool: Pool) -> None:
+    """Every check with its seeds, and the next run."""
+    for claim in CLAIMS:
+        for check in claim.checks:
+            found = [check.verdict(pool, budget) for budget in BUDGETS]
+            words = ", ".join(
+                f"{each.word} at equal {budget} ({each.seeds} seeds)"
+                for each, budget in zip(found, BUDGETS, strict=True)
+            )
+            print(f"{claim.number} {check.task}: {check.words}: {words}")
+    print(f"{sum(map(len, pool.values()))} runs, {hours(pool):.1f} CPU-hours")
+    print("next:", next_run(rounds(), pool) or "none")
 
 
 if __name__ == "__main__":

@@ -329,7 +329,7 @@ class Evaluation(Part):
     or it stops and goes back to the last checkpoint before the signs"""
     kl_pictures: NonNegativeInt = 4
     """trajectories of each set, evenly spaced over its prompts, whose KL to the base is measured
-    when they are made; each takes two more network rows per step"""
+    when they are made; each takes one more network row per step"""
     sampler: Sampler | None = None
     """how these pictures are made; what it leaves out is as in `sampler`; null: as in training, all
     steps with their noise"""

@@ -126,7 +126,10 @@ def _shoot(
     if keeping:
         keeping.progress(0, len(found))
     keys, kl = [(Purpose.EVALUATION, seeds[i]) for i in missing], dict[int, float]()
-    for part in sample(policy, sampler, [prompts[i] for i in missing], keys):
+    walked = keeping.walked if keeping else ()
+    again = {n for n, i in enumerate(missing) if i in measured or (walked and names[i] in walked)}
+    asked = [prompts[i] for i in missing]
+    for part in sample(policy, sampler, asked, keys, remembered=again):
         made = [missing[i] for i in part.samples]
         images = policy.medium.as_kept(part.images)
         rows = {i: row for row, i in enumerate(made) if i in measured}
@@ -136,8 +139,8 @@ def _shoot(
         kl |= own
         if keeping:
             # first, so that no sample is there without them
-            walked = {names[i]: row for row, i in enumerate(made) if names[i] in keeping.walked}
-            files = {keeping.store.file(name): row for name, row in walked.items()}
+            shown = {names[i]: row for row, i in enumerate(made) if names[i] in walked}
+            files = {keeping.store.file(name): row for name, row in shown.items()}
             folders = {trajectories.folder_of(file): row for file, row in files.items()}
             trajectories.keep(policy, sampler, part, folders)
             keeping.store.save_divergences({names[i]: value for i, value in own.items()})

@@ -20,7 +20,7 @@ from ddpo.samplers import NoiseSchedule
 
 PER_SET, EVERY = 2, 20
 """Samples of a set whose trajectories are kept: one in EVERY, PER_SET at most, so that their cost
-(STEPS network rows and decoded pictures each) stays small against that of the samples."""
+(STEPS decoded pictures each) stays small against that of the samples."""
 
 STEPS, SIDE = 8, 256
 """Predictions of a trajectory, evenly spaced over its steps, and pixels along their longer side."""
@@ -48,8 +48,11 @@ def predictions(
     pictures: list[Image.Image] = []
     for part in columns.split(sampler.batch_size):
         x, timesteps = trajectory.latents[row, part], sampler.steps.timesteps[part]
-        condition = sampler.condition(policy, [trajectory.prompts[row]] * len(part))
-        output = policy.predict(x, timesteps, condition, sampler.guidance_scale)
+        if row in trajectory.outputs:
+            output = trajectory.outputs[row][part]
+        else:
+            condition = sampler.condition(policy, [trajectory.prompts[row]] * len(part))
+            output = policy.predict(x, timesteps, condition, sampler.guidance_scale)
         x0 = policy.schedule.denoised(x.float(), output.float(), timesteps)
         pictures += policy.medium.pictures(policy.decode(x0))
     return dict(zip(columns.tolist(), pictures, strict=True))

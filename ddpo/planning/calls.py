@@ -97,12 +97,12 @@ def calls(plan: Plan, iteration: int) -> Counter[Call]:
 
 
 def _divergences(plan: Plan, pictures: Call, count: int) -> Counter[Call]:
-    """Those of so many trajectories, each under the policy and under the base."""
+    """Those of so many trajectories under the base: the policy's outputs are known."""
     if not plan.judged_steps:
         return Counter()
     rows = call_size(plan.judged_steps, pictures.rows)
     call = pictures._replace(phase="kl to the base", rows=rows)
-    return Counter({call: 2 * count * ceil(plan.judged_steps / rows)})
+    return Counter({call: count * ceil(plan.judged_steps / rows)})
 
 
 def _judged(plan: Plan, rank: int, samples: int, per_prompt: int) -> range:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ddpo.models import Policy
 from ddpo.rollout.sample import Sampler, stored_steps
 from ddpo.rollout.trajectory import Trajectory
+from ddpo.samplers import Step
 
 Chain = tuple[Policy, Sampler]
 
@@ -42,8 +44,8 @@ def divergences(
     all latent dimensions, at the states that the chain itself went through. Its mean over
     trajectories is an unbiased estimate of KL(p(x_0..x_T) || p_base(x_0..x_T)), which bounds that
     of the samples from above. `base` is that of a policy which has lost its own, as where a LoRA is
-    fused; None: the policy's. Steps without a density are left out; of none it is NaN. Costs two
-    network rows for each step.
+    fused; None: the policy's. Steps without a density are left out; of none it is NaN. Costs a
+    network row for each step, or two where the outputs of the row were not remembered.
     """
     columns = sampler.steps.stochastic.nonzero().flatten()
     if not len(columns):
@@ -57,9 +59,20 @@ def divergences(
             # always as many, so that a network call has one shape
             filled = torch.cat([steps, steps[-1:].expand(size - len(steps))])
             places = torch.full_like(filled, row).to(device), filled.to(device)
-            step = stored_steps(policy, sampler, trajectory, *places)
+            step = _own_steps(policy, sampler, trajectory, *places)
             with other.weights("base"):
                 expected = stored_steps(other, other_sampler, trajectory, *places)
             total += step.kl(expected, "sum")[: len(steps)].sum().item()
         found.append(total)
     return found
+
+
+def _own_steps(
+    policy: Policy, sampler: Sampler, trajectory: Trajectory, rows: Tensor, columns: Tensor
+) -> Step:
+    """Distributions of one trajectory's steps under the weights that sampled it."""
+    row = int(rows[0])
+    if row not in trajectory.outputs:
+        return stored_steps(policy, sampler, trajectory, rows, columns)
+    output = trajectory.outputs[row][columns]
+    return sampler.steps.step(columns, trajectory.latents[row, columns], output)

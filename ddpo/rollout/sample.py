@@ -6,7 +6,7 @@ is found again.
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -70,6 +70,7 @@ def sample(
     guidance_scale: float | None = None,
     starts: Sequence[tuple[int, ...]] | None = None,
     gradients: ImageGradients | None = None,
+    remembered: Collection[int] = (),
 ) -> Iterator[Trajectory]:
     """Sample one trajectory for each prompt and noise key, chunk by chunk.
 
@@ -78,7 +79,8 @@ def sample(
     Image i depends on its prompt and keys[i] alone, whatever the chunks. `reference` adds what it
     names of logp_ref, output_ref and output_old. `guidance_scale` is that of the log-probabilities,
     where it is not the sampler's. `starts` are the keys of x_T alone, where it has some of its own.
-    `gradients` collects those of the log-probabilities.
+    `gradients` collects those of the log-probabilities. Of the prompts numbered `remembered` the
+    network's outputs are kept.
     """
     scored = sampler if guidance_scale is None else replace(sampler, guidance_scale=guidance_scale)
     for indices, genuine in chunks(len(prompts), sampler.batch_size):
@@ -87,13 +89,16 @@ def sample(
         if gradients is not None:
             gradients.begin(len(chosen))
         own = [keys[i] for i in indices]
-        latents, logp = _denoise(policy, sampler, chosen, own, first, gradients)
+        rows = [row for row in range(genuine) if indices[row] in remembered]
+        outputs = _Outputs(rows)
+        latents, logp = _denoise(policy, sampler, chosen, own, first, gradients, outputs)
         if gradients is not None:
             gradients.end(genuine)
         images = policy.decode(latents[:, -1])
         trajectory = Trajectory(
             indices[:genuine], chosen[:genuine], latents[:genuine], logp[:genuine], images[:genuine]
         )
+        trajectory.outputs = outputs.by_row()
         if scored.guidance_scale != sampler.guidance_scale or "output_old" in reference:
             outputs, logp_old = _step_by_step(policy, scored, latents, chosen)
             trajectory.logp_old = logp_old[:genuine]
@@ -106,6 +111,23 @@ def sample(
         yield trajectory
 
 
+@dataclass
+class _Outputs:
+    """What the network said of a few rows of a chunk at every step."""
+
+    rows: list[int]
+    steps: list[Tensor] = field(default_factory=list)
+
+    def add(self, output: Tensor) -> None:
+        """That of the next step."""
+        if self.rows:
+            self.steps.append(torch.stack([output[row] for row in self.rows]))
+
+    def by_row(self) -> dict[int, Tensor]:
+        """Row -> (T, ...)."""
+        return {row: torch.stack([s[i] for s in self.steps]) for i, row in enumerate(self.rows)}
+
+
 def _denoise(
     policy: Policy,
     sampler: Sampler,
@@ -113,6 +135,7 @@ def _denoise(
     keys: Sequence[tuple[int, ...]],
     starts: Sequence[tuple[int, ...]] | None,
     gradients: ImageGradients | None,
+    outputs: _Outputs | None = None,
 ) -> tuple[Shaped[Tensor, "B T1 *state"], Float[Tensor, "B T"]]:
     """All latents, noisiest first, and each stochastic step's log-probability.
 
@@ -135,6 +158,8 @@ def _denoise(
                 latents[t], steps.timesteps[index], condition, sampler.guidance_scale
             )
             step = steps.step(index, latents[t], output)
+            if outputs is not None:
+                outputs.add(output.detach())
             latents.append(step.sample(noise[:, t + 1]).detach())
             if stochastic[t]:
                 scores = step.log_prob(latents[-1])

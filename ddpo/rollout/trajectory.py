@@ -1,7 +1,7 @@
 """What a rollout leaves behind: states, log-probabilities and samples of one rank."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Shaped
@@ -24,6 +24,7 @@ class Trajectory:
     output_ref (B, T, ...) the network's output under the reference, likewise
     output_old likewise under the policy that sampled
     images     (B, ...) what the policy makes: (3, H, W) in [0, 1], or what its medium says
+    outputs    by row, for those that were asked for: (T, ...) the network's output at each step
     """
 
     samples: list[int]
@@ -34,6 +35,7 @@ class Trajectory:
     logp_ref: Float[Tensor, "B T"] | None = None
     output_ref: Float[Tensor, "B T *output"] | None = None
     output_old: Float[Tensor, "B T *output"] | None = None
+    outputs: dict[int, Float[Tensor, "T *output"]] = field(default_factory=dict)
 
 
 def join(parts: Sequence[Trajectory]) -> Trajectory:
