@@ -50,7 +50,7 @@ def augmented(pictures: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B 3 64 64"
 class Training:
     """The log-odds of a feature's two words are to be the feature of the reward `emoji_taste`."""
 
-    steps, lr, ema_decay = 700, 2e-3, 0.99
+    steps, lr, ema_decay = 350, 2e-3, 0.99
 
     def __init__(self, device: torch.device, weights: Path, work: Path) -> None:
         self.device = device
