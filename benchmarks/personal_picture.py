@@ -14,7 +14,7 @@ from pathlib import Path
 from ddpo.building import build
 from ddpo.evaluation.personal import users
 from ddpo.evaluation.table import table
-from ddpo.models.emoji.reader.model import LIKES
+from ddpo.models.emoji.reader.model import LOOKS
 from ddpo.runs.finished import Run
 
 PROMPTS = 6
@@ -24,14 +24,14 @@ def interests(user: str) -> list[str]:
     """The words for what a user likes, the first interest first."""
     taste = importlib.import_module("ddpo.rewards.emoji_taste").taste
     liked = sorted(taste(int(user[1:])).items(), key=lambda item: -abs(item[1]))
-    return [LIKES[name][weight < 0] for name, weight in liked if weight]
+    return [LOOKS[name][weight < 0] for name, weight in liked if weight]
 
 
 def main(run_dir: str, pairs: str, out: str, first_seed: str = "0") -> None:
     run = Run(run_dir)
     training = build.plain_prompts(run.config)
     who = users.asked(run.taste, training, Path(pairs), PROMPTS, int(first_seed))
-    order = [word for words in LIKES.values() for word in words]
+    order = [word for words in LOOKS.values() for word in words]
     firsts = {interests(user)[0]: i for i, user in reversed(list(enumerate(who.users)))}
     columns = {"the base": run.sample(who.texts, who.seeds, "base")}
     for word in sorted(firsts, key=order.index):

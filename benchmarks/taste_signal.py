@@ -1,11 +1,13 @@
 """What four pairs tell of a user, and how much of it is in a taste.
 
-    python benchmarks/taste_signal.py runs/users '{pretrained: emoji_reader}'
+    python benchmarks/taste_signal.py runs/users '{pretrained: emoji_reader, reading: apart,
+        instruction: "What does this picture look like?"}'
 
 R^2 of each weight of the reward `emoji_taste` for the unseen users: of the ideal observer's mean,
-who knows the features of every picture and all tastes that a user may have, and of a ridge
-regression from the taste `vlm` of such options, fitted on the seen users. `cosine` is that of the
-weights that are told and those that are. Prints one JSON object.
+who knows the features of every picture and all tastes that a user may have; of a ridge regression
+from the features' mean differences, as a taste is that is read apart; and of one from the taste
+`vlm` of such options. Both are fitted on the seen users. `cosine` is that of the weights that are
+told and those that are. Prints one JSON object.
 """
 
 import importlib
@@ -39,11 +41,15 @@ PENALTY = 100.0
 def main(folder: str, options: str) -> None:
     formulas: Any = importlib.import_module("ddpo.rewards.emoji_taste")
     read = [_read(Path(folder), split, yaml.safe_load(options)) for split in ("seen", "unseen")]
-    (states, _, rows), (new_states, new_contexts, new_rows) = read
+    (states, contexts, rows), (new_states, new_contexts, new_rows) = read
     weights, new = (_weights(formulas, each) for each in (rows, new_rows))
-    observer = _ideal(formulas, new_contexts)
-    found = {"ideal observer": _quality(formulas, observer, new)}
-    found[options] = _quality(formulas, _ridge(states, weights, new_states), new)
+    steps, new_steps = (_steps(formulas, each) for each in (contexts, new_contexts))
+    told = {
+        "ideal observer": _ideal(formulas, new_steps),
+        "features, read apart": _ridge(_apart(steps), weights, _apart(new_steps)),
+        options: _ridge(states, weights, new_states),
+    }
+    found = {name: _quality(formulas, each, new) for name, each in told.items()}
     print(json.dumps(found, indent=1))
 
 
@@ -67,24 +73,31 @@ def _weights(formulas: Any, rows: list[Prompt]) -> Float[Tensor, "N 4"]:
     return torch.tensor([list(formulas.taste(user).values()) for user in users]).double()
 
 
-def _ideal(formulas: Any, contexts: Any) -> Float[Tensor, "N 4"]:
-    """The mean of all tastes, equally likely, by which all four choices are right."""
+def _steps(formulas: Any, contexts: Any) -> Float[Tensor, "N P 4"]:
+    """Features of the chosen picture minus those of the rejected one, of each pair."""
+    files = sorted({file for pairs in contexts for p in pairs for file in (p.chosen, p.rejected)})
+    values = formulas.features(from_pil([Image.open(file) for file in files]))
+    features = torch.stack([values[name] for name in formulas.FEATURES], 1).double()
+    of = dict(zip(files, features, strict=True))
+    each = [[of[pair.chosen] - of[pair.rejected] for pair in pairs] for pairs in contexts]
+    return torch.stack([torch.stack(steps) for steps in each])
+
+
+def _ideal(formulas: Any, steps: Float[Tensor, "N P 4"]) -> Float[Tensor, "N 4"]:
+    """The mean of all tastes, equally likely, by which all choices are right."""
     possible = []
     for (first, second), signs in product(permutations(range(4), 2), product((1, -1), repeat=2)):
         row = torch.zeros(4).double()
         row[first], row[second] = signs[0], signs[1] * formulas.SECOND
         possible.append(row)
     tastes = torch.stack(possible)
-    files = sorted({file for pairs in contexts for p in pairs for file in (p.chosen, p.rejected)})
-    values = formulas.features(from_pil([Image.open(file) for file in files]))
-    features = torch.stack([values[name] for name in formulas.FEATURES], 1).double()
-    of = dict(zip(files, features, strict=True))
-    means = []
-    for pairs in contexts:
-        steps = torch.stack([of[pair.chosen] - of[pair.rejected] for pair in pairs])
-        right = (steps @ tastes.T > 0).all(0)
-        means.append(tastes[right].mean(0))
-    return torch.stack(means)
+    return torch.stack([tastes[(each @ tastes.T > 0).all(0)].mean(0) for each in steps])
+
+
+def _apart(steps: Float[Tensor, "N P 4"]) -> Float[Tensor, "N 4"]:
+    """As the taste `vlm` scales what it reads apart."""
+    mean = steps.mean(1)
+    return mean / mean.square().mean(1, keepdim=True).sqrt()
 
 
 def _ridge(states: Tensor, weights: Tensor, new: Tensor) -> Float[Tensor, "N 4"]:

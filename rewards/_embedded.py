@@ -8,7 +8,7 @@ from ._weights import expanded
 
 def folder(name: str, part: Literal["captioner", "pipeline", "clip"]) -> str:
     """The folder of this part of the embedded world if `name` is emoji, of its reader of
-    preferences if that is emoji_reader.
+    looks if that is emoji_reader.
 
     Otherwise it is `name`, its ~ expanded.
     """

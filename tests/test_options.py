@@ -105,6 +105,10 @@ TRAIN: dict[str, Flags | tuple[Flags, Flags]] = {
     "objective.drop_last": ["1"],
     "objective.guidance_scale": ["1"],
     "objective.draws": (["--objective.name", "rwr"], ["--objective.draws", "2"]),
+    "objective.noise_window": (
+        ["--objective.name", "rwr"],
+        ["--objective.noise_window", "[0.5, 1]"],
+    ),
     "objective.offline": (
         ["--objective.name", "dpo", "--prompts.path", "pairs.jsonl", "--advantage.name", "batch"],
         ["--objective.offline", "true"],

@@ -127,12 +127,13 @@ def objective(settings: Config) -> Objective:
 
 def _refuse_idle(wanted: config.Objective, found: Objective) -> None:
     """Options that this objective has no use for. Raises UserError for one that is set."""
-    usual, idle, works_on = config.Objective(), ["draws"], "the steps of a trajectory"
+    usual, works_on = config.Objective(), "the steps of a trajectory"
+    idle = of_errors = ["draws", "noise_window"]
     if not found.scores_steps:
         works_on = "denoising errors, not on the steps of a trajectory"
         idle = ["timestep_fraction", "timestep_window", "drop_last"]
     if found.replay is not None:
-        works_on, idle = "rewards with a graph", [*idle, "draws"]
+        works_on, idle = "rewards with a graph", [*idle, *of_errors]
     for name in idle:
         if getattr(wanted, name) != getattr(usual, name):
             raise UserError(f"objective.{name}: {found.name} works on {works_on}; leave it out")
@@ -244,15 +245,12 @@ def _one_set(source: PromptSource, template: str | None, repeats: bool = False) 
 def evaluation_sets(settings: Config) -> list[PromptSet]:
     """The training prompts and the held-out ones, each cut to `evaluation.num_prompts`."""
     sets = [prompt_set(settings)]
-    wanted = settings.evaluation.prompts or []
+    wanted, repeats = settings.evaluation.prompts or [], settings.objective.offline
     for source in [wanted] if isinstance(wanted, str) else wanted:
-        repeats = settings.objective.offline  # pairs of one prompt are lines of their own
         held_out = prompts.named_or_file(source, settings.prompts.template, repeats)
         if held_out.name in [each.name for each in sets]:
-            raise UserError(
-                f"evaluation.prompts: {held_out.name} is also the name of another set of prompts; "
-                "rename one"
-            )
+            line = f"{held_out.name} is also the name of another set of prompts; rename one"
+            raise UserError(f"evaluation.prompts: {line}")
         sets.append(personal(settings, held_out, plain_prompts(settings)))
     return [each[: settings.evaluation.num_prompts] for each in sets]
 
@@ -376,6 +374,7 @@ def trainer(settings: Config) -> Trainer:
     columns = Columns(
         subset=subset(settings, dense) if loss.scores_steps else Subset(),
         draws=settings.objective.draws or settings.sampler.num_steps,
+        window=settings.objective.noise_window,
         guidance_scale=settings.objective.guidance_scale,
     )
     scorer = Scorer(judges, timeout_s=own.reward_timeout_s, group_size=own.samples_per_prompt)

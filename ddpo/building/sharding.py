@@ -19,11 +19,13 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from ddpo.errors import UserError, nearest
 from ddpo.models import Policy
-from ddpo.models._shared.memory import RESNETS
 from ddpo.objectives import Objective
 from ddpo.parallel import pieces, ranks
 from ddpo.parallel.lockstep import Call, Kind, Lockstep
 from ddpo.prompts import Prompt
+
+RESNETS = {"ResnetBlock2D"}
+"""Of a UNet these are as large as its transformer blocks, which diffusers names."""
 
 PRESENT = "present"
 """The weights as they are, in `Policy.weights`."""

@@ -27,6 +27,11 @@ def check(config: Config, processes: int = 1) -> None:
                     f"objective.{name}: {value} leaves out steps of sampler.sde_window, the only "
                     "ones with noise; make that smaller instead"
                 )
+    low, high = config.objective.noise_window
+    if low >= high:
+        raise UserError(
+            f"objective.noise_window: {[low, high]} is no window; let the first be below the second"
+        )
     path, samples = config.prompts.path, config.trainer.samples_per_prompt
     if config.objective.offline and (samples != 2 or path is None):
         raise UserError(

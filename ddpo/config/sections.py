@@ -19,6 +19,7 @@ from ddpo.plugins.ranges import (
     Seed,
     Share,
     UnitFloat,
+    ZeroToOne,
 )
 
 REWARDS = ("rewards", "eval_rewards")
@@ -199,6 +200,9 @@ class Objective(Open):
     draws: PositiveInt | None = None
     """(timestep, noise) pairs per image and pass, for rwr, dpo and nft; null:
     sampler.num_steps"""
+    noise_window: tuple[ZeroToOne, ZeroToOne] = (0.0, 1.0)
+    """part of the noise schedule that their timesteps are drawn from, [low, high]: 0 is the
+    least noise, 1 the most, where it is decided what a picture looks like as a whole"""
     offline: bool = False
     """learn from recorded pairs: prompts.path has columns chosen and rejected, images; rewards only
     judge"""

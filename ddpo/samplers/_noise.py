@@ -1,5 +1,6 @@
 """The noise levels of a model, and what its network predicts at them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -78,9 +79,16 @@ class NoiseSchedule:
         noise = self.noise[places].to(timesteps.device)
         return torch.where(before, signal, self.final[0]), torch.where(before, noise, self.final[1])
 
-    def draw(self, source: torch.Generator) -> Real[Tensor, ""]:
-        """A timestep to train on: uniform over all of them."""
-        return torch.randint(len(self), (), generator=source)
+    def draw(
+        self, source: torch.Generator, window: tuple[float, float] = (0.0, 1.0)
+    ) -> Real[Tensor, ""]:
+        """A timestep to train on: uniform over all of them, or over a window of them.
+
+        A window is from 0, the least noise, to 1, the most; one timestep at least is in it.
+        """
+        first = min(math.floor(window[0] * len(self)), len(self) - 1)
+        end = max(first + 1, math.ceil(window[1] * len(self)))
+        return torch.randint(first, end, (), generator=source)
 
     def denoised(self, x: Latents, output: Latents, timesteps: Real[Tensor, " N"]) -> Latents:
         """The x_0 that a network's output predicts at x_t."""
@@ -142,9 +150,18 @@ class RectifiedFlow(NoiseSchedule):
         before = timesteps >= 0
         return torch.where(before, 1 - t, self.final[0]), torch.where(before, t, self.final[1])
 
-    def draw(self, source: torch.Generator) -> Real[Tensor, ""]:
-        """A timestep to train on: one of `drawn`."""
-        return self.drawn[torch.randint(len(self.drawn), (), generator=source)]
+    def draw(
+        self, source: torch.Generator, window: tuple[float, float] = (0.0, 1.0)
+    ) -> Real[Tensor, ""]:
+        """A timestep to train on: one of `drawn`, or of those of them that are in the window.
+
+        Without one there it is the nearest.
+        """
+        low, high = (share * len(self) for share in window)
+        within = self.drawn[(self.drawn >= low) & (self.drawn <= high)]
+        if not len(within):
+            return self.drawn[(self.drawn - (low + high) / 2).abs().argmin()]
+        return within[torch.randint(len(within), (), generator=source)]
 
 
 def require(kind: Kind, schedule: NoiseSchedule, sampler: str) -> None:

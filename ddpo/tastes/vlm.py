@@ -36,8 +36,8 @@ class vlm:
     a taste, too: from as many pairs. A pair that is trained on is never among those that are read.
 
     `pretrained` is any AutoModelForImageTextToText with a chat template: a name on the Hub, a
-    folder, emoji_reader (the emoji world's reader of preferences, which reads four pairs together)
-    or emoji (its captioner, which can only read apart).
+    folder, emoji (the emoji world's captioner) or emoji_reader (its reader of looks); these two can
+    only read apart.
     `pairs` is how many preferences are read.
     `contexts` is how many choices of them there are for each pair that is trained on.
     `layer` is the one whose states are taken: 0 is the embeddings, -1 the last.

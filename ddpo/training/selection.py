@@ -74,11 +74,13 @@ class Columns:
 
     subset          the denoising steps that are trained on, for objectives on log-probabilities
     draws           (timestep, noise) pairs per image and pass, for objectives on denoising errors
+    window          part of the noise schedule that their timesteps are drawn from
     guidance_scale  None: the sampler's, that of the policy that drew the images
     """
 
     subset: Subset = field(default_factory=Subset)
     draws: int = 1
+    window: tuple[float, float] = (0.0, 1.0)
     guidance_scale: float | None = None
 
 

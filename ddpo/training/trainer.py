@@ -243,7 +243,8 @@ class Trainer:
             return replays(self.policy, sampler, trajectory, *work, key)
         groups = [self.sizes.group(sample) for sample in trajectory.samples]
         keys = [(Purpose.DENOISING, self.seed, self.iteration, epoch, group) for group in groups]
-        own_options = (self.columns.draws, self.objective.needs, self.objective.mixture)
+        of_objective = self.objective.needs, self.objective.mixture
+        own_options = (self.columns.draws, *of_objective, self.columns.window)
         return DenoisingErrors(self.policy, sampler, trajectory, keys, *own_options)
 
     def outcome(

@@ -242,6 +242,17 @@ def test_a_command_obeys(
             "objective.draws: ddpo works on",
         ),
         (
+            ["train", "--config", "smoke", "--objective.noise_window", "[0.5, 1]"],
+            "objective.noise_window: ddpo works on",
+        ),
+        (
+            [
+                *("train", "--config", "smoke", "--objective.name", "rwr"),
+                *("--objective.noise_window", "[1, 0.5]"),
+            ],
+            "objective.noise_window: [1.0, 0.5] is no window",
+        ),
+        (
             ["train", "--config", "smoke", "--objective.name", "rwr", "--objective.drop_last", "1"],
             "objective.drop_last: rwr works on denoising errors",
         ),

@@ -10,6 +10,7 @@ import torch
 from ddpo import samplers
 from ddpo.errors import UserError
 from ddpo.models._tiny import tiny
+from ddpo.parallel.seeds import generator
 from ddpo.rollout.sample import Sampler
 from ddpo.samplers import NoiseSchedule, Steps, Window
 from ddpo.samplers._diffusers import rectified_flow, variance_preserving
@@ -116,3 +117,16 @@ def test_what_is_refused() -> None:
     for name in ("ddpm", "lcm"):
         with pytest.raises(UserError, match=f"sde_window: {name} has no deterministic"):
             samplers.deterministic(name, schedule_for("ddim"), 4)
+
+
+@pytest.mark.parametrize("window", [(0.0, 1.0), (0.6, 0.7), (1.0, 1.0)])
+def test_timesteps_to_train_on_are_drawn_from_the_window(window: tuple[float, float]) -> None:
+    """From 0, the least noise, to 1, of both kinds of schedules; without one: from all."""
+    for schedule in map(schedule_for, ("ddim", "flow_sde")):
+        drawn = [float(schedule.draw(generator(0, i), window)) for i in range(300)]
+        shares = torch.tensor(drawn) / len(schedule)
+        low, high = min(window[0], 0.999), max(window[1], 0.001)
+        assert low - 1e-6 <= shares.min() and shares.max() <= high + 1e-6
+        assert window[0] == window[1] or shares.max() - shares.min() > 0.9 * (high - low)
+        usual = [float(schedule.draw(generator(0, i))) for i in range(300)]
+        assert (drawn == usual) == (window == (0.0, 1.0))

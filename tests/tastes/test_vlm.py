@@ -206,7 +206,7 @@ def test_the_configuration_of_users(tmp_path: Path) -> None:
     checks.check(settings)
     rows = write(tmp_path / "seen.jsonl", ["u00", "u01"])
     settings.prompts.path = str(rows)
-    assert source(settings, build.plain_prompts(settings)).shape == (1, 128)
+    assert source(settings, build.plain_prompts(settings)).shape == (1, 64)
 
 
 def test_win_rates_in_closed_form() -> None:

@@ -51,15 +51,10 @@ SHAPES = 256
 """Compiled variants of a block's code: one by width, rows of a call, and adapter on or off."""
 
 
-RESNETS = {"ResnetBlock2D"}
-"""What a UNet repeats beside its transformer blocks, and as large; diffusers names only those."""
-
-
 def compile_blocks(network: Any) -> None:
     """Compile each repeated block of a denoiser when it is first called at a shape.
 
-    Those of its transformers, and a UNet's residual ones. Raises UserError for a network without
-    such blocks.
+    Raises UserError for a network without such blocks.
     """
     if not getattr(network, "_repeated_blocks", None):
         raise UserError(
@@ -68,9 +63,6 @@ def compile_blocks(network: Any) -> None:
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
     network.compile_repeated_blocks(backend=BACKEND, dynamic=False)
-    for module in network.modules():
-        if type(module).__name__ in RESNETS:
-            module.compile(backend=BACKEND, dynamic=False)
 
 
 def prepare_vae(vae: Any, slicing: bool, tiling: bool) -> None:

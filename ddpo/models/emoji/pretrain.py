@@ -11,7 +11,7 @@ OMP_NUM_THREADS (one by default: two threads on shared cores can be slower than 
     unet       denoiser and text encoder, on VAE latents  weights/pipeline (the rest of it)
     clip       the second judge, on pictures and captions weights/clip
     aesthetic  its aesthetic head, on a formula's ratings weights/clip/aesthetic.safetensors
-    reader     the reader of preferences, on pairs        weights/reader
+    reader     the reader of looks, on the UNet's pictures weights/reader
     flow_vae   the flow model's autoencoder, on pictures  weights/flow/vae
     flow       the flow model and its text encoders       weights/flow (the rest of it)
     flow_decoder  that autoencoder's decoder alone, longer, with every latent left as it is

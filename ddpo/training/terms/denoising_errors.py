@@ -34,6 +34,7 @@ class DenoisingErrors:
     keys   one for each row; rows of one group share theirs, so that a pair is compared on the same
            draws
     draws  columns, each with a timestep of its own, as the model's schedule draws them
+    window  part of the schedule that timesteps are drawn from, from 0, the least noise, to 1
     """
 
     policy: Policy
@@ -43,6 +44,7 @@ class DenoisingErrors:
     draws: int
     needs: tuple[str, ...] = ()
     mixes: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
 
     argument: ClassVar[str] = "errors"
 
@@ -94,7 +96,7 @@ class DenoisingErrors:
         timesteps, noise, schedule = [], [], self.policy.schedule
         for row, column in zip(rows, columns, strict=True):
             source = generator(*self.keys[row], column)
-            timesteps.append(schedule.draw(source))
+            timesteps.append(schedule.draw(source, self.window))
             noise.append(torch.randn(self.policy.latent_shape, generator=source))
         device = self.policy.device
         return to_device(torch.stack(timesteps), device), to_device(torch.stack(noise), device)

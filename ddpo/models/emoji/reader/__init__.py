@@ -1,1 +1,1 @@
-"""The emoji world's reader of preferences."""
+"""The emoji world's reader of looks."""

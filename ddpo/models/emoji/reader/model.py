@@ -1,7 +1,7 @@
-"""The emoji world's reader of preferences: a small LlavaForConditionalGeneration.
+"""The emoji world's reader of looks: a small LlavaForConditionalGeneration.
 
-It reads a chat of a person's preferences, as the taste `vlm` writes it, and says in one word what
-the person likes: bright, dark, warm, cool, busy, plain, large or small.
+Asked what a picture looks like, it answers in one word: bright, dark, warm, cool, busy, plain,
+large or small. Its states are what the taste `vlm` reads of a user's pictures.
 """
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -19,14 +19,11 @@ from ddpo.models.emoji.captioner import TEMPLATE
 from ddpo.models.emoji.scenes import ANIMALS, HELDOUT_ANIMALS, SIZE, caption
 
 PATCH, WIDTH = 16, 64
-PAIRS = 4
-"""Preferences in a chat."""
+QUESTION = "What does this picture look like?"
+CHAT = f"USER: {'<image>' * (SIZE // PATCH) ** 2} {QUESTION} ASSISTANT:"
+"""The chat template's text for a picture and the question, its 16 image tokens written out."""
 
-INSTRUCTION = (
-    "These are pairs of pictures, each with the one that a person preferred first. "
-    "Describe what this person likes."
-)
-LIKES = {
+LOOKS = {
     "brightness": ("bright", "dark"),
     "warmth": ("warm", "cool"),
     "busyness": ("busy", "plain"),
@@ -36,11 +33,10 @@ LIKES = {
 
 
 def processor() -> LlavaProcessor:
-    """A word-level tokenizer (a token for each word of a chat) and 64x64 pictures in [-1, 1]."""
+    """A word-level tokenizer (of our chat and captions) and 64x64 pictures in [-1, 1]."""
     special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
     texts = [caption(animal) for animal in [*ANIMALS, *HELDOUT_ANIMALS]]
-    texts += [chat(["a fox"] * 2 * PAIRS).replace("<image>", "")]
-    texts += [word for pair in LIKES.values() for word in pair]
+    texts += [CHAT.replace("<image>", ""), *(word for pair in LOOKS.values() for word in pair)]
     split = pre_tokenizers.Whitespace()
     words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text.lower())})
     vocabulary = {word: i for i, word in enumerate([*special, *words])}
@@ -52,7 +48,7 @@ def processor() -> LlavaProcessor:
         **dict(zip(["pad_token", "bos_token", "eos_token", "unk_token"], special, strict=False)),
         extra_special_tokens={"image_token": "<image>"},
         padding_side="left",
-        model_max_length=512,
+        model_max_length=64,
     )
     pictures = CLIPImageProcessor(
         size={"shortest_edge": SIZE}, crop_size=SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
@@ -68,7 +64,7 @@ def processor() -> LlavaProcessor:
 
 
 def build(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """0.5 M parameters: a 3-layer vision transformer with 16 patches, a 3-layer Llama."""
+    """0.4 M parameters: a 3-layer vision transformer with 16 patches, a 2-layer Llama."""
     vision = CLIPVisionConfig(
         hidden_size=96,
         intermediate_size=192,
@@ -81,10 +77,10 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     text = LlamaConfig(
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         vocab_size=len(tokenizer),
-        max_position_embeddings=512,
+        max_position_embeddings=64,
         bos_token_id=tokenizer.bos_token_id,  # pyright: ignore[reportArgumentType]
         eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
         pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
@@ -98,13 +94,3 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),  # pyright: ignore[reportCallIssue]
     )
     return LlavaForConditionalGeneration(config)
-
-
-def chat(texts: list[str]) -> str:
-    """The taste `vlm`'s chat about pairs of pictures with these prompts, in the template's text."""
-    shown = "<image>" * (SIZE // PATCH) ** 2
-    parts = [
-        f"Pair {number}, {text}. Preferred: {shown} Not preferred: {shown}"
-        for number, text in enumerate(texts, 1)
-    ]
-    return f"USER: {' '.join(parts)} {INSTRUCTION} ASSISTANT:"
