@@ -1,15 +1,17 @@
 """Signs of over-optimization in the evaluations of a training, by a rule that is written down.
 
 A row is one evaluation: {"iteration", "prompts", "scores": {name: a value or null for each
-sample}}, the first one of iteration 0, all of the same prompts and seeds. An evaluation has a sign
-where
+sample}}, the first one of iteration 0, all of the same prompts and seeds. Differences to that one
+are taken by the 95 % interval, paired by seed and over prompts. An evaluation has a sign where
 
-- the trained reward lies above that of iteration 0, and a judge below its own: each by the 95 %
-  interval of the difference, paired by seed and taken over prompts; or
-- a guard's mean left [1/3, 3] of what it was at iteration 0.
+- the trained reward lies above that of iteration 0, and a judge below its own; or
+- a guard's mean left [1/3, 3] of what it was at iteration 0, and a judge lies below its own, or
+  there is none to ask. A guard alone proves nothing where there is a judge: a training may aim at
+  what it measures, as compressibility does at fewer edges.
 
 The rule fires at a sign of the guards at once, and at signs of judges twice in a row. How often it
-fires without a reason, and how late, benchmarks/detector.py simulates.
+fires without a reason, and how late, benchmarks/detector.py simulates and detector_runs.py
+measures.
 """
 
 import math
@@ -64,24 +66,28 @@ def difference(first: Row, row: Row, name: str) -> dict[str, float]:
 
 def sign(first: Row, row: Row, names: Names) -> tuple[str, bool]:
     """What is wrong with an evaluation, in words ("": nothing), and whether it is a guard's."""
-    for name in names.guards:
-        before, after = (np.nanmean(_values(each, name)) for each in (first, row))
-        low, high = GUARD_RANGE
-        if before and math.isfinite(after) and not low <= after / before <= high:
-            return f"{name} went from {before:.3g} to {after:.3g}", True
+    fallen = _fallen(first, row, names)
+    if fallen or not names.judges:
+        for name in names.guards:
+            before, after = (np.nanmean(_values(each, name)) for each in (first, row))
+            low, high = GUARD_RANGE
+            if before and math.isfinite(after) and not low <= after / before <= high:
+                also = f", and {fallen}" if fallen else ""
+                return f"{name} went from {before:.3g} to {after:.3g}{also}", True
     gain = stats.paired(total(first, names), total(row, names), row["prompts"])
-    if not gain["low"] > 0:
-        return "", False
+    if fallen and gain["low"] > 0:
+        return f"{fallen} while the trained reward rose by {gain['mean']:.3g}", False
+    return "", False
+
+
+def _fallen(first: Row, row: Row, names: Names) -> str:
+    """Of the first judge that lies below what it was: in words; "" where none does."""
     for name in names.judges:
         change = difference(first, row, name)
         if change["high"] < 0:
             interval = f"95 % interval {change['low']:.3g} to {change['high']:.3g}"
-            rose = f"while the trained reward rose by {gain['mean']:.3g}"
-            return (
-                f"{name}, never trained on, fell by {-change['mean']:.3g} ({interval}) {rose}",
-                False,
-            )
-    return "", False
+            return f"{name}, never trained on, fell by {-change['mean']:.3g} ({interval})"
+    return ""
 
 
 def alarm(rows: Sequence[Row], names: Names) -> Alarm | None:

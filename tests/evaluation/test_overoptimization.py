@@ -49,10 +49,21 @@ def test_it_does_not_fire_without_a_reason(rows: list[dict[str, Any]]) -> None:
     assert alarm(rows, NAMES) is None
 
 
-def test_a_guard_out_of_its_range_is_enough_once() -> None:
-    found = alarm([row(0, 0, 0), row(5, 1, 0), row(10, 2, 0, edges=0.7)], NAMES)
+def test_a_guard_out_of_its_range_is_enough_once_where_there_is_no_judge() -> None:
+    alone = Names({"reward": 1.0}, [], ["edge_density"])
+    found = alarm([row(0, 0, 0), row(5, 1, 0), row(10, 2, 0, edges=0.7)], alone)
     assert found and found.good == 5 and found.reason == "edge_density went from 0.2 to 0.7"
-    assert alarm([row(0, 0, 0), row(5, 1, 0, edges=0.5)], NAMES) is None
+    assert alarm([row(0, 0, 0), row(5, 1, 0, edges=0.5)], alone) is None
+
+
+def test_a_guard_out_of_its_range_needs_a_judge_that_fell_where_there_is_one() -> None:
+    """Compressibility aims at fewer edges: the captioner says whether the animals are lost."""
+    start = [row(0, 0, 0), row(5, 1, 0)]
+    assert alarm([*start, row(10, 2, 0, edges=0.02), row(15, 2, 0.5, edges=0.02)], NAMES) is None
+    found = alarm([*start, row(10, 2, -1, edges=0.7)], NAMES)
+    assert found and found.good == 5, "at once: two witnesses"
+    assert "edge_density went from 0.2 to 0.7, and judge" in found.reason
+    assert alarm([*start, row(10, -2, -1, edges=0.7)], NAMES), "a collapse loses the reward, too"
 
 
 @pytest.fixture(scope="module")
