@@ -33,7 +33,7 @@ def variants(file: str) -> dict[str, Config]:
             values["model"]["taste"]["contexts"] = 1  # so that one pass over the pairs reads all
         else:
             del values["model"]["taste"]
-        found[name] = config.load(values)
+        found[name] = config.in_precision(config.load(values), "fp32")
     return found
 
 
