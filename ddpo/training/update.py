@@ -4,8 +4,7 @@ Whatever the objective, its gradient is sum over pairs (i, t) of C[i, t] * grad 
 log-probabilities log p(x_{t-1}^i | x_t^i) or the denoising errors. A separable objective is
 evaluated directly on each chunk of pairs. A coupled one (which needs whole trajectories at once)
 first gets all of M for the optimizer step without gradients; its derivative C is then streamed: the
-memory of one chunk, whatever the number of steps and samples (where that is one chunk, its graph is
-kept, and the network is called once). Gradients of all chunks and ranks are
+memory of one chunk, whatever the number of steps and samples. Gradients of all chunks and ranks are
 summed.
 """
 
@@ -162,29 +161,7 @@ class Pass:
         return loss.item()
 
     def _coupled(self, samples: Sequence[int]) -> float:
-        loss = self.within_memory(lambda: self._at_once(samples))
-        if loss is None:
-            loss = self._streamed(samples, self._matrices(samples))
-        return loss / ranks.state().num_processes
-
-    def _at_once(self, samples: Sequence[int]) -> float | None:
-        """As `_streamed`, where one network call holds all pairs: its graph serves both the
-        matrices and the gradient. None where it does not, or nothing would be spared."""
-        recorded = not self.moved and self.terms.names == ("logp",)
-        if recorded or ranks.state().num_processes > 1:
-            return None
-        chunks = list(self.chunks(samples))
-        if len(chunks) != 1:
-            return None
-        chunk = chunks[0]
-        now = self.terms(chunk.rows, chunk.columns)
-        matrices = self._empty_matrices()
-        self._put(matrices, {name: vector.detach() for name, vector in now.items()}, chunk)
-        loss, coefficients = self._derivative(samples, matrices)
-        level = self._level(coefficients.values())
-        self._pull(now, chunk, coefficients, level)
-        self._multiply_gradients(level)
-        return loss.item()
+        return self._streamed(samples, self._matrices(samples)) / ranks.state().num_processes
 
     @ranks.together()
     def _streamed(
@@ -200,27 +177,15 @@ class Pass:
         """The gradient of the sum of coefficients times matrices, chunk by chunk."""
         level = self._level(coefficients.values())
         for chunk in self.chunks(self.moving(samples)):
-            self._pull(self.terms(chunk.rows, chunk.columns), chunk, coefficients, level)
-        self._multiply_gradients(level)
-
-    def _pull(
-        self,
-        now: Mapping[str, Float[Tensor, " N"]],
-        chunk: Chunk,
-        coefficients: Mapping[str, Float[Tensor, "B T"]],
-        level: float,
-    ) -> None:
-        """The gradient of a chunk's coefficients times its terms, over `level`."""
-        weights = {name: coefficients[name][chunk.place] for name in now}
-        shares = [
-            (weights[name] * value)[: chunk.genuine].sum()
-            for name, value in now.items()
-            if value.requires_grad
-        ]
-        (self.loss_scale / level * torch.stack(shares).sum()).backward()
-        self.measure(now, chunk)
-
-    def _multiply_gradients(self, level: float) -> None:
+            now = self.terms(chunk.rows, chunk.columns)
+            weights = {name: coefficients[name][chunk.place] for name in now}
+            shares = [
+                (weights[name] * value)[: chunk.genuine].sum()
+                for name, value in now.items()
+                if value.requires_grad
+            ]
+            (self.loss_scale / level * torch.stack(shares).sum()).backward()
+            self.measure(now, chunk)
         for parameter in self.terms.policy.parameters().values():
             if parameter.grad is not None:
                 parameter.grad *= level
@@ -258,34 +223,22 @@ class Pass:
         """
         if not self.moved and self.terms.names == ("logp",):
             return {"logp": self.batch.logp_old.clone()}
-        matrices = self._empty_matrices()
+        device = self.terms.policy.device
+        matrices = {
+            name: torch.zeros(self._shape, dtype=torch.float64, device=device)
+            for name in self.terms.names
+        }
 
         def fill() -> None:
             for chunk in self.chunks(samples):
-                self._put(matrices, self.terms(chunk.rows, chunk.columns), chunk)
+                row, column = (indices[: chunk.genuine] for indices in chunk.place)
+                for name, vector in self.terms(chunk.rows, chunk.columns).items():
+                    matrices[name][row, column] = vector[: chunk.genuine]
 
         with ranks.together():
             self.within_memory(fill)
         ranks.sum_(list(matrices.values()))  # every rank's rows are zero on the others
         return matrices
-
-    def _empty_matrices(self) -> dict[str, Float[Tensor, "B T"]]:
-        device = self.terms.policy.device
-        return {
-            name: torch.zeros(self._shape, dtype=torch.float64, device=device)
-            for name in self.terms.names
-        }
-
-    @staticmethod
-    def _put(
-        matrices: Mapping[str, Float[Tensor, "B T"]],
-        terms: Mapping[str, Float[Tensor, " N"]],
-        chunk: Chunk,
-    ) -> None:
-        """A chunk's terms in their places."""
-        row, column = (indices[: chunk.genuine] for indices in chunk.place)
-        for name, vector in terms.items():
-            matrices[name][row, column] = vector[: chunk.genuine].to(torch.float64)
 
     def _loss(self, terms: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         others = {name: matrix for name, matrix in terms.items() if name != self.terms.argument}

@@ -173,29 +173,6 @@ def test_before_any_update_a_coupled_objective_takes_the_recorded_matrix(
     assert helpers.difference(found[1], found[0]) < 1e-5
 
 
-@pytest.mark.parametrize(("name", "frozen"), [("prdp", (5, 0)), ("dpo", (15, 1))])
-def test_a_coupled_objective_whose_pairs_fit_into_one_call_makes_one(
-    rolled: tuple[StableDiffusion, Sampler, Trajectory], name: str, frozen: tuple[int, int]
-) -> None:
-    """Its graph serves the matrix and the gradient, which is that of smaller calls.
-
-    `frozen` calls have no graph: those of the matrix, and of the reference of DPO.
-    """
-    objective = {**OBJECTIVES, **FURTHER}[name]
-    calls: list[bool] = []
-    hook = rolled[0].unet.register_forward_pre_hook(
-        lambda *_: calls.append(torch.is_grad_enabled())
-    )
-    found = []
-    for micro_batch, expected in ((4, [frozen[0], 5]), (18, [frozen[1], 1])):
-        given = work(rolled, objective, micro_batch=micro_batch)
-        calls.clear()
-        found.append(helpers.gradient(given, range(COUNT)).clone())
-        assert [calls.count(False), calls.count(True)] == expected
-    hook.remove()
-    assert found[0].norm() > 0 and helpers.difference(found[1], found[0]) < 1e-5
-
-
 @pytest.mark.parametrize("block_size", [1, 2])
 def test_samples_without_an_advantage_are_left_out(
     rolled: tuple[StableDiffusion, Sampler, Trajectory], block_size: int
