@@ -5,6 +5,7 @@ with a caption, and "Does this figure show 'a fox'?" with yes or no.
 """
 
 import random
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -40,7 +41,6 @@ TEMPLATE = (
 
 def processor() -> LlavaProcessor:
     """A word-level tokenizer (a token for each word of our texts) and 64x64 pictures in [-1, 1]."""
-    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
     texts = [caption(animal) for animal in [*ANIMALS, *HELDOUT_ANIMALS]]
     texts += [
         *ACTIVITIES,
@@ -49,11 +49,20 @@ def processor() -> LlavaProcessor:
         SHOWS_QUESTION.replace("{caption}", ""),
         "user: assistant: yes no",
     ]
+    return word_processor(texts, {"'", "'?", "?", "."}, PATCH, longest=128)
+
+
+def word_processor(
+    texts: Sequence[str], marks: Collection[str], patch: int, longest: int
+) -> LlavaProcessor:
+    """A token for each word of `texts` and each of `marks`; pictures of `patch` pixels' squares.
+
+    `longest` is the number of tokens that a chat may have.
+    """
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
     split = pre_tokenizers.Whitespace()
-    words = sorted(
-        {word for text in texts for word, _ in split.pre_tokenize_str(text.lower())}
-        | {"'", "'?", "?", "."}
-    )
+    found = {word for text in texts for word, _ in split.pre_tokenize_str(text.lower())}
+    words = sorted(found.union(marks))
     vocabulary = {word: i for i, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -63,7 +72,7 @@ def processor() -> LlavaProcessor:
         **dict(zip(["pad_token", "bos_token", "eos_token", "unk_token"], special, strict=False)),
         extra_special_tokens={"image_token": "<image>"},
         padding_side="left",
-        model_max_length=128,
+        model_max_length=longest,
     )
     pictures = CLIPImageProcessor(
         size={"shortest_edge": SIZE}, crop_size=SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
@@ -71,7 +80,7 @@ def processor() -> LlavaProcessor:
     return LlavaProcessor(
         pictures,
         fast,
-        patch_size=PATCH,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
@@ -89,13 +98,27 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
         patch_size=PATCH,
         projection_dim=128,
     )
+    return llava(tokenizer, vision, PATCH, width=128, longest=128)
+
+
+def llava(
+    tokenizer: PreTrainedTokenizerFast,
+    vision: CLIPVisionConfig,
+    patch: int,
+    width: int,
+    longest: int,
+) -> LlavaForConditionalGeneration:
+    """A 2-layer Llama of that width, which reads at most `longest` tokens, on a vision tower.
+
+    Its pictures are cut into squares of `patch` pixels.
+    """
     text = LlamaConfig(
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         vocab_size=len(tokenizer),
-        max_position_embeddings=128,
+        max_position_embeddings=longest,
         bos_token_id=tokenizer.bos_token_id,  # pyright: ignore[reportArgumentType]
         eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
         pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
@@ -103,7 +126,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_seq_length=(SIZE // PATCH) ** 2,
+        image_seq_length=(SIZE // patch) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),  # pyright: ignore[reportCallIssue]
