@@ -5,12 +5,13 @@
 A specialist was trained on that reward alone. `share` is the conditioned model's gain over the base
 at that reward's corner, relative to the specialist's; `front` holds the means of all rewards at
 mixtures from one corner to the other, and `spearman` the rank correlation of each reward with its
-weight there. Over the prompts of the run, two seeds each. Prints one JSON object.
+weight there. Over the prompts of the run, `--seeds` (2) each. Prints one JSON object.
 """
 
+import argparse
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -24,48 +25,60 @@ from ddpo.runs.finished import Run
 POINTS = 6
 """Mixtures of two rewards, both corners among them."""
 
-SEEDS = 2
+Means = Mapping[str, float]
 
 
 class Bench:
-    """Means of a run's rewards over its prompts, `SEEDS` seeds each."""
+    """Means of a run's rewards and judges over its prompts, so many seeds each."""
 
-    def __init__(self, run: Run) -> None:
-        prompts = [p for p in build.plain_prompts(run.config).prompts for _ in range(SEEDS)]
+    def __init__(self, run: Run, seeds: int) -> None:
+        self.run = run
+        prompts = [p for p in build.plain_prompts(run.config).prompts for _ in range(seeds)]
         self.texts, self.metadata = [p.text for p in prompts], [p.metadata for p in prompts]
         self.judges: Sequence[Reward] = build.all_rewards(run.config, run.policy)
         self.names = [judge.name for judge in self.judges[: len(run.config.rewards)]]
+        self.conditioned = cache(self._conditioned)
 
-    def means(self, run: Run, column: str = "tuned", taste: Any = None) -> dict[str, float]:
+    def means(self, run: Run, column: str = "tuned", taste: Any = None) -> Means:
         seeds = list(range(len(self.texts)))
         images = from_pil(run.sample(self.texts, seeds, column, taste=taste))
         scores = [judge(images, self.texts, self.metadata) for judge in self.judges]
         found = zip(self.judges, scores, strict=True)
         return {judge.name: score.nanmean().item() for judge, score in found}
 
+    def _conditioned(self, mixture: frozenset[tuple[str, float]]) -> Means:
+        """Of the conditioned model at a mixture, drawn once."""
+        return self.means(self.run, taste=self.run.taste.of(dict(mixture)))
 
-def main(run_dir: str, *specialists: str) -> None:
-    run = Run(run_dir)
-    bench = Bench(run)
-    base, corners = bench.means(run, "base"), {}
-    for word in specialists:
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_dir")
+    parser.add_argument("specialists", nargs="+", metavar="REWARD=RUN_DIR")
+    parser.add_argument("--seeds", type=int, default=2)
+    arguments = parser.parse_args()
+    bench = Bench(Run(arguments.run_dir), arguments.seeds)
+    base, corners = bench.means(bench.run, "base"), {}
+    for word in arguments.specialists:
         name, _, folder = word.partition("=")
-        conditioned = bench.means(run, taste=run.taste.of({name: 1}))
-        alone = bench.means(Run(folder))
+        conditioned, alone = at(bench, {name: 1.0}), bench.means(Run(folder))
         share = (conditioned[name] - base[name]) / (alone[name] - base[name])
         corners[name] = {"conditioned": conditioned, "specialist": alone, "share": share}
-    fronts = [front(run, bench, pair) for pair in combinations(bench.names, 2)]
+    fronts = [front(bench, *pair) for pair in combinations(bench.names, 2)]
     print(json.dumps({"base": base, "corners": corners, "fronts": fronts}, indent=1))
 
 
-def front(run: Run, bench: Bench, pair: tuple[str, str]) -> dict[str, Any]:
+def at(bench: Bench, mixture: Mapping[str, float]) -> Means:
+    return bench.conditioned(frozenset((name, share) for name, share in mixture.items() if share))
+
+
+def front(bench: Bench, first: str, second: str) -> dict[str, Any]:
     """From the second reward alone to the first alone."""
     shares = np.linspace(0, 1, POINTS).round(6).tolist()
-    tastes = [run.taste.of({pair[0]: share, pair[1]: 1 - share}) for share in shares]
-    means = [bench.means(run, taste=taste) for taste in tastes]
-    weights = {pair[0]: shares, pair[1]: [1 - share for share in shares]}
-    ranks = {name: spearman(weights[name], [mean[name] for mean in means]) for name in pair}
-    return {"rewards": pair, "shares": shares, "means": means, "spearman": ranks}
+    means = [at(bench, {first: share, second: round(1 - share, 6)}) for share in shares]
+    weights = {first: shares, second: [1 - share for share in shares]}
+    ranks = {name: spearman(weights[name], [mean[name] for mean in means]) for name in weights}
+    return {"rewards": (first, second), "shares": shares, "means": means, "spearman": ranks}
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
@@ -75,4 +88,4 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -52,9 +52,9 @@ class Sampler:
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[list[int], int]]:
-    """0 ..
+    """The numbers from 0 to count - 1 in chunks of `size`, and how many of a chunk are genuine.
 
-    Count - 1 in chunks of `size`, the last one filled up by repetition, and how many are genuine.
+    The last one is filled up by repetition.
     """
     for first in range(0, count, size):
         indices = list(range(first, min(first + size, count)))

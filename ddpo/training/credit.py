@@ -34,10 +34,12 @@ class Credit(NamedTuple):
 class Mixture:
     """The rewards as one: their weights, gates and sum, and the advantages made of them.
 
-    A = advantage of sum over rewards k of w_k r_k A = sum over k of |w_k| A_k, with `per_reward`:
-    each is compared by itself, with statistics of its own, so
-        that w_k weighs standard deviations (GDPO, Liu et al. 2026, arXiv 2601.05242). A_k is that
-        of sign(w_k) r_k. Differs: GDPO normalizes the sum once more over the batch.
+        A = advantage of sum over rewards k of w_k r_k,
+        or, with `per_reward`, A = sum over k of |w_k| A_k
+
+    where A_k is that of sign(w_k) r_k: each is compared by itself, with statistics of its own, so
+    that w_k weighs standard deviations (GDPO, Liu et al. 2026, arXiv 2601.05242). Differs: GDPO
+    normalizes the sum once more over the batch.
 
     A prompt may weigh the rewards in its own way, w_k times its `weights`.
 
