@@ -2,7 +2,7 @@
 
 import json
 import re
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,12 @@ def render(template: str, run: Run, **values: Any) -> str:
     return environment().get_template(template).render(**about, **found, **values)
 
 
+@cache
 def environment() -> jinja2.Environment:
-    """Templates of this folder and of pages/; those of pages escape what they are given."""
+    """Templates of this folder and of pages/; those of pages escape what they are given.
+
+    Made once, so that a page that is watched is not compiled at every look.
+    """
     here = Path(__file__).parent
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader([here, here / "pages"]),
