@@ -109,5 +109,5 @@ def ones(ax: Axes, pool: Pool, task: str, arms: Sequence[str]) -> None:
     ax.set_ylim(len(arms) - 0.4, -0.6)
     ax.axvline(0, color="gray", linewidth=0.8)
     ax.grid(alpha=0.25, axis="x")
-    ax.set_xlabel("kB, a point a run; filled: equal queries, open: equal CPU time")
+    ax.set_xlabel("kB; filled: equal queries, open: equal CPU")
     ax.set_title(f"{task}: gain at recognition >= {RECOGNIZED:.0%}", loc="left")
