@@ -1,11 +1,12 @@
-"""A model conditioned on weights against one specialist for each reward, at matched seeds.
+"""A model conditioned on weights: its corners, its mixtures, and a specialist for each reward.
 
     python benchmarks/specialists.py RUN_DIR redness=SPECIALIST_DIR jpeg_compressibility=...
 
-A specialist was trained on that reward alone. `share` is the conditioned model's gain over the base
-at that reward's corner, relative to the specialist's; `front` holds the means of all rewards at
-mixtures from one corner to the other, and `spearman` the rank correlation of each reward with its
-weight there. Over the prompts of the run, `--seeds` (2) each. Prints one JSON object.
+A specialist was trained on that reward alone; without one, its corner stands by itself. `share` is
+the conditioned model's gain over the base at that reward's corner, relative to the specialist's;
+`fronts` hold the means of all rewards at mixtures from one corner to the other, and `spearman` the
+rank correlation of each reward with its weight there. Over the prompts of the run, `--seeds` (2)
+each, the same for all. Prints one JSON object.
 """
 
 import argparse
@@ -54,18 +55,29 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir")
-    parser.add_argument("specialists", nargs="+", metavar="REWARD=RUN_DIR")
+    parser.add_argument("specialists", nargs="*", metavar="REWARD=RUN_DIR")
     parser.add_argument("--seeds", type=int, default=2)
     arguments = parser.parse_args()
     bench = Bench(Run(arguments.run_dir), arguments.seeds)
-    base, corners = bench.means(bench.run, "base"), {}
-    for word in arguments.specialists:
-        name, _, folder = word.partition("=")
-        conditioned, alone = at(bench, {name: 1.0}), bench.means(Run(folder))
-        share = (conditioned[name] - base[name]) / (alone[name] - base[name])
-        corners[name] = {"conditioned": conditioned, "specialist": alone, "share": share}
+    specialists = dict(word.split("=", 1) for word in arguments.specialists)
+    if unknown := specialists.keys() - set(bench.names):
+        parser.error(f"no reward of this run: {', '.join(sorted(unknown))}")
+    base = bench.means(bench.run, "base")
+    corners = {name: corner(bench, base, name, specialists.get(name)) for name in bench.names}
     fronts = [front(bench, *pair) for pair in combinations(bench.names, 2)]
-    print(json.dumps({"base": base, "corners": corners, "fronts": fronts}, indent=1))
+    nobody = bench.means(bench.run)
+    found = {"base": base, "nobody": nobody, "corners": corners, "fronts": fronts}
+    print(json.dumps(found, indent=1))
+
+
+def corner(bench: Bench, base: Means, name: str, specialist: str | None) -> dict[str, Any]:
+    """The conditioned model where that reward is all that counts, beside the one trained on it."""
+    conditioned = at(bench, {name: 1.0})
+    if specialist is None:
+        return {"conditioned": conditioned}
+    alone = bench.means(Run(specialist))
+    share = (conditioned[name] - base[name]) / (alone[name] - base[name])
+    return {"conditioned": conditioned, "specialist": alone, "share": share}
 
 
 def at(bench: Bench, mixture: Mapping[str, float]) -> Means:
