@@ -1,7 +1,8 @@
 """The papers' claims in the emoji world: `python benchmarks/study/study.py run`, then `report`.
 
 run     makes the run that decides most for its time, then the next, until every check is decided,
-        has eight seeds, or the study has cost its CPU-hours; one JSON a finished run, in
+        has eight seeds, or the study has cost its CPU-hours (claims that are refuted already get
+        their further seeds last); one JSON a finished run, in
         benchmarks/results/study/. Stop it and start it again as you like, beside another one, too;
         `--runs 2` ends after two
 next    says which run that would be, and how far the checks are
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import study_report
 from study_arms import TUNING, Arm, planned
-from study_claims import CLAIMS, rounds, sets_of
+from study_claims import CLAIMS, refuted, rounds, sets_of
 from study_decisions import BUDGETS, Named, Pool, next_run
 from study_measure import measure, text
 
@@ -76,7 +77,7 @@ def one_more() -> bool:
         if hours(pool) >= CPU_HOURS:
             print(f"the study has cost its {CPU_HOURS:g} CPU-hours", flush=True)
             return False
-        named = next_run(rounds(), pool, busy)
+        named = next_run(rounds(), pool, busy, refuted(pool))
         if named is None:
             return False
         if make(planned(*named)):
@@ -125,7 +126,7 @@ def tell(pool: Pool) -> None:
             )
             print(f"{claim.number} {check.task}: {check.words}: {words}")
     print(f"{sum(map(len, pool.values()))} runs, {hours(pool):.1f} CPU-hours")
-    print("next:", next_run(rounds(), pool) or "none")
+    print("next:", next_run(rounds(), pool, late=refuted(pool)) or "none")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass
 
-from study_decisions import Check
+from study_decisions import BUDGETS, Check, Pool
 from study_fronts import (
     Measure,
     end_gain,
@@ -199,6 +199,19 @@ def rounds() -> list[list[Check]]:
     return [
         [check for claim in CLAIMS if claim.number in numbers for check in claim.checks]
         for numbers in ROUNDS
+    ]
+
+
+def refuted(pool: Pool) -> list[Check]:
+    """The checks of claims that no further seed can save: one is not held, by both budgets."""
+    return [
+        check
+        for claim in CLAIMS
+        if all(
+            any(each.verdict(pool, budget).word == "not held" for each in claim.checks)
+            for budget in BUDGETS
+        )
+        for check in claim.checks
     ]
 
 

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from study_arms import FIRST_SEEDS, MOST_SEEDS
@@ -144,34 +145,38 @@ def cost(pool: Pool, task: str, arm: str) -> float:
     return statistics.mean(known) if known else COSTS.get(arm.split("_")[0], OTHERS)
 
 
-def queue(checks: Sequence[Check], pool: Pool) -> Iterator[tuple[tuple[int, float], list[Named]]]:
-    """Of every open check: its rank, the lower the sooner, and the runs that it waits for.
+Rank = tuple[bool, int, float]
+"""The lower, the sooner."""
 
-    Checks without their first three seeds come before all others; within both, those that cost the
-    least.
+
+def queue(
+    rounds: Sequence[Sequence[Check]], pool: Pool, late: Collection[Check]
+) -> Iterator[tuple[Rank, list[Named]]]:
+    """Of every open check: its rank and the runs that it waits for.
+
+    Checks without their first three seeds come before all others, round by round; further seeds go
+    to the checks in `late` last; within all of these, those that cost the least come first.
     """
-    for check in checks:
-        for budget in BUDGETS:
+    for number, checks in enumerate(rounds):
+        for check, budget in product(checks, BUDGETS):
             if wanted := missing(check, pool, budget):
                 again = check.verdict(pool, budget).seeds >= FIRST_SEEDS
                 minutes = sum(cost(pool, task, arm) for task, arm, _ in wanted)
-                yield (int(again), minutes), wanted
+                yield (again, int(check in late) if again else number, minutes), wanted
 
 
 def next_run(
-    rounds: Sequence[Sequence[Check]], pool: Pool, busy: Collection[Named] = ()
+    rounds: Sequence[Sequence[Check]],
+    pool: Pool,
+    busy: Collection[Named] = (),
+    late: Collection[Check] = (),
 ) -> Named | None:
     """The run that is made next; None: every check is decided, or busy.
 
     `rounds` are checks in order: the first seeds of a round come before those of the next one, and
-    seeds are added only when all rounds have their first.
+    seeds are added only when all rounds have their first, to the checks in `late` last of all.
     """
-    ranked = [
-        ((again, number if not again else 0, minutes), wanted)
-        for number, checks in enumerate(rounds)
-        for (again, minutes), wanted in queue(checks, pool)
-    ]
-    for _, wanted in sorted(ranked, key=lambda each: each[0]):
+    for _, wanted in sorted(queue(rounds, pool, late), key=lambda each: each[0]):
         for named in wanted:
             if named not in busy:
                 return named

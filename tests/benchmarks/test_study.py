@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "study"))
 import study
 import study_report
 from study_arms import planned
-from study_claims import CLAIMS, sets_of
+from study_claims import CLAIMS, refuted, sets_of
 from study_decisions import Check, interval, judged, limits_of, missing, next_run, pace
 from study_fronts import (
     Limits,
@@ -163,6 +163,21 @@ def test_first_seeds_of_later_rounds_come_before_added_ones():
     assert next_run([[CHECK], [other]], pool) == ("compress", "prdp", 0)
     pool |= pool_of(prdp=[0.5, 0.6, 0.55], c=[0.1, 0.1, 0.1])
     assert next_run([[CHECK], [other]], pool) == ("compress", "a", 3)
+
+
+def test_further_seeds_go_to_claims_that_are_not_refuted_first():
+    other = Check("prdp above c", "compress", "prdp", "c")
+    tied = {"a": [0.1, 0.2, 0.3], "b": [0.3, 0.1, 0.2]}
+    pool = pool_of(**tied, prdp=tied["a"], c=tied["b"])
+    assert next_run([[CHECK, other]], pool) == ("compress", "a", 3)
+    assert next_run([[CHECK, other]], pool, late=[CHECK]) == ("compress", "prdp", 3)
+
+
+def test_a_claim_is_refuted_by_one_check_that_is_not_held():
+    worse, better = [0.1, 0.12, 0.11], [0.5, 0.52, 0.51]
+    pool = pool_of(ddpo_sf=worse, rwr=better, ddpo=worse)
+    assert {check.words for check in refuted(pool)} == {c.words for c in CLAIMS[0].checks}
+    assert refuted(pool_of(ddpo_sf=better, rwr=worse, ddpo=better)) == []
 
 
 def test_no_run_is_next_where_all_is_decided_or_has_eight_seeds():
