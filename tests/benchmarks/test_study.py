@@ -180,6 +180,19 @@ def test_a_claim_is_refuted_by_one_check_that_is_not_held():
     assert refuted(pool_of(ddpo_sf=better, rwr=worse, ddpo=better)) == []
 
 
+def test_a_claim_is_not_refuted_by_one_budget_alone():
+    """At equal queries ddpo_sf is above rwr; it is slow, and has nothing yet when rwr ends."""
+    late, early = [(0.0, 0.95, 1.0), (0.5, 0.95, 1.0)], [(0.2, 0.95, 1.0), (0.2, 0.95, 1.0)]
+    sides = {"ddpo_sf": (late, 100.0), "rwr": (early, 10.0)}
+    pool = {
+        ("compress", arm): {seed: made(looks, pace, arm=arm, seed=seed) for seed in range(3)}
+        for arm, (looks, pace) in sides.items()
+    }
+    found = [CLAIMS[0].checks[1].verdict(pool, budget).word for budget in ("queries", "CPU")]
+    assert found == ["held", "not held"]
+    assert refuted(pool) == []
+
+
 def test_no_run_is_next_where_all_is_decided_or_has_eight_seeds():
     assert next_run([[CHECK]], pool_of(a=[0.5, 0.6, 0.55], b=[0.1, 0.1, 0.1])) is None
     tied = [0.1, 0.3, 0.2, 0.25, 0.15, 0.22, 0.18, 0.2]
