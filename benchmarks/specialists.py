@@ -1,6 +1,6 @@
 """A model conditioned on weights: its corners, its mixtures, and a specialist for each reward.
 
-    python benchmarks/specialists.py RUN_DIR redness=SPECIALIST_DIR jpeg_compressibility=...
+    python benchmarks/specialists.py RUN[@CHECKPOINT] redness=SPECIALIST_DIR ...
 
 A specialist was trained on that reward alone; without one, its corner stands by itself. `share` is
 the conditioned model's gain over the base at that reward's corner, relative to the specialist's;
@@ -32,8 +32,8 @@ Means = Mapping[str, float]
 class Bench:
     """Means of a run's rewards and judges over its prompts, so many seeds each."""
 
-    def __init__(self, run: Run, seeds: int) -> None:
-        self.run = run
+    def __init__(self, run: Run, column: str, seeds: int) -> None:
+        self.run, self.column = run, column
         prompts = [p for p in build.plain_prompts(run.config).prompts for _ in range(seeds)]
         self.texts, self.metadata = [p.text for p in prompts], [p.metadata for p in prompts]
         self.judges: Sequence[Reward] = build.all_rewards(run.config, run.policy)
@@ -49,23 +49,24 @@ class Bench:
 
     def _conditioned(self, mixture: frozenset[tuple[str, float]]) -> Means:
         """Of the conditioned model at a mixture, drawn once."""
-        return self.means(self.run, taste=self.run.taste.of(dict(mixture)))
+        return self.means(self.run, self.column, self.run.taste.of(dict(mixture)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run_dir")
+    parser.add_argument("run", metavar="RUN[@CHECKPOINT]")
     parser.add_argument("specialists", nargs="*", metavar="REWARD=RUN_DIR")
     parser.add_argument("--seeds", type=int, default=2)
     arguments = parser.parse_args()
-    bench = Bench(Run(arguments.run_dir), arguments.seeds)
+    folder, _, checkpoint = arguments.run.partition("@")
+    bench = Bench(Run(folder), checkpoint or "tuned", arguments.seeds)
     specialists = dict(word.split("=", 1) for word in arguments.specialists)
     if unknown := specialists.keys() - set(bench.names):
         parser.error(f"no reward of this run: {', '.join(sorted(unknown))}")
     base = bench.means(bench.run, "base")
     corners = {name: corner(bench, base, name, specialists.get(name)) for name in bench.names}
     fronts = [front(bench, *pair) for pair in combinations(bench.names, 2)]
-    nobody = bench.means(bench.run)
+    nobody = bench.means(bench.run, bench.column)
     found = {"base": base, "nobody": nobody, "corners": corners, "fronts": fronts}
     print(json.dumps(found, indent=1))
 

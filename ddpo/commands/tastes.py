@@ -36,9 +36,9 @@ def told(arguments: Namespace, run: "Run") -> "list[tuple[str, Tensor]]":
     for flag, _ in given:
         if flag != run.taste.asks:
             raise UserError(f"--{flag}: a taste of this run is told by --{run.taste.asks}, only")
+    words = {"pairs": lambda value: Path(value).stem, "weights": lambda value: value.strip("{ }")}
     return [
-        (Path(value).stem if flag == "pairs" else value, run.taste.of(_read(flag, value)))
-        for flag, value in given
+        (words.get(flag, str)(value), run.taste.of(_read(flag, value))) for flag, value in given
     ]
 
 

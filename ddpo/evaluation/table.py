@@ -116,17 +116,23 @@ def _text(text: str, size: int, width: int, color: str = INK, center: bool = Fal
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines of at most `width` pixels, broken between words, or inside a word wider than a line."""
+    """Lines of at most `width` pixels.
+
+    They are broken between words; a word wider than a line after its last _, -, / or . that fits,
+    else between letters.
+    """
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
             continue
-        lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
+        while len(word) > 1 and font.getlength(word) > width:
+            shorter = range(1, len(word))
+            fits = max((n for n in shorter if font.getlength(word[:n]) <= width), default=1)
+            joint = max(word.rfind(mark, 0, fits) for mark in "_-/.") + 1
+            lines.append(word[: joint or fits])
+            word = word[joint or fits :]
+        lines.append(word)
     return lines
 
 

@@ -110,6 +110,12 @@ def test_lines_are_no_wider_than_asked(text: str) -> None:
         assert " ".join(lines) == text  # broken between words only
 
 
+def test_a_long_name_is_broken_between_its_parts() -> None:
+    font = table.ImageFont.load_default(15)
+    assert table._wrap("jpeg_compressibility: 1", font, 112) == ["jpeg_", "compressibility:", "1"]
+    assert table._wrap("WW", font, 2) == ["W", "W"], "a letter is not broken"
+
+
 def test_long_prompts_make_their_row_taller() -> None:
     cells = [[noise((130, 130), 0)], [noise((130, 130), 1)]]
     page = table.table(cells, ["a very long prompt " * 12, "a cat"], ["base"])

@@ -129,7 +129,7 @@ def test_a_grid_of_tastes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     bright, small = "{brightness: 1}", "{jpeg_compressibility: 1}"
     assert main([*argv, "--weights", bright, "--weights", small, "--between", "1"]) == 0
     ((titles, pictures),) = seen
-    assert titles == ["base", bright, "0.5 of the way", small]
+    assert titles == ["base", "brightness: 1", "0.5 of the way", "jpeg_compressibility: 1"]
     made = Run(run)
     half = {"brightness": 0.5, "jpeg_compressibility": 0.5}
     known = build.plain_prompts(made.config)[0].text
