@@ -99,7 +99,8 @@ def test_pictures_of_several_shapes_are_centered_and_no_caption_covers_them() ->
 
 
 @pytest.mark.parametrize(
-    "text", ["a fox riding a bike through a very long prompt indeed", "w" * 60, "", "  "]
+    "text",
+    ["a fox riding a bike through a very long prompt indeed", "w" * 60, "w" * 40 + "_w", "", "  "],
 )
 def test_lines_are_no_wider_than_asked(text: str) -> None:
     font = table.ImageFont.load_default(15)
