@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ddpo.commands import frame, tastes
 from ddpo.errors import UserError
-from ddpo.plugins.ranges import PositiveInt, Seed, ZeroToOne
+from ddpo.plugins.ranges import NonNegativeFloat, PositiveInt, Seed, ZeroToOne
 
 
 def main(argv: list[str]) -> None:
@@ -26,6 +26,7 @@ def main(argv: list[str]) -> None:
         if len(told) != 2:
             raise UserError(f"--between: lies between two tastes, and {len(told)} are given")
         told = grid.interpolated(told[0], told[1], arguments.between)
+    tastes.check_scale(arguments.taste_scale, told)
     across = grid.Across(
         checkpoint=arguments.checkpoint,
         lora_scale=arguments.lora_scale or (),
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> None:
         num_steps=arguments.num_steps or (),
         seed=arguments.seed or (0,),
         taste=told,
+        taste_scale=1.0 if arguments.taste_scale is None else arguments.taste_scale,
     )
     out = arguments.out or Path(arguments.run_dirs[0]) / "grid.png"
     grid.grid(runs, arguments.prompts, arguments.count, across).save(out)
@@ -77,6 +79,11 @@ def _parser() -> frame.Parser:
         "--between",
         PositiveInt,
         help="so many columns more between two tastes, each an equal step from one to the other",
+    )
+    parser.add_number(
+        "--taste_scale",
+        NonNegativeFloat,
+        help="of the tastes: 0 is nobody's, 1 as trained; default: 1",
     )
     parser.add_argument("--out", type=Path, help="picture to write; default: RUN_DIR/grid.png")
     return parser

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ddpo.commands import frame, tastes
-from ddpo.errors import UserError
 from ddpo.plugins.ranges import NonNegativeFloat, PositiveInt, Seed, ZeroToOne
 
 if TYPE_CHECKING:
@@ -62,9 +61,7 @@ def main(argv: list[str]) -> None:
     # a mistake in it should not come after the base model's pictures
     run.remember(arguments.checkpoint)
     told = tastes.told(arguments, run)
-    if not told and arguments.taste_scale:
-        flags = ", ".join(f"--{flag}" for flag in tastes.FLAGS)
-        raise UserError(f"--taste_scale: there is no taste to scale; give one of {flags}")
+    tastes.check_scale(arguments.taste_scale, told)
     seeds = range(arguments.seed, arguments.seed + arguments.count)
     columns = [Column("base")]
     for scale in arguments.lora_scale or [1.0]:

@@ -1,6 +1,7 @@
 """What a command line tells of a user's taste: `--weights`, `--user` or `--pairs`."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,13 @@ def add_flags(parser: frame.Parser) -> None:
     }.items():
         several = f"{about}; may be given several times"
         parser.add_argument(f"--{flag}", action="append", default=[], help=several)
+
+
+def check_scale(given: object, told: Sequence[object]) -> None:
+    """Raises UserError for a --taste_scale where no taste is told."""
+    if given is not None and not told:
+        flags = ", ".join(f"--{flag}" for flag in FLAGS)
+        raise UserError(f"--taste_scale: there is no taste to scale; give one of {flags}")
 
 
 def told(arguments: Namespace, run: "Run") -> "list[tuple[str, Tensor]]":

@@ -25,8 +25,9 @@ class Across:
 
     Without any these are the base and the checkpoints that are kept.
 
-    checkpoint  the weights of all other columns: "last", "best", "000020", "base"; None: the last
-    taste       whose they are, with a word for each, as `taste.of` of the run gives them
+    checkpoint   the weights of all other columns: "last", "best", "000020", "base"; None: the last
+    taste        whose they are, with a word for each, as `taste.of` of the run gives them
+    taste_scale  of all of these: 0 is nobody's, 1 as trained
     """
 
     checkpoint: str | None = None
@@ -35,6 +36,7 @@ class Across:
     num_steps: Sequence[int] = ()
     seed: Sequence[int] = (0,)
     taste: Sequence[tuple[str, Tensor]] = ()
+    taste_scale: float = 1.0
 
     def check(self, runs: int) -> None:
         """Raises UserError where two things differ across."""
@@ -102,6 +104,8 @@ def grid(
     ]
     cells = [[shot.image for shot in row] for row in rows]
     note = f"scores: {', '.join(judge.name for judge in judges)}"
+    if across.taste_scale != 1:
+        note += f"; tastes at a scale of {across.taste_scale:g}"
     return table(cells, [prompt.text for prompt in chosen], titles, captions, title=f"\n{note}")
 
 
@@ -128,7 +132,7 @@ def _columns(runs: Sequence[Run], across: Across) -> Iterator[Column]:
         return
     yield column("base", "base")
     if across.taste:
-        own = run.remember(weights)
+        own = run.remember(weights, taste_scale=across.taste_scale)
         yield from (Column(words, run, own, run.sampler, seed, t) for words, t in across.taste)
     elif len(runs) > 1:
         for one, name in zip(runs, _names(runs), strict=True):

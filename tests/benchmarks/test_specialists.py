@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import specialists
@@ -40,3 +41,39 @@ def test_the_rank_correlation() -> None:
     """1 - 6 sum d^2 / (n (n^2 - 1)), of which d are the differences of ranks."""
     assert specialists.spearman([1, 2, 3, 4], [10, 40, 20, 30]) == pytest.approx(0.4)
     assert specialists.spearman([30, 10, 20], [1, 3, 2]) == pytest.approx(-1)
+
+
+def test_the_scale_is_that_of_the_conditioned_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mixtures are drawn once, at the scale; base, nobody's and specialists at 1."""
+    drawn: list[tuple[Any, ...]] = []
+
+    class Drawing:
+        config, policy = SimpleNamespace(rewards=[1]), None
+        taste = SimpleNamespace(of=lambda mixture: tuple(mixture))
+
+        def sample(self, texts: list[str], seeds: list[int], column: str, **more: Any) -> list[str]:
+            drawn.append((texts, seeds, column, more["taste"], more["taste_scale"]))
+            return texts
+
+    class Red:
+        name = "red"
+
+        def __call__(self, images: list[str], *_: Any) -> torch.Tensor:
+            return torch.tensor([1.0, torch.nan, 2.0, 3.0])
+
+    prompts = [SimpleNamespace(text=text, metadata={}) for text in ("a", "b")]
+    build = SimpleNamespace(
+        plain_prompts=lambda _: SimpleNamespace(prompts=prompts), all_rewards=lambda *_: [Red()]
+    )
+    monkeypatch.setattr(specialists, "build", build)
+    monkeypatch.setattr(specialists, "from_pil", list)
+    run: Any = Drawing()
+    bench = specialists.Bench(run, "000090", 2, 3.0)
+    for _ in range(2):
+        assert specialists.at(bench, {"red": 1.0, "small": 0.0}) == {"red": 2}
+    bench.means(run, "base")
+    texts, seeds = ["a", "a", "b", "b"], [0, 1, 2, 3]
+    assert drawn == [
+        (texts, seeds, "000090", ("red",), 3.0),
+        (texts, seeds, "base", None, 1.0),
+    ]

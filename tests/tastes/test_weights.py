@@ -138,6 +138,10 @@ def test_a_grid_of_tastes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         own = made.sample([known], [0], taste=made.taste.of(weights))[0]
         assert pictures[place] == own.tobytes()
     assert len(set(pictures)) == 4
+    assert main([*argv, "--weights", bright, "--taste_scale", "5"]) == 0
+    titles, pictures = seen[-1]
+    strong = made.sample([known], [0], taste=made.taste.of({"brightness": 1}), taste_scale=5.0)[0]
+    assert titles == ["base", "brightness: 1"] and pictures[1] == strong.tobytes()
     with pytest.raises(UserError, match="--seed and tastes would differ"):
         grid.Across(seed=(0, 1), taste=[("", made.taste.of(half))]).check(1)
 
@@ -158,6 +162,9 @@ def test_what_is_told_wrongly_is_refused(
 ) -> None:
     assert main(["sample", str(run), "--prompt", "a fox", *flags]) == 2
     assert line in capsys.readouterr().err
+    assert main(["grid", str(run), *flags]) == 2
+    assert line in capsys.readouterr().err
+    assert not (run / "grid.png").exists()
 
 
 @pytest.mark.parametrize(
