@@ -6,8 +6,8 @@ A specialist was trained on that reward alone; without one, its corner stands by
 the conditioned model's gain over the base at that reward's corner, relative to the specialist's;
 `fronts` hold the means of all rewards at mixtures from one corner to the other, and `spearman` the
 rank correlation of each reward with its weight there. Over the prompts of the run, `--seeds` (2)
-each, the same for all; `--taste_scale` (1) is that of the conditioned model's pictures. Prints one
-JSON object.
+each, the same for all; `--lora_scale` and `--taste_scale` (1) are those of the conditioned model's
+pictures, as of `ddpo sample`. Prints one JSON object.
 """
 
 import argparse
@@ -33,17 +33,18 @@ Means = Mapping[str, float]
 class Bench:
     """Means of a run's rewards and judges over its prompts, so many seeds each."""
 
-    def __init__(self, run: Run, column: str, seeds: int, taste_scale: float = 1.0) -> None:
-        self.run, self.column, self.taste_scale = run, column, taste_scale
+    def __init__(self, run: Run, column: str, seeds: int, **scales: float) -> None:
+        self.run, self.column, self.scales = run, column, scales
         prompts = [p for p in build.plain_prompts(run.config).prompts for _ in range(seeds)]
         self.texts, self.metadata = [p.text for p in prompts], [p.metadata for p in prompts]
         self.judges: Sequence[Reward] = build.all_rewards(run.config, run.policy)
         self.names = [judge.name for judge in self.judges[: len(run.config.rewards)]]
         self.conditioned = cache(self._conditioned)
 
-    def means(self, run: Run, column: str = "tuned", taste: Any = None, scale: float = 1) -> Means:
+    def means(self, run: Run, column: str = "tuned", **more: Any) -> Means:
+        """With `more` of what `Run.sample` takes: a taste, and scales."""
         seeds = list(range(len(self.texts)))
-        images = from_pil(run.sample(self.texts, seeds, column, taste=taste, taste_scale=scale))
+        images = from_pil(run.sample(self.texts, seeds, column, **more))
         scores = [judge(images, self.texts, self.metadata) for judge in self.judges]
         found = zip(self.judges, scores, strict=True)
         return {judge.name: score.nanmean().item() for judge, score in found}
@@ -51,7 +52,7 @@ class Bench:
     def _conditioned(self, mixture: frozenset[tuple[str, float]]) -> Means:
         """Of the conditioned model at a mixture, drawn once."""
         taste = self.run.taste.of(dict(mixture))
-        return self.means(self.run, self.column, taste, self.taste_scale)
+        return self.means(self.run, self.column, taste=taste, **self.scales)
 
 
 def main() -> None:
@@ -59,18 +60,19 @@ def main() -> None:
     parser.add_argument("run", metavar="RUN[@CHECKPOINT]")
     parser.add_argument("specialists", nargs="*", metavar="REWARD=RUN_DIR")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--taste_scale", type=float, default=1.0)
+    for scale in ("lora_scale", "taste_scale"):
+        parser.add_argument(f"--{scale}", type=float, default=1.0)
     arguments = parser.parse_args()
     folder, _, checkpoint = arguments.run.partition("@")
-    column = checkpoint or "tuned"
-    bench = Bench(Run(folder), column, arguments.seeds, arguments.taste_scale)
+    scales = {"lora_scale": arguments.lora_scale, "taste_scale": arguments.taste_scale}
+    bench = Bench(Run(folder), checkpoint or "tuned", arguments.seeds, **scales)
     specialists = dict(word.split("=", 1) for word in arguments.specialists)
     if unknown := specialists.keys() - set(bench.names):
         parser.error(f"no reward of this run: {', '.join(sorted(unknown))}")
     base = bench.means(bench.run, "base")
     corners = {name: corner(bench, base, name, specialists.get(name)) for name in bench.names}
     fronts = [front(bench, *pair) for pair in combinations(bench.names, 2)]
-    nobody = bench.means(bench.run, bench.column)
+    nobody = bench.means(bench.run, bench.column, lora_scale=arguments.lora_scale)
     found = {"base": base, "nobody": nobody, "corners": corners, "fronts": fronts}
     print(json.dumps(found, indent=1))
 

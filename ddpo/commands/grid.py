@@ -65,7 +65,8 @@ def _parser() -> frame.Parser:
         "--lora_scale",
         ZeroToOne,
         action="append",
-        help=f"a column at this part of the way from the base, 0 to 1, {many}",
+        help=f"a column at this part of the way from the base, 0 to 1, {many}; with tastes, one "
+        "for all of them",
     )
     guidance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
     parser.add_number(

@@ -28,6 +28,7 @@ class Across:
     checkpoint   the weights of all other columns: "last", "best", "000020", "base"; None: the last
     taste        whose they are, with a word for each, as `taste.of` of the run gives them
     taste_scale  of all of these: 0 is nobody's, 1 as trained
+    lora_scale   where tastes differ, one at most, which is that of all columns but the base
     """
 
     checkpoint: str | None = None
@@ -41,7 +42,8 @@ class Across:
     def check(self, runs: int) -> None:
         """Raises UserError where two things differ across."""
         several = {"several runs": runs > 1, "--seed": len(self.seed) > 1}
-        several |= {f"--{n}": bool(getattr(self, n)) for n in ("lora_scale", "guidance_scale")}
+        several |= {"--lora_scale": len(self.lora_scale) > bool(self.taste)}
+        several |= {"--guidance_scale": bool(self.guidance_scale)}
         several |= {"--num_steps": bool(self.num_steps), "tastes": bool(self.taste)}
         asked = [name for name, given in several.items() if given]
         if len(asked) > 1:
@@ -104,8 +106,9 @@ def grid(
     ]
     cells = [[shot.image for shot in row] for row in rows]
     note = f"scores: {', '.join(judge.name for judge in judges)}"
-    if across.taste_scale != 1:
-        note += f"; tastes at a scale of {across.taste_scale:g}"
+    if across.taste:
+        scales = {"LoRA": (*across.lora_scale, 1.0)[0], "tastes": across.taste_scale}
+        note += "".join(f"; {name} x {scale:g}" for name, scale in scales.items() if scale != 1)
     return table(cells, [prompt.text for prompt in chosen], titles, captions, title=f"\n{note}")
 
 
@@ -132,7 +135,7 @@ def _columns(runs: Sequence[Run], across: Across) -> Iterator[Column]:
         return
     yield column("base", "base")
     if across.taste:
-        own = run.remember(weights, taste_scale=across.taste_scale)
+        own = run.remember(weights, *across.lora_scale, taste_scale=across.taste_scale)
         yield from (Column(words, run, own, run.sampler, seed, t) for words, t in across.taste)
     elif len(runs) > 1:
         for one, name in zip(runs, _names(runs), strict=True):

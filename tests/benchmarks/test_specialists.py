@@ -43,8 +43,10 @@ def test_the_rank_correlation() -> None:
     assert specialists.spearman([30, 10, 20], [1, 3, 2]) == pytest.approx(-1)
 
 
-def test_the_scale_is_that_of_the_conditioned_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its mixtures are drawn once, at the scale; base, nobody's and specialists at 1."""
+def test_the_scales_are_those_of_the_conditioned_model_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its mixtures are drawn once, at the scales; the base and specialists at 1."""
     drawn: list[tuple[Any, ...]] = []
 
     class Drawing:
@@ -52,7 +54,7 @@ def test_the_scale_is_that_of_the_conditioned_model_alone(monkeypatch: pytest.Mo
         taste = SimpleNamespace(of=lambda mixture: tuple(mixture))
 
         def sample(self, texts: list[str], seeds: list[int], column: str, **more: Any) -> list[str]:
-            drawn.append((texts, seeds, column, more["taste"], more["taste_scale"]))
+            drawn.append((texts, seeds, column, more))
             return texts
 
     class Red:
@@ -68,12 +70,10 @@ def test_the_scale_is_that_of_the_conditioned_model_alone(monkeypatch: pytest.Mo
     monkeypatch.setattr(specialists, "build", build)
     monkeypatch.setattr(specialists, "from_pil", list)
     run: Any = Drawing()
-    bench = specialists.Bench(run, "000090", 2, 3.0)
+    bench = specialists.Bench(run, "000090", 2, lora_scale=0.5, taste_scale=3.0)
     for _ in range(2):
         assert specialists.at(bench, {"red": 1.0, "small": 0.0}) == {"red": 2}
     bench.means(run, "base")
     texts, seeds = ["a", "a", "b", "b"], [0, 1, 2, 3]
-    assert drawn == [
-        (texts, seeds, "000090", ("red",), 3.0),
-        (texts, seeds, "base", None, 1.0),
-    ]
+    scaled = {"taste": ("red",), "lora_scale": 0.5, "taste_scale": 3.0}
+    assert drawn == [(texts, seeds, "000090", scaled), (texts, seeds, "base", {})]

@@ -138,10 +138,13 @@ def test_a_grid_of_tastes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         own = made.sample([known], [0], taste=made.taste.of(weights))[0]
         assert pictures[place] == own.tobytes()
     assert len(set(pictures)) == 4
-    assert main([*argv, "--weights", bright, "--taste_scale", "5"]) == 0
+    scales = ["--lora_scale", "0.5", "--taste_scale", "5"]
+    assert main([*argv, "--weights", bright, *scales]) == 0
     titles, pictures = seen[-1]
-    strong = made.sample([known], [0], taste=made.taste.of({"brightness": 1}), taste_scale=5.0)[0]
+    strong = made.sample([known], [0], "last", 0.5, made.taste.of({"brightness": 1}), 5.0)[0]
     assert titles == ["base", "brightness: 1"] and pictures[1] == strong.tobytes()
+    with pytest.raises(UserError, match="--lora_scale and tastes would differ"):
+        grid.Across(lora_scale=(0.5, 1), taste=[("", made.taste.of(half))]).check(1)
     with pytest.raises(UserError, match="--seed and tastes would differ"):
         grid.Across(seed=(0, 1), taste=[("", made.taste.of(half))]).check(1)
 
