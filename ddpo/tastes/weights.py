@@ -14,6 +14,15 @@ from ddpo.plugins.ranges import PositiveInt
 from ddpo.prompts import Prompt
 from ddpo.tastes import Known
 
+SHIFT = 0.5
+"""Added to each weight that the network is told.
+
+The network normalizes a taste's projection p(u) to one length. The projections of w itself begin at
+right angles, and a mixture of two would be told as loudly as one reward alone in each of both: what
+both tastes have learned in common counts 1.4 times half-way, so that a mixture may get more of a
+reward than its own corner. With u = w + 1/2 that is at most 1.12 times.
+"""
+
 
 class weights:
     """A taste is a vector of reward weights w >= 0 that add up to 1, and the reward their mixture.
@@ -49,7 +58,7 @@ class weights:
         total = sum(told.values())
         if not abs(total - 1) < 1e-6:
             raise UserError(f"--weights: they add up to {total:g}; let them add up to 1")
-        return torch.tensor([[float(told.get(name, 0)) for name in self.rewards]])
+        return _told([float(told.get(name, 0)) for name in self.rewards])
 
     def _near(self, name: Any) -> str:
         return nearest(str(name), self.rewards)
@@ -70,4 +79,8 @@ class weights:
         mixture = dict(zip(self.rewards, values, strict=True))
         words = ", ".join(f"{name} {value:.3g}" for name, value in mixture.items())
         key = f"{prompt.key} | {words}"
-        return replace(prompt, key=key, taste=torch.tensor([values]), weights=mixture)
+        return replace(prompt, key=key, taste=_told(values), weights=mixture)
+
+
+def _told(values: list[float]) -> Float[Tensor, "1 R"]:
+    return torch.tensor([values]) + SHIFT

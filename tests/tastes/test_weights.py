@@ -49,8 +49,25 @@ def test_every_mixture_is_equally_likely() -> None:
     assert all(140 < count < 260 for count in counts.values())  # 200 each, sd 13.7
     first = drawn[0]
     assert first.taste is not None and first.weights is not None
-    assert first.taste.tolist() == [list(first.weights.values())]
+    assert first.taste.tolist() == [[0.5 + weight for weight in first.weights.values()]]
     assert first.key.startswith("a fox | a ") and len({prompt.key for prompt in drawn}) == 15
+
+
+def test_a_mixture_is_told_no_louder_than_its_corners() -> None:
+    """What is half-way between two projections of corners is nearly the projection of half of each.
+
+    Of the weights themselves it would be 1.41 times as long.
+    """
+    taste = tastes.build("weights", KNOWN)
+    projection = torch.nn.Linear(3, 4096, bias=False)
+    torch.nn.init.normal_(projection.weight, generator=torch.Generator().manual_seed(0))
+
+    def told(**mixture: float) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(projection(taste.of(mixture)), [4096])
+
+    half, chord = told(a=0.5, c=0.5), (told(a=1) + told(c=1)) / 2
+    assert 1 <= (half.norm() / chord.norm()).item() < 1.12
+    assert torch.cosine_similarity(half, chord).item() > 0.999
 
 
 def test_some_prompts_are_for_nobody() -> None:
