@@ -242,8 +242,8 @@ def card(name: str, pipeline_class: str, taste: Taste, lora: bool) -> str:
 
 The taste is an IP-Adapter of diffusers. `BASE` is the model that was tuned (or this folder, where
 it holds a whole pipeline), `FOLDER` this folder, and `TASTE` a tensor of shape (1, {shape[0]},
-{shape[1]}): `Prompt.taste` of ddpo. Zeros are nobody's taste; `pipeline.set_ip_adapter_scale` dials
-it.
+{shape[1]}), as `ddpo.load(RUN).taste.of(...)[None]` gives it for a mixture of rewards, a user or
+pairs. Zeros are nobody's taste; `pipeline.set_ip_adapter_scale` dials it.
 
 ```python
 {code}
